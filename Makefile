@@ -1,0 +1,69 @@
+# torchport: make help lists the targets. Each installs first if it needs to.
+MODEL ?= linear
+SEED ?= 0
+PORT ?= 8080
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCHPORT := $(BIN)/torchport
+STAMP := $(VENV)/installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install train export verify package ship check-served torchserve torchserve-stop query infer list \
+        test check clean
+
+help: ## the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  variables: MODEL=$(MODEL) SEED=$(SEED) PORT=$(PORT)"
+
+install: $(STAMP) ## .venv with all that the other targets need
+
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train,torchserve,test,check]'
+	touch $@
+
+train: $(STAMP) ## train MODEL: weights.pt, training.json
+	$(TORCHPORT) train $(MODEL) --seed $(SEED)
+
+export: $(STAMP) ## export it: TorchScript, ONNX, torch.export
+	$(TORCHPORT) export $(MODEL)
+
+verify: $(STAMP) ## prove that the exports compute what was trained
+	$(TORCHPORT) verify $(MODEL)
+
+package: $(STAMP) ## make the .mar archive of what is proven
+	$(TORCHPORT) package $(MODEL)
+
+ship: $(STAMP) ## all of it, then ask a running server and print its answers
+	$(TORCHPORT) ship $(MODEL) --seed $(SEED)
+
+check-served: $(STAMP) ## serve the archive and compare its answers with those in process
+	$(TORCHPORT) check $(MODEL)
+
+torchserve: $(STAMP) ## start TorchServe on the store
+	$(TORCHPORT) torchserve start --port $(PORT)
+
+torchserve-stop: $(STAMP) ## stop it
+	$(TORCHPORT) torchserve stop --port $(PORT)
+
+query: $(STAMP) ## ask the running server
+	$(TORCHPORT) query $(MODEL) --url http://127.0.0.1:$(PORT)
+
+infer: $(STAMP) ## ask the model without a server, by ONNX Runtime
+	$(TORCHPORT) infer $(MODEL)
+
+list: $(STAMP) ## recipes and their state
+	$(TORCHPORT) list
+
+test: $(STAMP) ## all tests, real TorchServe included
+	$(BIN)/python -m pytest
+
+check: $(STAMP) ## ruff, mypy, and the tests that start no server
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m "not serving"
+
+clean: ## remove what was built; the virtual environment stays
+	rm -rf model_store .run .cache build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,5 @@
+"""`python -m torchport` is the `torchport` command."""
+
+from torchport.cli import main
+
+main()

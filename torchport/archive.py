@@ -1,0 +1,147 @@
+"""Proven artifacts to `model_store/NAME-VERSION.mar`, which a stock TorchServe runs as it is.
+
+    result = package(load_recipe("linear"), store)
+    result.path                          # model_store/linear-1.0.mar
+
+torch-model-archiver makes the manifest and the layout; the zip is ours: sorted names, fixed dates,
+nothing compressed, so that the same inputs give the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from torchport.certificate import require_certificate, runtime_folder
+from torchport.errors import ArchiveError, RecipeError
+from torchport.hashing import sha256_bytes, sha256_file
+from torchport.recipe import Recipe
+from torchport.recipe_file import find_handler
+from torchport.store import Store, write_bytes
+from torchport_runtime.options import ARTIFACT_SUFFIX
+
+EPOCH = (1980, 1, 1, 0, 0, 0)
+"""The earliest date that a zip entry can have."""
+
+CREATED_ON = "01/01/1980 00:00:00"
+
+
+@dataclass(frozen=True)
+class PackageResult:
+    """`done` is False where an archive of the same bytes was there already."""
+
+    done: bool
+    path: Path
+    sha256: str
+
+
+def package(
+    recipe: Recipe,
+    store: Store,
+    *,
+    backends: Sequence[str] | None = None,
+    force: bool = False,
+) -> PackageResult:
+    """Make the archive of a recipe whose exports have passed parity.
+
+    `backends` are those whose artifacts travel, the first of them serving by default; the recipe's
+    `ships` unless given.
+
+    Raises:
+        StaleError: no passing certificate of exactly these bytes; the message names what is wrong.
+        RecipeError: a backend that the recipe does not export.
+        ArchiveError: torch-model-archiver is missing or failed.
+    """
+    folder = store.build(recipe.name, recipe.version)
+    backends = tuple(backends or recipe.ships)
+    for backend in backends:
+        if backend not in recipe.backends:
+            raise RecipeError(
+                f"backend {backend!r} is not among those that {recipe.path.name} exports: "
+                f"{', '.join(recipe.backends)}"
+            )
+    with folder.lock():
+        require_certificate(recipe, folder)
+        with tempfile.TemporaryDirectory(prefix="torchport-package-") as name:
+            content = _zip(_layout(recipe, folder.path, backends, Path(name)))
+        digest = sha256_bytes(content)
+        path = store.archive(recipe.name, recipe.version)
+        if path.is_file() and sha256_file(path) == digest and not force:
+            return PackageResult(False, path, digest)
+        write_bytes(path, content)
+        return PackageResult(True, path, digest)
+
+
+def model_config(recipe: Recipe, backends: Sequence[str]) -> dict[str, Any]:
+    """`model-config.yaml`: TorchServe's keys and the `torchport:` block."""
+    options = recipe.options.to_json() | {"backend": backends[0]}
+    return recipe.serving.model_config() | {"torchport": {**options, "handler": dict(recipe.handler_options)}}
+
+
+def _layout(recipe: Recipe, build: Path, backends: Sequence[str], work: Path) -> Path:
+    """Everything that travels, laid out below `work` by torch-model-archiver; returns the folder."""
+    extra = work / "extra"
+    extra.mkdir()
+    for graph in recipe.signatures():
+        for backend in backends:
+            shutil.copy(build / f"{graph}{ARTIFACT_SUFFIX[backend]}", extra)
+    for name in ("signature.json", "parity.json"):
+        shutil.copy(build / name, extra)
+    shutil.copytree(
+        runtime_folder(), extra / "torchport_runtime", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    if any((build / "assets").iterdir()):
+        shutil.copytree(build / "assets", extra / "assets")
+    config = work / "model-config.yaml"
+    config.write_text(yaml.safe_dump(model_config(recipe, backends), sort_keys=False), encoding="utf-8")
+    temporary, out = work / "tmp", work / "out"
+    temporary.mkdir()
+    out.mkdir()
+    command = [
+        sys.executable,
+        "-m",
+        "model_archiver.model_packaging",
+        *("--model-name", recipe.name),
+        *("--version", recipe.version),
+        *("--handler", str(find_handler(recipe))),
+        *("--extra-files", str(extra)),
+        *("--config-file", str(config)),
+        *("--archive-format", "no-archive"),
+        *("--export-path", str(out)),
+    ]
+    # The archiver deletes $TMPDIR/<model name>, whosever it is: it gets a folder of its own.
+    environment = os.environ | {"TMPDIR": str(temporary)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if "No module named" in done.stderr and "model_archiver" in done.stderr:
+        raise ArchiveError("packaging needs torch-model-archiver: pip install 'torchport[torchserve]'")
+    folder = out / recipe.name
+    manifest = folder / "MAR-INF" / "MANIFEST.json"
+    if done.returncode or not manifest.is_file():
+        raise ArchiveError(f"torch-model-archiver failed: {done.stderr.strip()[-400:]}")
+    content = json.loads(manifest.read_text(encoding="utf-8"))
+    content["createdOn"] = CREATED_ON
+    manifest.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return folder
+
+
+def _zip(folder: Path) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for path in sorted(folder.rglob("*"), key=lambda p: p.relative_to(folder).as_posix()):
+            if path.is_file():
+                entry = zipfile.ZipInfo(path.relative_to(folder).as_posix(), date_time=EPOCH)
+                entry.external_attr = 0o644 << 16
+                archive.writestr(entry, path.read_bytes())
+    return buffer.getvalue()

@@ -1,0 +1,90 @@
+"""What a certificate is bound to: the SHA-256 of everything that can change an answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torchport_runtime
+from torchport.errors import StaleError
+from torchport.hashing import sha256_file, sha256_json, sha256_tree
+from torchport.recipe import Recipe
+from torchport.recipe_file import find_handler
+from torchport.store import BuildFolder, read_json
+from torchport_runtime import BackendOptions
+
+FORMAT = 1
+
+
+def runtime_folder() -> Path:
+    return Path(torchport_runtime.__file__).parent
+
+
+def runtime_digest(folder: Path) -> str:
+    """One SHA-256 for a copy of `torchport_runtime`."""
+    return sha256_json(sha256_tree(folder, "**/*.py"))
+
+
+def binding(recipe: Recipe, folder: BuildFolder) -> dict[str, Any]:
+    """The digests that a certificate of this build folder must carry.
+
+    Raises:
+        StaleError: not trained or not exported, or an artifact is not what was exported.
+    """
+    artifacts = folder.require_artifacts()
+    if not folder.weights.is_file():
+        raise StaleError(f"{folder.name} {folder.version}: weights.pt is missing: torchport train")
+    handler = find_handler(recipe)
+    return {
+        "weights.pt": sha256_file(folder.weights),
+        "artifacts": artifacts,
+        "handler": {handler.name: sha256_file(handler)},
+        "handler_options": sha256_json(dict(recipe.handler_options)),
+        "runtime": runtime_digest(runtime_folder()),
+        "assets": sha256_tree(folder.assets),
+        "options": {b: backend_options(recipe, b).numerics() for b in recipe.backends},
+    }
+
+
+def backend_options(recipe: Recipe, backend: str, device: str | None = None) -> BackendOptions:
+    """The recipe's options with another backend, and another device where one is given."""
+    changes = {"backend": backend} | ({"device": device} if device else {})
+    return BackendOptions(**{**recipe.options.to_json(), **changes})
+
+
+def require_certificate(recipe: Recipe, folder: BuildFolder) -> dict[str, Any]:
+    """The passing certificate of exactly what is in the folder now.
+
+    Raises:
+        StaleError: there is none, it did not pass, or something it is bound to has changed; the message
+            names each.
+    """
+    again = f"torchport verify {folder.name}"
+    bound_now = binding(recipe, folder)
+    certificate = read_json(folder.parity)
+    if certificate is None:
+        raise StaleError(f"{folder.name} {folder.version} has no certificate: {again}")
+    if not certificate.get("passed"):
+        first = (certificate.get("failures") or ["no reason recorded"])[0]
+        raise StaleError(f"{folder.name} {folder.version} did not pass parity: {first}")
+    changed = differences(certificate.get("binding", {}), bound_now)
+    if changed:
+        raise StaleError(
+            f"{folder.name} {folder.version}: the certificate is not of these bytes; since it was made "
+            f"these have changed: {', '.join(changed)}: {again}"
+        )
+    return certificate
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Names of what differs between two bindings, files by their own names."""
+    changed = []
+    for key in sorted(set(before) | set(now)):
+        was, is_ = before.get(key), now.get(key)
+        if was == is_:
+            continue
+        if isinstance(was, dict) and isinstance(is_, dict):
+            changed += [name for name in sorted(set(was) | set(is_)) if was.get(name) != is_.get(name)]
+        else:
+            changed.append(key)
+    return changed

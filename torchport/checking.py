@@ -1,0 +1,168 @@
+"""The archive, served: a real TorchServe answers the recipe's requests, and its answers are held
+against those in process. Writes `serving.json`.
+
+    result = check(load_recipe("linear"), Store(Path("model_store")))
+    result.answers[0]                    # what the server said to the recipe's first request
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torchport
+from torchport.client import Client
+from torchport.errors import CheckError, StaleError
+from torchport.hashing import sha256_file
+from torchport.loading import load
+from torchport.recipe import Example, Recipe, Request
+from torchport.store import Store, read_json, write_json
+from torchport.torchserve import Ports, start
+from torchport.versions import library_versions
+
+RTOL, ATOL = 1e-4, 1e-6
+"""Between one backend's answers in process and served: it is the same graph, but a server puts
+requests together as they come, and another batch size sums in another order."""
+
+CONCURRENCY = 16
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """`record` is what was written to `serving.json`; `answers` are those to the recipe's requests."""
+
+    record: dict[str, Any]
+    answers: list[Any]
+
+    @property
+    def failures(self) -> list[str]:
+        return list(self.record["failures"])
+
+
+def check(
+    recipe: Recipe,
+    store: Store,
+    *,
+    backend: str | None = None,
+    tell: Callable[[str], None] = lambda message: None,
+) -> CheckResult:
+    """Serve the recipe's archive on free ports of this machine, ask, compare, stop.
+
+    Raises:
+        StaleError: there is no archive.
+        ServerError: the server does not start.
+    """
+    archive = store.archive(recipe.name, recipe.version)
+    if not archive.is_file():
+        raise StaleError(f"{archive} is not there: torchport package {recipe.name}")
+    environment = {"TORCHPORT_BACKEND": backend} if backend else {}
+    with tempfile.TemporaryDirectory(prefix="torchport-check-") as name:
+        alone = Store(Path(name) / "store")
+        alone.path.mkdir()
+        _link(archive, alone.path / archive.name)
+        tell("starting TorchServe")
+        with start(alone, Path(name) / "run", ports=Ports.free(), environment=environment) as server:
+            tell("asking")
+            with server.client() as client, load(archive, backend=backend) as model:
+                answers, failures = _compare_requests(recipe, client, model.predict)
+                metrics = _heldout_metrics(recipe, client)
+            chosen = model.options.backend
+    training = read_json(store.build(recipe.name, recipe.version).training) or {}
+    failures += _compare_metrics(metrics, training.get("metrics", {}))
+    record = {
+        "torchport": torchport.__version__,
+        "server": f"TorchServe {library_versions('torchserve').get('torchserve', '')}".strip(),
+        "archive_sha256": sha256_file(archive),
+        "backend": chosen,
+        "passed": not failures,
+        "failures": failures,
+        "requests_compared": len(answers),
+        "metrics": metrics,
+    }
+    write_json(store.build(recipe.name, recipe.version).serving, record)
+    return CheckResult(record, answers)
+
+
+def ask(client: Client, recipe: Recipe, request: Request) -> Any:
+    """Send one of the recipe's requests to its own version of the model."""
+    return client.predict(
+        recipe.name,
+        version=recipe.version,
+        body=request.content,
+        content_type=request.content_type,
+        params=request.params,
+    )
+
+
+def same_answer(one: Any, other: Any) -> bool:
+    """Whether two answers are the same, numbers within `RTOL` and `ATOL`."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return list(one) == list(other) and all(same_answer(one[k], other[k]) for k in one)
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(same_answer, one, other))
+    if isinstance(one, float) or isinstance(other, float):
+        both = isinstance(one, (int, float)) and isinstance(other, (int, float))
+        return both and math.isclose(one, other, rel_tol=RTOL, abs_tol=ATOL)
+    return bool(one == other)
+
+
+def _compare_requests(
+    recipe: Recipe, client: Client, predict: Callable[..., Any]
+) -> tuple[list[Any], list[str]]:
+    answers, failures = [], []
+    for index, request in enumerate(recipe.requests()):
+        served = ask(client, recipe, request)
+        in_process = predict(request.fields()["body"], **request.params)
+        if not same_answer(served, in_process):
+            failures.append(
+                f"request {index}: served {str(served)[:200]}, in process {str(in_process)[:200]}"
+            )
+        answers.append(served)
+    return answers, failures
+
+
+def _heldout_metrics(recipe: Recipe, client: Client) -> dict[str, float]:
+    """The recipe's metrics, computed from what the server answers to the held-out inputs."""
+    examples = list(recipe.heldout())
+    if not examples:
+        return {}
+
+    def served(example: Example) -> Any:
+        return ask(client, recipe, example.request)
+
+    with ThreadPoolExecutor(CONCURRENCY) as pool:
+        answers = list(pool.map(served, examples))
+    return recipe.score(answers, [example.expected for example in examples])
+
+
+def _compare_metrics(served: Mapping[str, float], trained: Mapping[str, float]) -> list[str]:
+    return [
+        f"held-out {name} is {value:.6g} when served, {trained[name]:.6g} when trained"
+        for name, value in served.items()
+        if name in trained and not math.isclose(value, trained[name], rel_tol=RTOL, abs_tol=ATOL)
+    ]
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # Another file system.
+        shutil.copy(source, target)
+
+
+def require(result: CheckResult) -> CheckResult:
+    """The result, or its failures as an error.
+
+    Raises:
+        CheckError: the served model does not answer as it does in process.
+    """
+    if result.failures:
+        raise CheckError("the served model is not the proven one:\n  " + "\n  ".join(result.failures))
+    return result

@@ -1,0 +1,375 @@
+"""The `torchport` command: one subcommand per stage, each calling one function and printing its result.
+
+    torchport ship linear
+
+Exit codes: 0 done, 1 a check said no, 2 what was given is wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from torchport import console as show
+from torchport.errors import RequestError, TorchportError
+from torchport.store import Store
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="From a PyTorch training script to a served, verified endpoint.",
+)
+torchserve_app = typer.Typer(no_args_is_help=True, help="Start and stop TorchServe on the store.")
+app.add_typer(torchserve_app, name="torchserve")
+
+RecipeArg = Annotated[str, typer.Argument(help="A recipe's name, or the path of its file.")]
+ModelArg = Annotated[str, typer.Argument(help="A model's name in the store.")]
+StoreOpt = Annotated[Path, typer.Option("--store", envvar="TORCHPORT_STORE", help="The model store.")]
+ForceOpt = Annotated[bool, typer.Option("--force", help="Do it again even if nothing changed.")]
+SeedOpt = Annotated[int, typer.Option("--seed", min=0, help="Seed of data, weights and order.")]
+WeightsOpt = Annotated[
+    Path | None, typer.Option("--weights", help="A state_dict to take in training's place.")
+]
+CacheOpt = Annotated[
+    Path, typer.Option("--cache", envvar="TORCHPORT_CACHE", help="Where data sets are kept.")
+]
+VersionOpt = Annotated[str | None, typer.Option("--version", help="The newest unless given.")]
+RunOpt = Annotated[Path, typer.Option("--run", help="Where servers keep configuration, logs and pid.")]
+PortOpt = Annotated[
+    int, typer.Option("--port", min=1024, max=65000, help="Of predictions; the others move along.")
+]
+STORE, CACHE, RUN = Path("model_store"), Path(".cache"), Path(".run")
+
+
+def main() -> None:
+    """Run the command; an error of ours is one message on stderr and its exit code."""
+    try:
+        app()
+    except TorchportError as err:
+        show.problem(str(err))
+        sys.exit(err.exit_code)
+    except KeyboardInterrupt:
+        show.problem("interrupted; what was finished is kept, and training goes on from its checkpoint")
+        sys.exit(130)
+
+
+@app.command()
+def train(
+    recipe: RecipeArg,
+    seed: SeedOpt = 0,
+    weights: WeightsOpt = None,
+    force: ForceOpt = False,
+    store: StoreOpt = STORE,
+    cache: CacheOpt = CACHE,
+) -> None:
+    """Train a recipe: weights.pt and training.json."""
+    from torchport.recipe_file import load_recipe
+
+    _train(load_recipe(recipe), Store(store), seed, weights, force, cache)
+
+
+@app.command()
+def export(recipe: RecipeArg, force: ForceOpt = False, store: StoreOpt = STORE) -> None:
+    """Export the trained model: TorchScript, ONNX, torch.export."""
+    from torchport.recipe_file import load_recipe
+
+    _export(load_recipe(recipe), Store(store), force)
+
+
+@app.command()
+def verify(
+    recipe: RecipeArg,
+    force: ForceOpt = False,
+    store: StoreOpt = STORE,
+    device: Annotated[
+        list[str] | None, typer.Option("--device", help="cpu, cuda; may be given twice.")
+    ] = None,
+) -> None:
+    """Prove that every export computes what the trained model computes: parity.json."""
+    from torchport.recipe_file import load_recipe
+
+    _verify(load_recipe(recipe), Store(store), force, device)
+
+
+@app.command()
+def package(
+    recipe: RecipeArg,
+    backend: Annotated[
+        list[str] | None,
+        typer.Option("--backend", help="Whose artifacts travel, the first serving; may be repeated."),
+    ] = None,
+    force: ForceOpt = False,
+    store: StoreOpt = STORE,
+) -> None:
+    """Make the archive of what has passed parity: NAME-VERSION.mar."""
+    from torchport.recipe_file import load_recipe
+
+    _package(load_recipe(recipe), Store(store), backend, force)
+
+
+@app.command()
+def check(
+    recipe: RecipeArg,
+    backend: Annotated[str | None, typer.Option("--backend", help="Another than the archive's.")] = None,
+    store: StoreOpt = STORE,
+) -> None:
+    """Serve the archive, ask it over HTTP, compare with the model in process: serving.json."""
+    from torchport.recipe_file import load_recipe
+
+    _check(load_recipe(recipe), Store(store), backend)
+
+
+@app.command()
+def ship(
+    recipe: RecipeArg,
+    seed: SeedOpt = 0,
+    weights: WeightsOpt = None,
+    force: ForceOpt = False,
+    store: StoreOpt = STORE,
+    cache: CacheOpt = CACHE,
+) -> None:
+    """All of it: train, export, verify, package, check; prints a running server's answers."""
+    from torchport.recipe_file import load_recipe
+
+    loaded, target = load_recipe(recipe), Store(store)
+    worked = [
+        _train(loaded, target, seed, weights, force, cache),
+        _export(loaded, target, force),
+        _verify(loaded, target, force, None),
+        _package(loaded, target, None, force),
+    ]
+    if not any(worked):
+        show.say("nothing had to be done again; asking once more")
+    _check(loaded, target, None)
+    show.say(f"serve it: torchport torchserve start; then: torchport query {loaded.name}")
+
+
+@app.command()
+def infer(
+    name: ModelArg,
+    input_: Annotated[
+        str | None, typer.Option("--input", help="A file or JSON; the model's own sample unless given.")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N.")] = "auto",
+    repeat: Annotated[int, typer.Option("--repeat", min=1, help="How often, for the latency.")] = 100,
+    version: VersionOpt = None,
+    store: StoreOpt = STORE,
+) -> None:
+    """Ask a model without a server, with ONNX Runtime alone: answer, provider, latency."""
+    from torchport.inference import find_archive, read_input
+    from torchport.inference import infer as run
+
+    archive = find_archive(Store(store), name, version)
+    result = run(archive, read_input(input_, archive), device=device, repeat=repeat)
+    show.answer(result.answer)
+    show.say(f"provider: {', '.join(sorted(set(result.providers.values())))}")
+    show.say(
+        f"latency: p50 {result.percentile_ms(50):.3f} ms, p99 {result.percentile_ms(99):.3f} ms "
+        f"({repeat} runs)"
+    )
+
+
+@app.command()
+def query(
+    name: ModelArg,
+    data: Annotated[
+        str | None, typer.Option("--data", help="A file or JSON; the model's own sample unless given.")
+    ] = None,
+    version: VersionOpt = None,
+    url: Annotated[
+        str, typer.Option("--url", envvar="TORCHPORT_URL", help="Of the server.")
+    ] = "http://127.0.0.1:8080",
+    param: Annotated[
+        list[str] | None, typer.Option("--param", help="Of the query, such as k=3; may be repeated.")
+    ] = None,
+    key_file: Annotated[
+        Path | None, typer.Option("--key-file", help="TorchServe's key_file.json, with tokens on.")
+    ] = None,
+    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds.")] = 60.0,
+    store: StoreOpt = STORE,
+) -> None:
+    """Ask a running server, TorchServe or torchport's; prints the answer."""
+    from torchport.client import Client
+    from torchport.inference import find_archive, read_input
+
+    request = read_input(data, find_archive(Store(store), name, version) if data is None else None)
+    params = {**request.params, **_pairs(param or [])}
+    with Client(url, timeout=timeout, key_file=key_file) as client:
+        answer = client.predict(
+            name,
+            json=request.json,
+            body=request.body,
+            content_type=request.content_type,
+            params=params,
+            version=version,
+        )
+    show.answer(answer)
+
+
+@app.command()
+def inspect(archive: Annotated[Path, typer.Argument(help="A .mar file.")]) -> None:
+    """Print what is in an archive and whether its hashes hold. Runs nothing that is in it."""
+    from torchport.archive_file import inspect_archive
+
+    contents = inspect_archive(archive)
+    show.archive(contents)
+    if contents.problems:
+        raise typer.Exit(1)
+
+
+@app.command("list")
+def list_recipes(store: StoreOpt = STORE) -> None:
+    """The recipes that can be named, with their state in the store."""
+    from torchport.overview import overview
+
+    show.recipes(overview(Store(store)))
+
+
+@app.command()
+def init(
+    name: Annotated[str, typer.Argument(help="Of the model, and of the file NAME.py.")],
+    handler: Annotated[bool, typer.Option("--handler", help="Write a handler of its own, too.")] = False,
+    folder: Annotated[Path, typer.Option("--folder", help="Where to write.")] = Path(),
+) -> None:
+    """Write a recipe to start from, which trains and ships as it is."""
+    from torchport.scaffold import scaffold
+
+    for path in scaffold(name, folder, with_handler=handler):
+        show.say(f"wrote {path}")
+    show.say(f"next: torchport ship {folder / name}.py")
+
+
+@torchserve_app.command("start")
+def torchserve_start(
+    store: StoreOpt = STORE,
+    ts_config: Annotated[
+        Path | None, typer.Option("--ts-config", help="A config.properties; torchport's own unless given.")
+    ] = None,
+    port: PortOpt = 8080,
+    run: RunOpt = RUN,
+) -> None:
+    """Start TorchServe on the store's archives and wait until every worker is ready."""
+    from torchport.torchserve import Ports, start
+
+    ports = Ports.starting_at(port)
+    with show.working("starting TorchServe"):
+        server = start(Store(store), _run_folder(run, port), config=ts_config, ports=ports)
+    show.say(f"TorchServe is ready on http://127.0.0.1:{port} (pid {server.pid}, logs in {server.run})")
+    for name, versions in Store(store).archives().items():
+        *older, newest = versions
+        also = f"; also {', '.join(older)}" if older else ""
+        option = "" if port == 8080 else f" --url http://127.0.0.1:{port}"
+        show.say(f"  {name} {newest}{also}: torchport query {name}{option}")
+    show.say(f"stop it: torchport torchserve stop{'' if port == 8080 else f' --port {port}'}")
+
+
+@torchserve_app.command("stop")
+def torchserve_stop(port: PortOpt = 8080, run: RunOpt = RUN) -> None:
+    """Stop the TorchServe that was started on this port."""
+    from torchport.torchserve import running
+
+    server = running(_run_folder(run, port))
+    if server is None:
+        show.say(f"no TorchServe of ours runs on port {port}")
+        return
+    with show.working("stopping TorchServe"):
+        server.stop()
+    show.say(f"TorchServe on port {port} has stopped")
+
+
+@torchserve_app.command("status")
+def torchserve_status(port: PortOpt = 8080, run: RunOpt = RUN) -> None:
+    """Say whether the TorchServe on this port runs; exit 1 if it does not."""
+    from torchport.torchserve import describe_json, running
+
+    server = running(_run_folder(run, port))
+    if server is None:
+        show.say(f"no TorchServe of ours runs on port {port}")
+        raise typer.Exit(1)
+    show.answer(json.loads(describe_json(server)))
+
+
+def _train(recipe: Any, store: Store, seed: int, weights: Path | None, force: bool, cache: Path) -> bool:
+    from torchport.training import train as run
+
+    folder = store.build(recipe.name, recipe.version)
+    result = run(recipe, folder, seed=seed, weights=weights, force=force, cache=cache, show=show.progress)
+    numbers = ", ".join(f"{k} {v:.5g}" for k, v in result.record["metrics"].items())
+    show.stage("train", result.done, result.why, numbers or "weights as given")
+    return result.done
+
+
+def _export(recipe: Any, store: Store, force: bool) -> bool:
+    from torchport.export import export as run
+
+    with show.working("exporting") as tell:
+        result = run(recipe, store.build(recipe.name, recipe.version), force=force, tell=tell)
+    artifacts = result.record["artifacts"]
+    sizes = [f"{n} {e['bytes'] / 1e6:.1f} MB" for n, e in artifacts.items() if "bytes" in e]
+    show.stage("export", result.done, result.why, ", ".join(sizes))
+    return result.done
+
+
+def _verify(recipe: Any, store: Store, force: bool, devices: list[str] | None) -> bool:
+    from torchport.errors import ParityError
+    from torchport.parity import verify as run
+    from torchport_runtime.backends import cuda_device_count
+
+    devices = devices or (["cpu", "cuda"] if cuda_device_count() else ["cpu"])
+    with show.working("verifying") as tell:
+        result = run(
+            recipe, store.build(recipe.name, recipe.version), devices=devices, force=force, tell=tell
+        )
+    show.parity(result.certificate)
+    if result.failures:
+        shown = "\n  ".join(result.failures[:20])
+        more = f"\n  and {len(result.failures) - 20} more in parity.json" if len(result.failures) > 20 else ""
+        raise ParityError(f"{recipe.name} {recipe.version} did not pass parity:\n  {shown}{more}")
+    show.stage("verify", result.done, result.why, "every export computes what was trained")
+    return result.done
+
+
+def _package(recipe: Any, store: Store, backends: list[str] | None, force: bool) -> bool:
+    from torchport.archive import package as run
+
+    result = run(recipe, store, backends=backends, force=force)
+    size = result.path.stat().st_size / 1e6
+    why = "packaged" if result.done else "the same bytes are there"
+    show.stage("package", result.done, why, f"{result.path} {size:.1f} MB, sha256 {result.sha256[:12]}")
+    return result.done
+
+
+def _check(recipe: Any, store: Store, backend: str | None) -> None:
+    from torchport.checking import check as run
+    from torchport.checking import require
+
+    with show.working("serving") as tell:
+        result = require(run(recipe, store, backend=backend, tell=tell))
+    record = result.record
+    numbers = "".join(f", held-out {k} {v:.5g}" for k, v in record["metrics"].items())
+    detail = f"{record['requests_compared']} answers as in process{numbers}"
+    show.stage("check", True, f"{record['server']}, {record['backend']}", detail)
+    for request, answer in zip(recipe.requests(), result.answers, strict=True):
+        body = request.content
+        sent = body.decode() if request.body is None else f"{request.content_type} of {len(body)} bytes"
+        show.exchange(sent, answer)
+
+
+def _run_folder(run: Path, port: int) -> Path:
+    return run / f"torchserve-{port}"
+
+
+def _pairs(given: list[str]) -> dict[str, str]:
+    wrong = [pair for pair in given if "=" not in pair]
+    if wrong:
+        raise typer.BadParameter(f"--param {escape(wrong[0])}: name=value is expected")
+    return dict(pair.split("=", 1) for pair in given)
+
+
+__all__ = ["RequestError", "app", "main"]

@@ -1,0 +1,127 @@
+"""What the commands print: stages, tables, progress. Results go to stdout, all else to stderr."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import track
+from rich.table import Table
+
+from torchport.archive_file import ArchiveContents
+
+T = TypeVar("T")
+
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+out = Console(soft_wrap=True, highlight=False)
+if not out.is_terminal:
+    # A file has no width: tables are as wide as they need to be.
+    out = Console(soft_wrap=True, highlight=False, width=160)
+
+
+def say(message: str) -> None:
+    out.print(escape(message))
+
+
+def problem(message: str) -> None:
+    err.print(f"[bold red]error:[/] {escape(message)}")
+
+
+def stage(name: str, done: bool, why: str, detail: str) -> None:
+    """One line per stage: done now, or nothing to do, and why."""
+    mark = "[green]done[/]     " if done else "[cyan]unchanged[/]"
+    out.print(f"[bold]{name:8}[/] {mark} {escape(detail)} [dim]({escape(why)})[/]")
+
+
+def answer(value: Any) -> None:
+    if isinstance(value, bytes):
+        out.file.flush()
+        out.print(f"{len(value)} bytes")
+    elif isinstance(value, str):
+        out.print(escape(value))
+    else:
+        out.print(escape(json.dumps(value, ensure_ascii=False)))
+
+
+def exchange(sent: str, got: Any) -> None:
+    shown = json.dumps(got, ensure_ascii=False) if not isinstance(got, bytes) else f"{len(got)} bytes"
+    out.print(f"  {escape(sent)} [dim]->[/] [bold]{escape(shown)}[/]")
+
+
+def progress(items: Iterable[T], description: str, total: int | None) -> Iterable[T]:
+    """A progress bar on a terminal; nothing where there is none."""
+    return track(items, description, total=total, console=err, transient=True, disable=not err.is_terminal)
+
+
+@contextmanager
+def working(what: str) -> Iterator[Callable[[str], None]]:
+    """A spinner while something goes on; the function it gives changes its text."""
+    with err.status(escape(what)) as status:
+        yield lambda message: status.update(escape(message))
+
+
+def parity(certificate: Mapping[str, Any]) -> None:
+    """The certificate as a table, a line per graph, backend and device."""
+    table = Table(
+        title=f"parity of {certificate['recipe']} {certificate['version']}", title_justify="left", box=SIMPLE
+    )
+    for column in ("graph", "backend", "device", "cases", "worst error", "of its bound", "decisions", ""):
+        table.add_column(column, justify="right" if column in ("cases", "of its bound") else "left")
+    for result in certificate["results"]:
+        rows = [r for r in result["comparisons"] if "bound" in r]
+        worst = max(rows, key=lambda r: float(r["error"]) / r["bound"], default=None)
+        decisions = result["decisions"]
+        agreed = f"{decisions['agreed']} of {decisions['compared']}" if decisions["compared"] else "-"
+        table.add_row(
+            result["graph"],
+            result["backend"],
+            result["device"],
+            str(result["cases"]),
+            f"{float(worst['error']):.2g} ({worst['case']})" if worst else "-",
+            f"{result['worst_error_to_bound']:.0%}" if worst else "-",
+            agreed,
+            "[green]pass[/]" if result["passed"] else "[bold red]FAIL[/]",
+        )
+    out.print(table)
+    for graph, kind in certificate["reference"].items():
+        if kind != "float64":
+            out.print(f"[yellow]graph {escape(graph)}: reference {escape(kind)}[/]")
+
+
+def archive(contents: ArchiveContents) -> None:
+    """What an archive holds and whether its hashes hold."""
+    model, certificate = contents.manifest["model"], contents.certificate
+    say(f"{contents.path}: model {contents.name} {contents.version}, handler {model.get('handler', '-')}")
+    options = contents.config.get("torchport") or {}
+    if options:
+        settings = ", ".join(f"{k} {v}" for k, v in options.items() if k != "handler")
+        say(f"runs with: {settings}")
+    for graph, signature in contents.signature.get("graphs", {}).items():
+        for role in ("inputs", "outputs"):
+            specs = ", ".join(f"{n} {s['dtype']}{s['shape']}" for n, s in signature[role].items())
+            say(f"graph {graph}, {role}: {specs}")
+    table = Table("file", "bytes", "sha256", box=SIMPLE)
+    for entry in contents.entries:
+        table.add_row(escape(entry.name), f"{entry.size:,}", entry.sha256[:16])
+    out.print(table)
+    if certificate:
+        backends = ", ".join(f"{r['backend']} on {r['device']}" for r in certificate.get("results", []))
+        say(f"certificate: {'passed' if certificate.get('passed') else 'NOT PASSED'}, {backends}")
+    if contents.problems:
+        for item in contents.problems:
+            problem(item)
+    else:
+        say("every hash holds")
+
+
+def recipes(rows: Sequence[Mapping[str, str]]) -> None:
+    """Recipes with task, state and held-out metric."""
+    table = Table("recipe", "version", "task", "state", "metrics", box=SIMPLE)
+    for row in rows:
+        table.add_row(*(escape(row[k]) for k in ("recipe", "version", "task", "state", "metrics")))
+    out.print(table)

@@ -1,0 +1,203 @@
+"""Weights to artifacts: `main.pt` (TorchScript), `main.onnx`, `main.pt2` (torch.export), per graph.
+
+    result = export(load_recipe("linear"), store.build("linear", "1.0"))
+    result.record["artifacts"]["main.onnx"]["opset"]
+
+Every artifact is serialised in memory, made free of paths and of process-wide counters, and written
+under a temporary name: the same weights give the same bytes in any folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from torchport.errors import ExportError, StaleError
+from torchport.hashing import sha256_bytes
+from torchport.recipe import Recipe
+from torchport.store import BuildFolder, read_json, write_bytes, write_json
+from torchport.training import trained_model
+from torchport.versions import library_versions
+from torchport_runtime import Signature
+from torchport_runtime.options import ARTIFACT_SUFFIX
+from torchport_runtime.signature import TensorSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """`done` is False where the artifacts were there already, of these weights."""
+
+    done: bool
+    record: dict[str, Any]
+    why: str
+
+
+def export(
+    recipe: Recipe,
+    folder: BuildFolder,
+    *,
+    force: bool = False,
+    tell: Callable[[str], None] = lambda message: None,
+) -> ExportResult:
+    """Export every graph of the recipe for every backend it names.
+
+    Raises:
+        StaleError: the recipe is not trained.
+        ExportError: the model cannot be exported as the recipe says; all backends' failures in one.
+    """
+    with folder.lock():
+        model = trained_model(recipe, folder)
+        training = read_json(folder.training) or {}
+        inputs = {
+            "weights": training["weights_sha256"],
+            "sources": dict(recipe.sources),
+            "backends": list(recipe.backends),
+            "torchscript": recipe.torchscript,
+            "libraries": library_versions("torch", "onnx", "onnxscript"),
+        }
+        why = _why_export(folder, inputs)
+        if why is None and not force:
+            return ExportResult(False, read_json(folder.export) or {}, "unchanged weights and recipe")
+        signatures = recipe.signatures()
+        contents, entries = _export_graphs(recipe, model, signatures, tell)
+        signature_json = {"graphs": {name: s.to_json() for name, s in signatures.items()}}
+        write_json(folder.signature, signature_json)
+        entries["signature.json"] = {"sha256": sha256_bytes(folder.signature.read_bytes())}
+        for name, content in contents.items():
+            write_bytes(folder.path / name, content)
+        record = {"inputs": inputs, "artifacts": entries}
+        write_json(folder.export, record)
+        return ExportResult(True, record, why or "asked for")
+
+
+def _why_export(folder: BuildFolder, inputs: dict[str, Any]) -> str | None:
+    record = read_json(folder.export)
+    if record is None:
+        return "not exported yet"
+    if record["inputs"] != inputs:
+        return "the weights, the recipe or a library has changed"
+    try:
+        folder.require_artifacts()
+    except StaleError as err:
+        return str(err).split(": ", 1)[1]
+    return None
+
+
+def _export_graphs(
+    recipe: Recipe,
+    model: nn.Module,
+    signatures: dict[str, Signature],
+    tell: Callable[[str], None],
+) -> tuple[dict[str, bytes], dict[str, Any]]:
+    from torchport.exporters import export_onnx, export_program, export_torchscript, save_program
+
+    graphs = recipe.graphs(model)
+    if set(graphs) != set(signatures):
+        raise ExportError(
+            f"{recipe.path.name}: graphs() has {sorted(graphs)}, signatures() has {sorted(signatures)}"
+        )
+    contents: dict[str, bytes] = {}
+    entries: dict[str, Any] = {}
+    failures: list[str] = []
+    for graph, module in graphs.items():
+        module = module.eval()
+        signature = signatures[graph]
+        inputs = example_inputs(signature)
+        check_eager_outputs(recipe, graph, module, signature, inputs)
+        program = None
+        for backend in recipe.backends:
+            name = f"{graph}{ARTIFACT_SUFFIX[backend]}"
+            tell(f"exporting {name}")
+            facts: dict[str, Any] = {}
+            try:
+                if backend == "torchscript":
+                    content = export_torchscript(recipe, module, signature, inputs)
+                    facts["method"] = recipe.torchscript
+                else:
+                    program = program or export_program(recipe, module, signature, inputs)
+                    if backend == "pt2":
+                        content = save_program(program)
+                    else:
+                        content, facts = export_onnx(program, signature)
+            except ExportError as err:
+                failures.append(f"{name}: {err}")
+                continue
+            contents[name] = content
+            entries[name] = {
+                "backend": backend,
+                "graph": graph,
+                "sha256": sha256_bytes(content),
+                "bytes": len(content),
+                **facts,
+            }
+    if failures:
+        raise ExportError(
+            f"{recipe.name} {recipe.version} cannot be exported as its recipe says:\n  "
+            + "\n  ".join(failures)
+            + f"\n(nothing was written; the recipe's backends, now {tuple(recipe.backends)}, say what to export)"
+        )
+    return contents, entries
+
+
+def example_inputs(signature: Signature, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random inputs to trace with, every symbolic dimension of at least 2 and each of another size.
+
+    A dimension of 1 would be specialised, and two of the same size could be taken for one.
+    """
+    taken: set[int] = set()
+    sizes: dict[str, int] = {}
+    for symbol, (low, high) in signature.dims.items():
+        free = (size for size in count(max(low, 2)) if size not in taken)
+        sizes[symbol] = min(next(free), high)
+        taken.add(sizes[symbol])
+    return random_inputs(signature, sizes, seed)
+
+
+def random_inputs(signature: Signature, sizes: dict[str, int], seed: int) -> dict[str, np.ndarray]:
+    """Inputs of the given sizes: standard normal within a spec's bounds, or uniform integers."""
+    generator = np.random.default_rng(seed)
+    return {
+        name: random_tensor(spec, spec.resolve(sizes), generator) for name, spec in signature.inputs.items()
+    }
+
+
+def random_tensor(spec: TensorSpec, shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
+    dtype = np.dtype(spec.dtype)
+    if dtype.kind == "b":
+        return generator.integers(0, 2, shape).astype(dtype)
+    if dtype.kind in "iu":
+        low = 0 if spec.low is None else int(spec.low)
+        high = max(low, 100) if spec.high is None else int(spec.high)
+        return generator.integers(low, high, shape, endpoint=True).astype(dtype)
+    if spec.low is not None and spec.high is not None:
+        return generator.uniform(spec.low, spec.high, shape).astype(dtype)
+    return np.clip(generator.standard_normal(shape), spec.low, spec.high).astype(dtype)
+
+
+def check_eager_outputs(
+    recipe: Recipe, graph: str, module: nn.Module, signature: Signature, inputs: dict[str, np.ndarray]
+) -> None:
+    """Hold what the model returns against the signature, before anything is exported.
+
+    Raises:
+        ExportError: forward fails on inputs of the signature's shapes, or returns something else.
+    """
+    from torchport.eager import EagerBackend
+    from torchport.exporters import where_in_user_code
+
+    try:
+        outputs = EagerBackend(module, signature).run(inputs)
+        signature.check_outputs(outputs)
+    except Exception as err:  # forward is the user's code: whatever it raises is reported with its line.
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
+        raise ExportError(
+            f"{where_in_user_code(err, recipe)}: graph {graph!r} in eager PyTorch on {shapes}: "
+            f"{type(err).__name__}: {str(err)[:400]}"
+        ) from err

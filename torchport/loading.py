@@ -1,0 +1,153 @@
+"""An archive's model in process, for notebooks, batch jobs and `torchport infer`: no server, and no
+torch where the backend is ONNX Runtime.
+
+    with torchport.load("model_store/linear-1.0.mar") as model:
+        model.predict([4.0])                              # [14.02]
+        model.predict(Path("seven.png").read_bytes(), k=3)
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torchport.archive_file import ArchiveContents, extract, inspect_archive
+from torchport.errors import ArchiveError, BackendError, BadRequest
+from torchport_runtime.options import ARTIFACT_SUFFIX, BackendOptions
+
+_RUNTIME = "torchport_runtime"
+
+
+def load(
+    archive: str | Path, *, backend: str | None = None, device: str | None = None, threads: int | None = None
+) -> ArchivedModel:
+    """Open an archive and load its model, with its own handler and its own copy of the runtime.
+
+    `backend`, `device` and `threads` win over the environment, and that over the archive's config.
+
+    Raises:
+        ArchiveError: not an archive of torchport's, damaged, or its hashes do not hold.
+        BackendError: the backend or the device cannot be had.
+    """
+    contents = inspect_archive(Path(archive))
+    if not contents.certificate:
+        raise ArchiveError(f"{archive}: no parity.json: not an archive that torchport made")
+    if contents.problems:
+        raise ArchiveError(f"{archive}: {'; '.join(contents.problems)}: package it again")
+    given = {"backend": backend, "device": device, "threads": threads}
+    environment = os.environ | {f"TORCHPORT_{k.upper()}": str(v) for k, v in given.items() if v is not None}
+    options = BackendOptions.from_config(dict(contents.config.get("torchport") or {}), environment)
+    return ArchivedModel(contents, options)
+
+
+class ArchivedModel:
+    """A loaded archive. Close it, or use it in a `with` statement, to remove its temporary folder."""
+
+    def __init__(self, contents: ArchiveContents, options: BackendOptions) -> None:
+        self.name, self.version, self.options = contents.name, contents.version, options
+        self._folder = tempfile.TemporaryDirectory(prefix="torchport-model-")
+        folder = Path(self._folder.name)
+        suffix = ARTIFACT_SUFFIX[options.backend]
+        idle = tuple(s for s in ARTIFACT_SUFFIX.values() if s != suffix)
+        names = {e.name for e in contents.entries if "/" in e.name or not e.name.endswith(idle)}
+        try:
+            extract(contents.path, folder, only=names)
+            (handler_name,) = contents.certificate["binding"]["handler"]
+            with _own_runtime(folder) as runtime:
+                module = importlib.import_module(Path(handler_name).stem)
+                self._runtime = runtime
+                (handler_type,) = (
+                    v
+                    for v in vars(module).values()
+                    if isinstance(v, type) and v.__module__ == module.__name__
+                )
+                sys.modules.pop(module.__name__, None)
+            self._handler = handler_type()
+            with self._translated_errors():
+                config = contents.config.get("torchport") or {}
+                own_options = runtime.BackendOptions(**options.to_json())
+                self._handler.load(folder, own_options, config.get("handler") or {})
+                self._handler.warm_up()
+        except BaseException:
+            self._folder.cleanup()
+            raise
+
+    @property
+    def providers(self) -> dict[str, str]:
+        """What really runs each graph, such as `{"main": "CPUExecutionProvider"}`."""
+        return {name: backend.provider for name, backend in self._handler.backends.items()}
+
+    def predict(self, body: Any, **params: Any) -> Any:
+        """The answer to one request: `body` is JSON-like or bytes, `params` the query's parameters.
+
+        Raises:
+            BadRequest: what a client would get as a 4xx, with its reason.
+            BackendError: what a client would get as a 500.
+        """
+        (answer,) = self.predict_many([body], **params)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def predict_many(self, bodies: Sequence[Any], **params: Any) -> list[Any]:
+        """Answers to many requests, run together; one that fails is its exception, in its place."""
+        fields = {name: str(value) for name, value in params.items()}
+        requests = [self._runtime.InferenceRequest({**fields, "body": body}) for body in bodies]
+        answers: list[Any] = []
+        for answer in self._handler.answer(requests):
+            if answer.status == 200:
+                answers.append(answer.value)
+            elif answer.status < 500:
+                answers.append(BadRequest(answer.value["message"], status=answer.status))
+            else:
+                answers.append(BackendError(answer.value["message"]))
+        return answers
+
+    def close(self) -> None:
+        self._folder.cleanup()
+
+    def __enter__(self) -> ArchivedModel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def _translated_errors(self) -> Iterator[None]:
+        """The archive's runtime raises its own copy's classes; callers know the library's."""
+        try:
+            yield
+        except self._runtime.TorchportError as err:
+            raise BackendError(str(err)) from err
+
+
+@contextmanager
+def _own_runtime(folder: Path) -> Iterator[ModuleType]:
+    """Import `torchport_runtime` from `folder`, aside from the one that the library uses.
+
+    Several archives, each with the runtime of its day, can so be loaded in one process.
+    """
+    ours = {n: m for n, m in sys.modules.items() if n == _RUNTIME or n.startswith(f"{_RUNTIME}.")}
+    for name in ours:
+        del sys.modules[name]
+    sys.path.insert(0, str(folder))
+    writes_byte_code, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    importlib.invalidate_caches()
+    try:
+        runtime = importlib.import_module(_RUNTIME)
+        if Path(runtime.__file__ or "").parent.parent != folder:
+            raise ArchiveError("the archive carries no torchport_runtime: package it again")
+        yield runtime
+    finally:
+        sys.dont_write_bytecode = writes_byte_code
+        sys.path.remove(str(folder))
+        for name in [n for n in sys.modules if n == _RUNTIME or n.startswith(f"{_RUNTIME}.")]:
+            del sys.modules[name]
+        sys.modules.update(ours)

@@ -1,0 +1,190 @@
+"""The user's contract: one file, one class, that says how to build and train a model.
+
+    class Linear(Recipe):
+        name, version, handler = "linear", "1.0", "regressor"
+        inputs = {"x": TensorSpec("float32", ("batch", 1))}
+        outputs = {"y": TensorSpec("float32", ("batch", 1))}
+
+        def build(self): return nn.Linear(1, 1)
+        def train(self, model, run): ...
+        def samples(self): yield {"x": np.zeros((1, 1), np.float32)}
+        def requests(self): return [Request(json=[4.0], tensors={"x": np.array([[4.0]], np.float32)})]
+
+`recipe_file.load_recipe` finds such a file by name or path and checks it.
+"""
+
+from __future__ import annotations
+
+import json as json_module
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from torchport_runtime import BackendOptions, Signature, TensorSpec
+from torchport_runtime.options import ARTIFACT_SUFFIX
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a client would send, and the tensors that the handler should make of it.
+
+    Args:
+        json: the body as an object; sent with the content type `application/json`. Or:
+        body: the body as bytes, with its `content_type`.
+        params: the query's parameters.
+        tensors: by input name, with a leading batch dimension, exactly.
+
+    Raises:
+        ValueError: both or neither of json and body.
+    """
+
+    json: Any = None
+    body: bytes | None = None
+    content_type: str = "application/octet-stream"
+    params: Mapping[str, str] = field(default_factory=dict)
+    tensors: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if (self.json is None) == (self.body is None):
+            raise ValueError("a Request has either json=... or body=...")
+        if self.json is not None:
+            object.__setattr__(self, "content_type", "application/json")
+
+    @property
+    def content(self) -> bytes:
+        """The body as it goes over the wire."""
+        return self.body if self.body is not None else json_module.dumps(self.json).encode()
+
+    def fields(self) -> dict[str, Any]:
+        """The mapping that a server hands to the handler for this request."""
+        return {**self.params, "body": self.body if self.body is not None else self.json}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A held-out input and its truth, for the metric that is recomputed over HTTP."""
+
+    request: Request
+    expected: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """How a server should run the model; becomes TorchServe's keys in `model-config.yaml`.
+
+    Args:
+        workers: worker processes, at least and at most.
+        batch_size: rows that a worker takes at once.
+        max_batch_delay_ms: how long TorchServe waits for a batch to fill.
+        response_timeout_s, startup_timeout_s: after which a worker is restarted.
+    """
+
+    workers: int = 1
+    batch_size: int = 8
+    max_batch_delay_ms: int = 5
+    response_timeout_s: int = 60
+    startup_timeout_s: int = 120
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("workers", 1),
+            ("batch_size", 1),
+            ("max_batch_delay_ms", 0),
+            ("response_timeout_s", 1),
+            ("startup_timeout_s", 1),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"serving.{name} is {value!r}: a whole number of at least {least}")
+
+    def model_config(self) -> dict[str, int]:
+        return {
+            "minWorkers": self.workers,
+            "maxWorkers": self.workers,
+            "batchSize": self.batch_size,
+            "maxBatchDelay": self.max_batch_delay_ms,
+            "responseTimeout": self.response_timeout_s,
+            "startupTimeout": self.startup_timeout_s,
+        }
+
+
+class Recipe:
+    """Base class of recipes. The first line of a subclass's docstring is its task.
+
+    Attributes a recipe sets:
+        name, version: of the model; the newest version is a server's default.
+        handler: a handler's name (`regressor`, `image_classifier`), or that of a file beside the recipe.
+        inputs, outputs: the graph's tensors in the order of `forward`'s arguments and results.
+        dims: bounds of the symbolic dimensions, (least, greatest).
+        backends: what is exported and proven; the first is what serves unless told otherwise.
+        ships: the backends whose artifacts go into the archive.
+        torchscript: "trace" or "script".
+        handler_options: what the handler reads as `self.options`; JSON only.
+        options: how the backend runs (device, threads, ...).
+        serving: workers, batch size, time limits.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[str] = "1.0"
+    handler: ClassVar[str]
+    inputs: ClassVar[Mapping[str, TensorSpec]]
+    outputs: ClassVar[Mapping[str, TensorSpec]]
+    dims: ClassVar[Mapping[str, tuple[int, int]]] = _NOTHING
+    backends: ClassVar[Sequence[str]] = tuple(ARTIFACT_SUFFIX)
+    ships: ClassVar[Sequence[str]] = ("onnxruntime", "torchscript")
+    torchscript: ClassVar[str] = "trace"
+    handler_options: ClassVar[Mapping[str, Any]] = _NOTHING
+    options: ClassVar[BackendOptions] = BackendOptions()
+    serving: ClassVar[Serving] = Serving()
+
+    path: Path
+    """The file this recipe was loaded from."""
+    sources: Mapping[str, str]
+    """SHA-256 of the recipe's file and of the files beside it that it imported, by name."""
+
+    def build(self) -> nn.Module:
+        """A new model, its weights not yet trained (or pretrained, where there is no `train`)."""
+        raise NotImplementedError
+
+    def samples(self) -> Iterable[dict[str, np.ndarray]]:
+        """Real inputs, for parity: by name, with a leading batch dimension."""
+        raise NotImplementedError
+
+    def requests(self) -> list[Request]:
+        """What clients would send, each with the tensors that it should become."""
+        raise NotImplementedError
+
+    # A recipe may also have these.
+
+    train: Any = None
+    """`train(self, model, run) -> dict[str, float]`: trains in place, returns the metrics."""
+
+    def graphs(self, model: nn.Module) -> dict[str, nn.Module]:
+        """What ships of what was trained, by graph name: the whole model unless overridden."""
+        return {"main": model}
+
+    def signatures(self) -> dict[str, Signature]:
+        """Each graph's signature; one graph takes the class's inputs, outputs and dims."""
+        return {"main": Signature(inputs=self.inputs, outputs=self.outputs, dims=self.dims)}
+
+    def graph_samples(self, graph: str) -> Iterable[dict[str, np.ndarray]]:
+        """Real inputs of one graph, where a recipe has several."""
+        return self.samples()
+
+    def heldout(self) -> Iterable[Example]:
+        """Inputs that the model did not train on, with their truths."""
+        return ()
+
+    def score(self, answers: list[Any], expected: list[Any]) -> dict[str, float]:
+        """The metrics of the served answers to `heldout`, by the names that `train` returns."""
+        return {}

@@ -1,0 +1,187 @@
+"""`model_store/`: an archive per model version, and `.build/` with what they were made from.
+
+    folder = Store(Path("model_store")).build("linear", "1.0")
+    folder.weights            # model_store/.build/linear/1.0/weights.pt
+
+The build folder is hidden because TorchServe's `load_models=all` takes any visible folder for a
+model. Files are written under a temporary name and renamed: a stage that is killed leaves the old
+file or the new one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from packaging.version import InvalidVersion, Version
+
+from torchport.errors import StaleError, TorchportError
+from torchport.hashing import sha256_file
+
+_ARCHIVE = re.compile(r"(?P<name>.+)-(?P<version>[^-]+)\.mar\Z")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` to `path`, whole or not at all.
+
+    Raises:
+        TorchportError: the folder cannot be written, or the disk is full; `path` is as it was.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            os.fchmod(file.fileno(), 0o644)
+        os.replace(temporary, path)
+    except OSError as err:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise TorchportError(f"cannot write {path}: {err.strerror or err}; nothing was changed") from err
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in `path`; None where there is no such file or it is damaged (a stage redoes it)."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+@dataclass(frozen=True)
+class BuildFolder:
+    """The files of one model version, from the weights to what was checked over HTTP."""
+
+    path: Path
+    name: str
+    version: str
+
+    @property
+    def weights(self) -> Path:
+        return self.path / "weights.pt"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoint.pt"
+
+    @property
+    def assets(self) -> Path:
+        return self.path / "assets"
+
+    @property
+    def training(self) -> Path:
+        return self.path / "training.json"
+
+    @property
+    def export(self) -> Path:
+        return self.path / "export.json"
+
+    @property
+    def signature(self) -> Path:
+        return self.path / "signature.json"
+
+    @property
+    def parity(self) -> Path:
+        return self.path / "parity.json"
+
+    @property
+    def serving(self) -> Path:
+        return self.path / "serving.json"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep a second command off this model version while a stage writes.
+
+        Raises:
+            TorchportError: another command holds it, or the folder cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.path / ".lock", timeout=0):
+                yield
+        except Timeout as err:
+            raise TorchportError(
+                f"another torchport command is working on {self.name} {self.version}: wait for it"
+            ) from err
+        except OSError as err:
+            raise TorchportError(f"cannot write {self.path}: {err.strerror or err}") from err
+
+    def recorded_artifacts(self) -> dict[str, str]:
+        """SHA-256 by file name, as the export stage wrote them down.
+
+        Raises:
+            StaleError: nothing was exported.
+        """
+        record = read_json(self.export)
+        if record is None:
+            raise StaleError(f"{self.name} {self.version} is not exported: torchport export {self.name}")
+        return {name: entry["sha256"] for name, entry in record["artifacts"].items()}
+
+    def require_artifacts(self) -> dict[str, str]:
+        """The same, after holding every file against it.
+
+        Raises:
+            StaleError: a file is missing or is not what was exported; the message names it.
+        """
+        recorded = self.recorded_artifacts()
+        wrong = []
+        for name, digest in recorded.items():
+            path = self.path / name
+            if not path.is_file():
+                wrong.append(f"{name} is missing")
+            elif sha256_file(path) != digest:
+                wrong.append(f"{name} has changed since it was exported")
+        if wrong:
+            raise StaleError(
+                f"{self.name} {self.version}: {'; '.join(wrong)}: torchport export {self.name} --force"
+            )
+        return recorded
+
+
+@dataclass(frozen=True)
+class Store:
+    """A model store's folder."""
+
+    path: Path
+
+    def build(self, name: str, version: str) -> BuildFolder:
+        return BuildFolder(self.path / ".build" / name / version, name, version)
+
+    def archive(self, name: str, version: str) -> Path:
+        return self.path / f"{name}-{version}.mar"
+
+    def archives(self) -> dict[str, dict[str, Path]]:
+        """Archive paths by model name and version, oldest version first."""
+        found: dict[str, dict[str, Path]] = {}
+        for path in self.path.glob("*.mar"):
+            match = _ARCHIVE.match(path.name)
+            if match:
+                found.setdefault(match["name"], {})[match["version"]] = path
+        return {
+            name: {version: versions[version] for version in sorted(versions, key=version_key)}
+            for name, versions in sorted(found.items())
+        }
+
+
+def version_key(version: str) -> tuple[int, Version, str]:
+    """Sort key of model versions; what is no version number comes before all that are."""
+    try:
+        return 1, Version(version), version
+    except InvalidVersion:
+        return 0, Version("0"), version

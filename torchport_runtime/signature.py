@@ -1,0 +1,232 @@
+"""Names, dtypes, shapes and symbolic dimensions of a graph's inputs and outputs.
+
+    Signature(
+        inputs={"x": TensorSpec("float32", ("batch", 1))},
+        outputs={"y": TensorSpec("float32", ("batch", 1))},
+        dims={"batch": (1, 64)},
+    )
+
+It is written once, in the recipe, travels with the artifacts as `signature.json`, and every
+request is held against it before it reaches a model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from torchport_runtime.errors import SignatureError
+from torchport_runtime.suggest import did_you_mean
+
+DTYPES = frozenset(["bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64"])
+DEFAULT_DIMS = MappingProxyType({"batch": (1, 64)})
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor: dtype by its numpy name; shape of sizes and names of symbolic dimensions.
+
+    `low` and `high` bound the values that make sense (token ids below the vocabulary's size, say):
+    synthetic inputs are drawn between them, and a request outside of them is refused.
+
+    Raises:
+        SignatureError: an unknown dtype, a size below 1, a name that is no identifier.
+    """
+
+    dtype: str
+    shape: tuple[int | str, ...]
+    low: float | None = field(default=None, kw_only=True)
+    high: float | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise SignatureError(f"dtype {self.dtype!r}: {did_you_mean(str(self.dtype), DTYPES)}")
+        if isinstance(self.shape, (str, int)):
+            raise SignatureError(f"shape {self.shape!r}: expected a tuple such as ('batch', 1)")
+        object.__setattr__(self, "shape", tuple(self.shape))
+        for size in self.shape:
+            if isinstance(size, str):
+                if not _IDENTIFIER.match(size):
+                    raise SignatureError(f"dimension {size!r}: a name of letters, digits and _")
+            elif not isinstance(size, int) or isinstance(size, bool) or size < 1:
+                raise SignatureError(
+                    f"shape {self.shape}: {size!r} is neither a size of at least 1 nor a name"
+                )
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise SignatureError(f"low {self.low} is above high {self.high}")
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """Names of the symbolic dimensions, in order."""
+        return tuple(size for size in self.shape if isinstance(size, str))
+
+    def resolve(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """Return the shape with each symbolic dimension replaced by its size."""
+        return tuple(sizes[s] if isinstance(s, str) else s for s in self.shape)
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
+
+    def to_json(self) -> dict[str, Any]:
+        spec: dict[str, Any] = {"dtype": self.dtype, "shape": list(self.shape)}
+        for bound in ("low", "high"):
+            if getattr(self, bound) is not None:
+                spec[bound] = getattr(self, bound)
+        return spec
+
+    @classmethod
+    def from_json(cls, spec: Mapping[str, Any]) -> TensorSpec:
+        return cls(spec["dtype"], tuple(spec["shape"]), low=spec.get("low"), high=spec.get("high"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signature:
+    """What one graph takes and gives. Order of the mappings is the order of the arguments.
+
+    `dims` maps each symbolic dimension to its least and greatest size, both included. `batch`
+    need not be named: it is (1, 64) unless said otherwise.
+
+    Raises:
+        SignatureError: no tensors, an unbounded dimension, bounds the wrong way round.
+    """
+
+    inputs: Mapping[str, TensorSpec]
+    outputs: Mapping[str, TensorSpec]
+    dims: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for role in ("inputs", "outputs"):
+            specs = getattr(self, role)
+            if not isinstance(specs, Mapping) or not specs:
+                raise SignatureError(
+                    f"{role}: got {specs!r}, expected a mapping of at least one name to a TensorSpec"
+                )
+            for name, spec in specs.items():
+                if not isinstance(name, str) or not _IDENTIFIER.match(name):
+                    raise SignatureError(f"{role}: name {name!r} is not an identifier")
+                if not isinstance(spec, TensorSpec):
+                    raise SignatureError(f"{role}[{name!r}]: got {spec!r}, expected TensorSpec(dtype, shape)")
+        used = {s for spec in self.inputs.values() for s in spec.symbols}
+        for name, spec in self.outputs.items():
+            for symbol in spec.symbols:
+                if symbol not in used and symbol not in self.dims:
+                    raise SignatureError(
+                        f"outputs[{name!r}]: dimension {symbol!r} is in no input and not in dims"
+                    )
+        known = used | {s for spec in self.outputs.values() for s in spec.symbols}
+        dims: dict[str, tuple[int, int]] = {}
+        for symbol in sorted(known):
+            bounds = self.dims.get(symbol, DEFAULT_DIMS.get(symbol))
+            if bounds is None:
+                raise SignatureError(
+                    f"dimension {symbol!r} has no bounds: add dims = {{{symbol!r}: (least, greatest)}}"
+                )
+            low, high = bounds
+            if not 1 <= low <= high:
+                raise SignatureError(f"dims[{symbol!r}]: {bounds} is not 1 <= least <= greatest")
+            dims[symbol] = (int(low), int(high))
+        for symbol in self.dims:
+            if symbol not in known:
+                raise SignatureError(f"dims: {symbol!r} is in no tensor, {did_you_mean(symbol, known)}")
+        object.__setattr__(self, "inputs", MappingProxyType(dict(self.inputs)))
+        object.__setattr__(self, "outputs", MappingProxyType(dict(self.outputs)))
+        object.__setattr__(self, "dims", MappingProxyType(dims))
+
+    @property
+    def batch_dim(self) -> str | None:
+        """The symbolic dimension that leads every input and output, or None: rows go one by one."""
+        leading = {
+            spec.shape[0] if spec.shape else None for spec in (*self.inputs.values(), *self.outputs.values())
+        }
+        first = leading.pop()
+        return first if not leading and isinstance(first, str) else None
+
+    def check_inputs(self, tensors: Mapping[str, np.ndarray], *, any_batch: bool = False) -> dict[str, int]:
+        """Hold input arrays against the signature; return the size of each symbolic dimension.
+
+        With `any_batch` the batch may be greater than its bound: the caller runs it in pieces.
+
+        Raises:
+            SignatureError: a name missing or unknown, a wrong dtype or shape, a size outside of its
+                bounds, NaN or Inf, a value outside of `low` and `high`.
+        """
+        unbounded = self.batch_dim if any_batch else None
+        sizes = self._check("input", self.inputs, tensors, unbounded)
+        for name, array in tensors.items():
+            spec = self.inputs[name]
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise SignatureError(f"input {name!r} holds NaN or Inf: finite numbers are expected")
+            if spec.low is not None and array.size and array.min() < spec.low:
+                raise SignatureError(f"input {name!r}: {array.min()} is below {spec.low}")
+            if spec.high is not None and array.size and array.max() > spec.high:
+                raise SignatureError(f"input {name!r}: {array.max()} is above {spec.high}")
+        return sizes
+
+    def check_outputs(self, tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
+        """Hold output arrays against the signature; return the size of each symbolic dimension.
+
+        Raises:
+            SignatureError: a name missing or unknown, a wrong dtype or shape.
+        """
+        return self._check("output", self.outputs, tensors)
+
+    def _check(
+        self,
+        role: str,
+        specs: Mapping[str, TensorSpec],
+        tensors: Mapping[str, np.ndarray],
+        unbounded: str | None = None,
+    ) -> dict[str, int]:
+        for name in tensors:
+            if name not in specs:
+                raise SignatureError(f"unknown {role} {name!r}: {did_you_mean(name, specs)}")
+        sizes: dict[str, int] = {}
+        for name, spec in specs.items():
+            if name not in tensors:
+                raise SignatureError(f"{role} {name!r} is missing: expected {spec}")
+            array = tensors[name]
+            got = f"{array.dtype}[{', '.join(map(str, array.shape))}]"
+            if str(array.dtype) != spec.dtype or array.ndim != len(spec.shape):
+                raise SignatureError(f"{role} {name!r}: got {got}, expected {spec}")
+            for size, want in zip(array.shape, spec.shape, strict=True):
+                if isinstance(want, int):
+                    if size != want:
+                        raise SignatureError(f"{role} {name!r}: got {got}, expected {spec}")
+                    continue
+                if sizes.setdefault(want, size) != size:
+                    raise SignatureError(
+                        f"{role} {name!r}: got {got}, but {want!r} is {sizes[want]} in another {role}"
+                    )
+                low, high = self.dims[want]
+                if size < low or (size > high and want != unbounded):
+                    raise SignatureError(f"{role} {name!r}: {want!r} is {size}, expected {low} to {high}")
+        return sizes
+
+    def zeros(self, sizes: Mapping[str, int] | None = None) -> dict[str, np.ndarray]:
+        """Inputs of zeros (or the nearest valid value), symbolic dimensions at `sizes` or their least."""
+        at = {symbol: low for symbol, (low, _) in self.dims.items()} | dict(sizes or {})
+        return {
+            name: np.full(spec.resolve(at), np.clip(0, spec.low, spec.high), dtype=spec.dtype)
+            for name, spec in self.inputs.items()
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "inputs": {name: spec.to_json() for name, spec in self.inputs.items()},
+            "outputs": {name: spec.to_json() for name, spec in self.outputs.items()},
+            "dims": {name: list(bounds) for name, bounds in self.dims.items()},
+        }
+
+    @classmethod
+    def from_json(cls, signature: Mapping[str, Any]) -> Signature:
+        return cls(
+            inputs={n: TensorSpec.from_json(s) for n, s in signature["inputs"].items()},
+            outputs={n: TensorSpec.from_json(s) for n, s in signature["outputs"].items()},
+            dims={n: (b[0], b[1]) for n, b in signature["dims"].items()},
+        )
