@@ -141,7 +141,7 @@ def _export_graphs(
         raise ExportError(
             f"{recipe.name} {recipe.version} cannot be exported as its recipe says:\n  "
             + "\n  ".join(failures)
-            + f"\n(nothing was written; the recipe's backends, now {tuple(recipe.backends)}, say what to export)"
+            + f"\n(nothing was written; what to export is the recipe's backends, now {tuple(recipe.backends)})"
         )
     return contents, entries
 

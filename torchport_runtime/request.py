@@ -100,7 +100,8 @@ class InferenceRequest:
         if not isinstance(body, (bytes, str)):
             return body
         try:
-            return json.loads(body, parse_constant=_refuse_constant)
+            text = body.decode("utf-8") if isinstance(body, bytes) else body
+            return json.loads(text, parse_constant=_refuse_constant)
         except UnicodeDecodeError as err:
             raise BadRequest("the body is not UTF-8 text: JSON is expected") from err
         except json.JSONDecodeError as err:
@@ -201,7 +202,10 @@ def _array(name: str, value: Any, spec: TensorSpec) -> np.ndarray:
         raise BadRequest(f"input {name!r} holds NaN or Inf: finite numbers are expected")
     if wanted.kind in "iu":
         limits = np.iinfo(wanted)
-        if (array != np.floor(array)).any() or array.min() < limits.min or array.max() > limits.max:
+        # Beyond 2**53 a float64, which JSON's 1e18 becomes, no longer says which whole number it is.
+        inexact = array.dtype.kind == "f" and bool((np.abs(array) > 2**53).any())
+        whole = not inexact and bool((array == np.floor(array)).all())
+        if not whole or array.min() < limits.min or array.max() > limits.max:
             raise BadRequest(f"input {name!r}: not a whole number that {spec.dtype} can hold")
     with np.errstate(over="ignore"):
         array = array.astype(wanted)
@@ -229,6 +233,6 @@ def _is_bytes(value: object) -> bool:
 def error_answer(err: BadRequest | SignatureError) -> Answer:
     """The answer to a request that cannot be served, in TorchServe's shape of an error."""
     return Answer(
-        {"code": err.http_status, "type": type(err).__name__, "message": str(err)},
+        {"code": err.http_status, "type": "BadRequestException", "message": str(err)},
         status=err.http_status,
     )

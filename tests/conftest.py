@@ -1,0 +1,107 @@
+"""Fixtures shared by the tests. Stages are run for real; those of the shipped recipes are kept in
+`.cache/test-store`, where a stage does again only what has changed."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from torchport.archive import package
+from torchport.export import export
+from torchport.parity import verify
+from torchport.recipe import Recipe
+from torchport.recipe_file import load_recipe
+from torchport.store import BuildFolder, Store
+from torchport.training import train
+
+ROOT = Path(__file__).parent.parent
+
+TINY = """
+    import numpy as np
+    import torch
+    from torch import nn
+    from torchport import Recipe, Request, TensorSpec
+
+    class Tiny(Recipe):
+        name, version, handler = "tiny", "1.0", "regressor"
+        inputs = {"x": TensorSpec("float32", ("batch", 3))}
+        outputs = {"y": TensorSpec("float32", ("batch", 2))}
+
+        def build(self):
+            return nn.Linear(3, 2)
+
+        def samples(self):
+            yield {"x": np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)}
+
+        def requests(self):
+            return [Request(json=[1.0, 2.0, 3.0], tensors={"x": np.array([[1, 2, 3]], np.float32)})]
+"""
+
+
+def run_stages(recipe: Recipe, store: Store, *, seed: int = 0) -> Path:
+    """Train, export, verify and package; returns the archive."""
+    folder = store.build(recipe.name, recipe.version)
+    train(recipe, folder, seed=seed)
+    export(recipe, folder)
+    result = verify(recipe, folder)
+    assert not result.failures
+    return package(recipe, store).path
+
+
+@pytest.fixture(scope="session")
+def shipped() -> Store:
+    """A store, kept between runs, with what the shipped recipes become."""
+    return Store(ROOT / ".cache" / "test-store")
+
+
+@pytest.fixture(scope="session")
+def linear_archive(shipped: Store) -> Path:
+    return run_stages(load_recipe("linear"), shipped)
+
+
+@pytest.fixture(scope="session")
+def digits_archive(shipped: Store) -> Path:
+    """ResNet-18, trained in full: a minute on two cores, the first time."""
+    return run_stages(load_recipe("digits_resnet18"), shipped)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def write_recipe(tmp_path: Path) -> Callable[..., Path]:
+    """Write a recipe file: `TINY` with pairs of old and new text replaced."""
+
+    def write(*changes: tuple[str, str], source: str = TINY, name: str = "tiny_recipe") -> Path:
+        text = textwrap.dedent(source)
+        for old, new in changes:
+            old, new = textwrap.dedent(old), textwrap.dedent(new)
+            assert old in text, old
+            text = text.replace(old, new)
+        path = tmp_path / "recipes" / f"{name}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def built(
+    write_recipe: Callable[..., Path], store: Store
+) -> Callable[..., tuple[Recipe, BuildFolder]]:
+    """Write a recipe as `write_recipe` does, train it and export it."""
+
+    def build(*changes: tuple[str, str], source: str = TINY) -> tuple[Recipe, BuildFolder]:
+        recipe = load_recipe(write_recipe(*changes, source=source))
+        folder = store.build(recipe.name, recipe.version)
+        train(recipe, folder)
+        export(recipe, folder)
+        return recipe, folder
+
+    return build
