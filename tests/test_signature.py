@@ -39,9 +39,7 @@ def test_a_misspelt_dim_is_refused():
 
 def test_batch_dim_is_what_leads_every_tensor():
     assert signature().batch_dim == "batch"
-    fixed = Signature(
-        inputs={"x": TensorSpec("float32", (3,))}, outputs={"y": TensorSpec("float32", (1,))}
-    )
+    fixed = Signature(inputs={"x": TensorSpec("float32", (3,))}, outputs={"y": TensorSpec("float32", (1,))})
     assert fixed.batch_dim is None
 
 

@@ -96,7 +96,13 @@ def _export_graphs(
     signatures: dict[str, Signature],
     tell: Callable[[str], None],
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
-    from torchport.exporters import export_onnx, export_program, export_torchscript, save_program
+    from torchport.exporters import (
+        export_onnx,
+        export_program,
+        export_torchscript,
+        in_order,
+        save_program,
+    )
 
     graphs = recipe.graphs(model)
     if set(graphs) != set(signatures):
@@ -111,6 +117,7 @@ def _export_graphs(
         signature = signatures[graph]
         inputs = example_inputs(signature)
         check_eager_outputs(recipe, graph, module, signature, inputs)
+        ordered = in_order(module, signature, inputs)
         program = None
         for backend in recipe.backends:
             name = f"{graph}{ARTIFACT_SUFFIX[backend]}"
@@ -118,10 +125,12 @@ def _export_graphs(
             facts: dict[str, Any] = {}
             try:
                 if backend == "torchscript":
-                    content = export_torchscript(recipe, module, signature, inputs)
+                    content = export_torchscript(
+                        recipe, module if recipe.torchscript == "script" else ordered, inputs
+                    )
                     facts["method"] = recipe.torchscript
                 else:
-                    program = program or export_program(recipe, module, signature, inputs)
+                    program = program or export_program(recipe, ordered, signature, inputs)
                     if backend == "pt2":
                         content = save_program(program)
                     else:

@@ -10,6 +10,7 @@ import traceback
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,8 @@ import numpy as np
 
 from torchport.errors import ExportError
 from torchport.recipe import Recipe
-from torchport_runtime import Signature
+from torchport_runtime import Signature, TensorSpec
+from torchport_runtime.backends import named_outputs
 
 if TYPE_CHECKING:
     import onnx
@@ -25,17 +27,37 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 _BRANCH = re.compile(r"Converting a tensor to a Python (boolean|integer|float|number)")
+_MANGLED = re.compile(rb"___torch_mangle_(\d+)")
 _STACK_LINE = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in')
 
 
-def export_torchscript(
-    recipe: Recipe, module: nn.Module, signature: Signature, inputs: Mapping[str, np.ndarray]
-) -> bytes:
+def in_order(module: nn.Module, signature: Signature, inputs: Mapping[str, np.ndarray]) -> nn.Module:
+    """The module, its outputs as a tuple in the signature's order where it returns a dict or a named tuple."""
+    import torch
+    from torch import nn
+
+    with torch.no_grad():
+        returned = module(*_arguments(inputs))
+    if torch.is_tensor(returned) or type(returned) in (tuple, list):
+        return module
+
+    class Ordered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = module
+
+        def forward(self, *inputs: Any) -> tuple[Any, ...]:
+            return tuple(named_outputs(self.model(*inputs), names).values())
+
+    names = list(signature.outputs)
+    return Ordered().eval()
+
+
+def export_torchscript(recipe: Recipe, module: nn.Module, inputs: Mapping[str, np.ndarray]) -> bytes:
     """Trace or script, as the recipe says, and freeze."""
     import torch
 
     arguments = _arguments(inputs)
-    _forget_torchscript_classes()
     try:
         with warnings.catch_warnings(record=True) as caught, torch.no_grad():
             warnings.simplefilter("always")
@@ -55,7 +77,7 @@ def export_torchscript(
         raise ExportError(f"{where_in_user_code(err, recipe)}: {_gist(err)}: {hint}") from err
     if recipe.torchscript == "trace":
         _refuse_branches(caught, recipe)
-    return _without_debug_info(buffer.getvalue())
+    return _normalised(buffer.getvalue())
 
 
 def export_program(
@@ -65,12 +87,14 @@ def export_program(
     import torch
     from torch.export import Dim
 
-    dynamic = tuple(
+    dynamic: tuple[Any, ...] = tuple(
         {axis: Dim.AUTO for axis, size in enumerate(spec.shape) if _is_dynamic(size, signature)}
         for spec in signature.inputs.values()
     )
+    if type(module).__qualname__.startswith(in_order.__name__):
+        dynamic = (dynamic,)  # It takes *inputs, which count as one argument.
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), _recurrent_layers_as_loops():
             warnings.simplefilter("ignore")
             program = torch.export.export(module, _arguments(inputs), dynamic_shapes=dynamic)
     except Exception as err:  # torch.export raises UserError, TorchRuntimeError, guards' and ops' own.
@@ -95,14 +119,42 @@ def export_program(
     return program
 
 
+@contextmanager
+def _recurrent_layers_as_loops() -> Iterator[None]:
+    """Capture GRU and LSTM as loops, where torch can: unrolled, their length would be fixed."""
+    try:
+        from torch.export._patches import (
+            register_gru_while_loop_decomposition,
+            register_lstm_while_loop_decomposition,
+        )
+    except ImportError:  # Not in every version of torch; a length that comes out fixed is refused.
+        yield
+        return
+    import torch
+
+    operators = (torch.ops.aten.gru.input, torch.ops.aten.lstm.input)
+    try:
+        with register_gru_while_loop_decomposition(), register_lstm_while_loop_decomposition():
+            # Operators remember the kernel they were first called with, in this process, for good.
+            for operator in operators:
+                operator._dispatch_cache.clear()
+            yield
+    finally:
+        for operator in operators:
+            operator._dispatch_cache.clear()
+
+
 def save_program(program: ExportedProgram) -> bytes:
     """A `.pt2` file's bytes; its name is not among them, as it would be if it were saved to a path."""
     import torch
 
     buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.export.save(program, buffer)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.export.save(program, buffer)
+    except Exception as err:  # The serialiser raises NotImplementedError, AssertionError and its own.
+        raise ExportError(f"torch.export cannot write it down: {_gist(err)}") from err
     return buffer.getvalue()
 
 
@@ -183,8 +235,9 @@ def _check_dims(role: str, shapes: Mapping[str, list[Any]], signature: Signature
                 if fixed:
                     raise ExportError(
                         f"{role} {tensor!r}, axis {axis}: {expected!r} came out fixed at {size}: "
-                        "forward uses this size as a number; use x.shape[...] where it is needed, or "
-                        "put the number into the signature"
+                        "something in forward fixes this size (a number taken from it, or a layer that the "
+                        "exporter unrolls); use x.shape[...] where it is needed, put the number into the "
+                        "signature, or leave this format out of the recipe's backends"
                     )
                 if str(size).isidentifier() and names.setdefault(str(size), str(expected)) != expected:
                     raise ExportError(
@@ -196,26 +249,40 @@ def _check_dims(role: str, shapes: Mapping[str, list[Any]], signature: Signature
 
 
 def _name_dims(proto: onnx.ModelProto, signature: Signature) -> None:
-    """Give the exporter's symbols (s77) the signature's names, and hold them against it."""
-    rename: dict[str, str] = {}
-    for role, specs, values in (
-        ("input", signature.inputs, proto.graph.input),
-        ("output", signature.outputs, proto.graph.output),
+    """Give the graph's inputs and outputs the signature's dimensions, by its names.
+
+    The exporter's own notes on shapes are not kept: of a recurrent layer they say the size that it was
+    traced with, though the graph takes any. What a size really is, shape inference tells, and then parity.
+    """
+    import onnx
+
+    del proto.graph.value_info[:]
+    for value, spec in zip(proto.graph.input, signature.inputs.values(), strict=True):
+        _set_shape(value, spec)
+    for value in proto.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    for value, known, (name, spec) in zip(
+        proto.graph.output, inferred.graph.output, signature.outputs.items(), strict=True
     ):
-        shapes = {}
-        for value, (name, spec) in zip(values, specs.items(), strict=True):
-            dims = value.type.tensor_type.shape.dim
-            shapes[name] = [d.dim_value if d.HasField("dim_value") else d.dim_param for d in dims]
-            for dim, expected in zip(dims, spec.shape, strict=False):
-                if dim.HasField("dim_param") and isinstance(expected, str):
-                    if role == "input":
-                        rename[dim.dim_param] = expected
-                    dim.dim_param = expected
-        _check_dims(role, shapes, signature)
-    for value in proto.graph.value_info:
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.HasField("dim_param") and dim.dim_param in rename:
-                dim.dim_param = rename[dim.dim_param]
+        sizes = known.type.tensor_type.shape.dim
+        if known.type.tensor_type.HasField("shape"):
+            found = [
+                d.dim_value if d.HasField("dim_value") else s for d, s in zip(sizes, spec.shape, strict=False)
+            ]
+            _check_dims("output", {name: found if len(sizes) == len(spec.shape) else list(sizes)}, signature)
+        _set_shape(value, spec)
+
+
+def _set_shape(value: onnx.ValueInfoProto, spec: TensorSpec) -> None:
+    shape = value.type.tensor_type.shape
+    del shape.dim[:]
+    for size in spec.shape:
+        dim = shape.dim.add()
+        if isinstance(size, str):
+            dim.dim_param = size
+        else:
+            dim.dim_value = size
 
 
 def _strip_paths(proto: onnx.ModelProto) -> None:
@@ -244,31 +311,31 @@ def _refuse_branches(caught: list[warnings.WarningMessage], recipe: Recipe) -> N
                 )
 
 
-def _forget_torchscript_classes() -> None:
-    """Start TorchScript's class names afresh: their counter would otherwise go into the file's bytes."""
-    import torch
+def _normalised(content: bytes) -> bytes:
+    """A TorchScript file's bytes with nothing in them of where and when they were made.
 
-    torch._C._jit_clear_class_registry()
-    torch.jit._state._clear_class_state()
-    torch.jit._recursive.concrete_type_store = torch.jit._recursive.ConcreteTypeStore()
-
-
-def _without_debug_info(content: bytes) -> bytes:
-    """A TorchScript file without its source ranges, which hold this machine's paths.
-
-    Tensors keep the 64-byte alignment that torch writes them with.
+    Source ranges, which hold this machine's paths, are left out, and the numbers that TorchScript gives to
+    classes, one after another for as long as a process lives, start at 0. Tensors keep the 64-byte
+    alignment that torch writes them with.
     """
     source = zipfile.ZipFile(io.BytesIO(content))
+    kept = [i for i in source.infolist() if not i.filename.endswith((".debug_pkl", "serialization_id"))]
+    numbers = sorted({int(n) for i in kept for n in _MANGLED.findall(i.filename.encode())})
+    renamed = {b"%d" % number: b"%d" % index for index, number in enumerate(numbers)}
+
+    def rename(text: bytes) -> bytes:
+        return _MANGLED.sub(lambda m: b"___torch_mangle_" + renamed.get(m[1], m[1]), text)
+
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as target:
-        for info in source.infolist():
-            if info.filename.endswith(".debug_pkl"):
-                continue
-            entry = zipfile.ZipInfo(info.filename, date_time=(1980, 1, 1, 0, 0, 0))
+        for info in kept:
+            entry = zipfile.ZipInfo(rename(info.filename.encode()).decode(), date_time=(1980, 1, 1, 0, 0, 0))
             header = buffer.tell() + 30 + len(entry.filename.encode()) + 4
             padding = -header % 64
             entry.extra = b"FB" + padding.to_bytes(2, "little") + b"Z" * padding
-            target.writestr(entry, source.read(info))
+            body = source.read(info)
+            # A class's name stands in a pickle as a line of its own, so its length may change.
+            target.writestr(entry, rename(body) if info.filename.endswith((".py", ".pkl")) else body)
     return buffer.getvalue()
 
 

@@ -6,6 +6,7 @@ recipe = load_recipe("mine/spam.py")
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import inspect
 import re
@@ -78,7 +79,6 @@ def load_recipe(given: str | Path) -> Recipe:
     """
     path = find_recipe(given).resolve()
     refuse_shadowing(path.stem, f"the recipe file {path.name}")
-    before = set(sys.modules)
     module = _execute(path)
     classes = [
         value
@@ -92,7 +92,7 @@ def load_recipe(given: str | Path) -> Recipe:
     _check_class(recipe_class, path)
     recipe: Recipe = recipe_class()
     recipe.path = path
-    recipe.sources = _sources(path, before)
+    recipe.sources = _sources(path, module)
     return recipe
 
 
@@ -134,11 +134,11 @@ def _execute(path: Path) -> ModuleType:
     except SyntaxError as err:
         raise RecipeError(f"{path.name}:{err.lineno}: syntax error: {err.msg}") from err
     except Exception as err:  # A recipe is a user's program: whatever it raises is reported with its line.
-        raise RecipeError(f"{_where(err, path)}: {type(err).__name__}: {err}") from err
+        raise RecipeError(f"{where_in_file(err, path)}: {type(err).__name__}: {err}") from err
     return module
 
 
-def _where(err: BaseException, path: Path) -> str:
+def where_in_file(err: BaseException, path: Path) -> str:
     """The last line of `path` that the error passed through, as `file.py:12`."""
     lines = [f.lineno for f in traceback.extract_tb(err.__traceback__) if Path(f.filename) == path]
     return f"{path.name}:{lines[-1]}" if lines else path.name
@@ -200,16 +200,27 @@ def refuse_shadowing(stem: str, what: str) -> None:
         )
 
 
-def _sources(path: Path, before: set[str]) -> dict[str, str]:
-    """SHA-256 of the recipe and of what it imported from its own folder, by relative path."""
-    files = {path}
-    for name in set(sys.modules) - before:
-        file = getattr(sys.modules[name], "__file__", None)
-        if file and Path(file).resolve().is_relative_to(path.parent):
-            files.add(Path(file).resolve())
-    libraries = sysconfig.get_path("purelib")
-    return {
-        file.relative_to(path.parent).as_posix(): sha256_file(file)
-        for file in sorted(files)
-        if not str(file).startswith(libraries) or file == path
-    }
+def _sources(path: Path, module: ModuleType) -> dict[str, str]:
+    """SHA-256 of the recipe and of what it imports from its own folder, by relative path."""
+    files: dict[Path, ModuleType] = {path: module}
+    waiting = [module]
+    while waiting:
+        for name in _imported_names(waiting.pop()):
+            found = sys.modules.get(name)
+            file = Path(getattr(found, "__file__", None) or "/").resolve()
+            if found is not None and file.is_relative_to(path.parent) and file not in files:
+                files[file] = found
+                waiting.append(found)
+    return {file.relative_to(path.parent).as_posix(): sha256_file(file) for file in sorted(files)}
+
+
+def _imported_names(module: ModuleType) -> set[str]:
+    """Names of the modules that a module's source imports, at its top or inside a function."""
+    tree = ast.parse(Path(module.__file__ or "").read_bytes())
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from torchport.errors import StaleError, TrainingError
+from torchport.errors import StaleError, TorchportError, TrainingError
 from torchport.hashing import sha256_bytes, sha256_file, sha256_json, sha256_tree
 from torchport.recipe import Recipe
+from torchport.recipe_file import where_in_file
 from torchport.store import BuildFolder, read_json, write_bytes, write_json
 from torchport.versions import library_versions
 
@@ -257,8 +258,13 @@ def _trained(
     if recipe.train is None:
         return model, {}, run
     model.to(run.device)
-    with _deterministic():
-        metrics = recipe.train(model, run)
+    try:
+        with _deterministic():
+            metrics = recipe.train(model, run)
+    except TorchportError:
+        raise
+    except Exception as err:  # train is the user's program: whatever it raises is reported with its line.
+        raise TrainingError(f"{where_in_file(err, recipe.path)}: train: {type(err).__name__}: {err}") from err
     if not isinstance(metrics, dict) or not all(
         isinstance(v, (int, float)) and not isinstance(v, bool) for v in metrics.values()
     ):

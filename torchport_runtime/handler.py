@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from torchport_runtime.backends import Backend, open_backend
-from torchport_runtime.errors import BackendError, BadRequest, SignatureError
+from torchport_runtime.errors import BadRequest, SignatureError
 from torchport_runtime.options import ARTIFACT_SUFFIX, BackendOptions
 from torchport_runtime.request import Answer, InferenceRequest, error_answer
 from torchport_runtime.signature import Signature
@@ -174,9 +174,11 @@ class Handler:
     ) -> dict[int, Answer]:
         try:
             outputs = self._run([decoded[index] for index in members])
-        except (BackendError, SignatureError, BadRequest) as err:
+        except MemoryError:
+            raise  # Of the whole worker: TorchServe answers 507 and knows what to do.
+        except Exception as err:  # `infer` may be a user's: whatever it raises costs its own row only.
             if len(members) == 1:
-                if isinstance(err, BadRequest):
+                if isinstance(err, (BadRequest, SignatureError)):
                     return {members[0]: error_answer(err)}
                 return {members[0]: _fault("the model failed on this input")}
             alone: dict[int, Answer] = {}

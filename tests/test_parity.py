@@ -1,0 +1,322 @@
+"""Parity must say no to what differs and yes to what does not."""
+
+import hashlib
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from tests.test_export import BUILD_NET, module
+from torchport.errors import StaleError
+from torchport.parity import verify
+from torchport.recipe_file import load_recipe
+from torchport.store import read_json
+
+
+def refresh_hash(folder, name):
+    """What a careless tool, or an attacker, would do after changing an artifact."""
+    record = json.loads(folder.export.read_text())
+    record["artifacts"][name]["sha256"] = hashlib.sha256((folder.path / name).read_bytes()).hexdigest()
+    folder.export.write_text(json.dumps(record))
+
+
+def change_onnx(folder, change):
+    model = onnx.load(folder.path / "main.onnx")
+    change(model.graph)
+    onnx.save(model, folder.path / "main.onnx")
+    refresh_hash(folder, "main.onnx")
+
+
+def scale_weight(name, factor):
+    def change(graph):
+        (tensor,) = (t for t in graph.initializer if t.name == name)
+        values = numpy_helper.to_array(tensor) * np.float32(factor)
+        tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float32), name))
+
+    return change
+
+
+def test_a_correct_model_passes_and_passes_again_without_work(built):
+    recipe, folder = built()
+    first = verify(recipe, folder)
+    assert first.done
+    assert first.failures == []
+    certificate = read_json(folder.parity)
+    assert certificate["passed"]
+    assert certificate["reference"] == {"main": "float64"}
+    assert {r["backend"] for r in certificate["results"]} == {"onnxruntime", "torchscript", "pt2"}
+    cases = {row["case"] for row in certificate["results"][0]["comparisons"]}
+    assert {"sample 0", "batch=1", "batch=3", "batch=33", "batch=64", "seed 3", "large"} <= cases
+    assert "sample 0, row by row" in cases
+    again = verify(recipe, folder)
+    assert not again.done
+    assert again.certificate == certificate
+
+
+def test_the_certificate_holds_no_clock_host_or_path(built, tmp_path):
+    recipe, folder = built()
+    verify(recipe, folder)
+    first = folder.parity.read_bytes()
+    verify(recipe, folder, force=True)
+    assert folder.parity.read_bytes() == first
+    assert str(tmp_path).encode() not in first
+
+
+@pytest.mark.parametrize("name", ["main.onnx", "main.pt", "main.pt2", "signature.json", "weights.pt"])
+def test_any_changed_byte_is_named(built, name):
+    recipe, folder = built()
+    verify(recipe, folder)
+    path = folder.path / name
+    content = bytearray(path.read_bytes())
+    for at in (0, len(content) // 2, len(content) - 1):
+        changed = bytearray(content)
+        changed[at] ^= 1
+        path.write_bytes(changed)
+        with pytest.raises(StaleError, match=name) as caught:
+            verify(recipe, folder)
+        assert caught.value.exit_code == 1
+
+
+@pytest.mark.parametrize("factor", [1.01, 1.001, 1.00001])
+def test_a_weight_that_is_off_fails_on_values(built, factor):
+    recipe, folder = built()
+    change_onnx(folder, scale_weight("weight", factor))
+    failures = verify(recipe, folder).failures
+    assert failures
+    assert all(failure.startswith("onnxruntime on cpu, graph main") for failure in failures)
+    assert any("exceeds the bound" in failure for failure in failures)
+
+
+def test_the_shipped_models_with_one_layer_off_by_a_hundredth(
+    shipped, linear_archive, digits_archive, tmp_path
+):
+    import shutil
+
+    from torchport.store import Store
+
+    copy = Store(tmp_path / "copy")
+    for name, weight in (("linear", "weight"), ("digits_resnet18", "fc.weight")):
+        source, folder = shipped.build(name, "1.0"), copy.build(name, "1.0")
+        shutil.copytree(source.path, folder.path)
+        change_onnx(folder, scale_weight(weight, 1.01))
+        failures = verify(load_recipe(name), folder).failures
+        assert any("exceeds the bound" in failure for failure in failures), name
+
+
+PAIR = (
+    module("        y = self.inner(x)\n        return y, -y"),
+    BUILD_NET,
+    ('outputs = {"y":', 'outputs = {"z": TensorSpec("float32", ("batch", 2)), "y":'),
+)
+
+
+def test_swapped_outputs_fail(built):
+    recipe, folder = built(*PAIR)
+    assert verify(recipe, folder).failures == []
+
+    def swap(graph):
+        for node in graph.node:
+            node.output[:] = [{"y": "z", "z": "y"}.get(o, o) for o in node.output]
+            node.input[:] = [{"y": "z", "z": "y"}.get(i, i) for i in node.input]
+
+    change_onnx(folder, swap)
+    assert any("exceeds the bound" in failure for failure in verify(recipe, folder).failures)
+
+
+def test_a_model_that_mixes_the_rows_of_a_batch_fails(built):
+    recipe, folder = built(module("        return self.inner(x - x.mean(0, keepdim=True))"), BUILD_NET)
+    assert any("does forward mix rows?" in failure for failure in verify(recipe, folder).failures)
+
+
+def test_a_batch_size_baked_into_a_graph_fails(built):
+    recipe, folder = built()
+
+    def bake(graph):
+        shape = numpy_helper.from_array(np.array([2, 2], np.int64), "baked")
+        graph.initializer.append(shape)
+        for node in graph.node:
+            node.output[:] = ["y_before" if o == "y" else o for o in node.output]
+        graph.node.append(onnx.helper.make_node("Reshape", ["y_before", "baked"], ["y"]))
+
+    change_onnx(folder, bake)
+    failures = verify(recipe, folder).failures
+    assert any("batch=64" in failure for failure in failures)
+    assert not any("batch=2:" in failure for failure in failures)
+
+
+def test_nan_must_be_where_eager_has_it(built):
+    recipe, folder = built(module("        return self.inner(x) / (x[:, :2] != 0)"), BUILD_NET)
+    assert verify(recipe, folder).failures == []  # zeros: eager and exports both give NaN or Inf.
+
+    def forget_nan(graph):
+        graph.node.append(onnx.helper.make_node("Constant", [], ["tiny"], value_float=3e38))
+        graph.node.append(onnx.helper.make_node("Min", ["y_before", "tiny"], ["y"]))
+        for node in list(graph.node)[:-1]:
+            node.output[:] = ["y_before" if o == "y" else o for o in node.output]
+
+    change_onnx(folder, forget_nan)
+    assert any("NaN or Inf is not where" in failure for failure in verify(recipe, folder).failures)
+
+
+def test_decisions_are_counted_and_ties_are_not(built):
+    recipe, folder = built()
+    verify(recipe, folder)
+    (result, *_) = read_json(folder.parity)["results"]
+    decisions = result["decisions"]
+    assert decisions["compared"] > 100
+    assert decisions["agreed"] == decisions["compared"]
+
+
+def test_a_model_that_cannot_run_in_float64_says_so_and_is_still_proven(built):
+    recipe, folder = built(
+        module("        return self.inner(x.to(torch.float32)) + torch.ones(2, dtype=torch.float32)"),
+        BUILD_NET,
+    )
+    result = verify(recipe, folder)
+    assert result.failures == []
+    assert result.certificate["reference"]["main"].startswith("float32: the model does not run in float64")
+    change_onnx(folder, scale_weight("inner.weight", 1.001))
+    assert verify(recipe, folder).failures
+
+
+def test_a_handler_that_makes_other_tensors_fails(built):
+    recipe, folder = built(("np.array([[1, 2, 3]], np.float32)", "np.array([[1, 2, 4]], np.float32)"))
+    assert verify(recipe, folder).failures == [
+        "handler regressor, request 0: 'x' differs from the recipe's tensor by up to 1"
+    ]
+
+
+def test_a_wrong_normalisation_in_the_handler_fails(shipped, digits_archive, tmp_path, monkeypatch):
+    recipe = load_recipe("digits_resnet18")
+    wrong = dict(recipe.handler_options)
+    wrong["image"] = {**wrong["image"], "mean": [0.4, 0.5, 0.5]}
+    monkeypatch.setattr(type(recipe), "handler_options", wrong)
+    from torchport.parity import compare_requests
+
+    count, failures = compare_requests(recipe, shipped.build("digits_resnet18", "1.0"))
+    assert count == 2
+    assert len(failures) == 2
+    assert "'image' differs" in failures[0]
+
+
+CORRECT = {
+    "several inputs of integers": """
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(50, 8)
+            self.cell = nn.GRU(8, 16, batch_first=True)
+            self.out = nn.Linear(16, 4)
+
+        def forward(self, ids, mask):
+            states, _ = self.cell(self.table(ids))
+            weights = mask.to(states.dtype).unsqueeze(-1)
+            return self.out((states * weights).sum(1) / weights.sum(1).clamp(min=1))
+
+    class Tiny(Recipe):
+        name, version, handler = "tiny", "1.0", "regressor"
+        inputs = {
+            "ids": TensorSpec("int64", ("batch", "time"), low=0, high=49),
+            "mask": TensorSpec("int64", ("batch", "time"), low=0, high=1),
+        }
+        outputs = {"logits": TensorSpec("float32", ("batch", 4))}
+        dims = {"batch": (1, 8), "time": (1, 12)}
+
+        def build(self):
+            return Net()
+
+        def samples(self):
+            ids = np.random.default_rng(0).integers(0, 50, (4, 7))
+            yield {"ids": ids, "mask": (ids > 5).astype(np.int64)}
+
+        def requests(self):
+            return []
+    """,
+    "two dynamic sizes and two outputs": """
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3, padding=1)
+            self.norm = nn.BatchNorm2d(4)
+
+        def forward(self, image):
+            features = torch.relu(self.norm(self.conv(image)))
+            return {"pooled": features.mean((2, 3)), "map": features}
+
+    class Tiny(Recipe):
+        name, version, handler = "tiny", "1.0", "regressor"
+        inputs = {"image": TensorSpec("float32", ("batch", 3, "height", "width"))}
+        outputs = {
+            "map": TensorSpec("float32", ("batch", 4, "height", "width")),
+            "pooled": TensorSpec("float32", ("batch", 4)),
+        }
+        dims = {"batch": (1, 4), "height": (4, 33), "width": (4, 31)}
+
+        def build(self):
+            return Net()
+
+        def samples(self):
+            yield {"image": np.random.default_rng(0).standard_normal((2, 3, 9, 12)).astype(np.float32)}
+
+        def requests(self):
+            return []
+    """,
+    "attention": """
+    class Tiny(Recipe):
+        name, version, handler = "tiny", "1.0", "regressor"
+        inputs = {"x": TensorSpec("float32", ("batch", "time", 16))}
+        outputs = {"y": TensorSpec("float32", ("batch", "time", 16))}
+        dims = {"batch": (1, 4), "time": (1, 20)}
+
+        def build(self):
+            return nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+
+        def samples(self):
+            yield {"x": np.random.default_rng(0).standard_normal((3, 5, 16)).astype(np.float32)}
+
+        def requests(self):
+            return []
+    """,
+    "no batch dimension": """
+    class Tiny(Recipe):
+        name, version, handler = "tiny", "1.0", "regressor"
+        inputs = {"x": TensorSpec("float32", (5,))}
+        outputs = {"y": TensorSpec("float32", (2,))}
+
+        def build(self):
+            return nn.Sequential(nn.Linear(5, 2), nn.Tanh())
+
+        def samples(self):
+            yield {"x": np.ones(5, np.float32)}
+
+        def requests(self):
+            return []
+    """,
+}
+IMPORTS = """
+    import numpy as np
+    import torch
+    from torch import nn
+    from torchport import Recipe, Request, TensorSpec
+"""
+
+
+@pytest.mark.filterwarnings("ignore:.*enable_nested_tensor.*")
+@pytest.mark.parametrize("kind", CORRECT)
+def test_correct_models_pass_without_touching_a_tolerance(built, kind):
+    torch.manual_seed(0)
+    recipe, folder = built(source=IMPORTS + CORRECT[kind])
+    result = verify(recipe, folder)
+    assert result.failures == []
+    assert result.certificate["reference"] == {"main": "float64"}
+
+
+def test_samples_that_do_not_fit_are_named(built):
+    from torchport.errors import RecipeError
+
+    recipe, folder = built(("standard_normal((4, 3))", "standard_normal((4, 5))"))
+    with pytest.raises(RecipeError, match="sample 0 of graph 'main'.*expected float32"):
+        verify(recipe, folder)

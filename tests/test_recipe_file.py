@@ -1,0 +1,77 @@
+import pytest
+
+from torchport.errors import RecipeError
+from torchport.recipe_file import find_handler, load_recipe, recipe_paths
+
+
+def test_a_good_recipe_loads(write_recipe):
+    recipe = load_recipe(write_recipe())
+    assert (recipe.name, recipe.version) == ("tiny", "1.0")
+    assert list(recipe.sources) == ["tiny_recipe.py"]
+    assert recipe.signatures()["main"].batch_dim == "batch"
+
+
+def test_the_shipped_recipes_load():
+    assert {"linear", "digits_resnet18"} <= set(recipe_paths())
+    for name in recipe_paths():
+        assert load_recipe(name).name == name
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("def build(self):", "def make(self):", r"method build\(self\) is missing"),
+        ("def samples(self):", "def sample(self):", "did you mean 'samples'"),
+        ("def requests(self):", "def other(self):", r"method requests\(self\) is missing"),
+        ('"float32", ("batch", 3)', '"flaot32", ("batch", 3)', r"tiny_recipe.py:9: .*did you mean 'float32'"),
+        ('"tiny", "1.0"', '"tiny", "one"', "version 'one'"),
+        ('"tiny", "1.0"', '"tiny model", "1.0"', "name 'tiny model'"),
+        ('"tiny", "1.0"', '"torch", "1.0"', "'torch' is the name of an installed package"),
+        ("inputs =", "input =", "did you mean 'inputs'"),
+        ("outputs =", "outputs = 3 or", "outputs: got 3"),
+        ("import torch\n", "import torhc\n", "tiny_recipe.py:3: ModuleNotFoundError"),
+        ("class Tiny(Recipe):", "class Tiny(Recipe)", "tiny_recipe.py:7: syntax error"),
+        ("class Tiny(Recipe):", "class Tiny:", "one class that subclasses Recipe is expected, found none"),
+        ("class Tiny(Recipe):", "class Other(Recipe): pass\n\nclass Tiny(Recipe):", "found Other, Tiny"),
+        (
+            'handler = "tiny", "1.0", "regressor"',
+            'handler = "tiny", "1.0", "regressor"\n    ships = ("onnx",)',
+            "ships: 'onnx'",
+        ),
+    ],
+)
+def test_breaches_of_the_contract(write_recipe, old, new, reason):
+    with pytest.raises(RecipeError, match=reason):
+        load_recipe(write_recipe((old, new)))
+
+
+def test_a_file_named_like_a_package(write_recipe):
+    with pytest.raises(RecipeError, match="numpy_model"):
+        load_recipe(write_recipe(name="numpy"))
+
+
+def test_no_such_recipe():
+    with pytest.raises(RecipeError, match="did you mean 'linear'"):
+        load_recipe("liner")
+    with pytest.raises(RecipeError, match="torchport init"):
+        load_recipe("no/such/file.py")
+
+
+def test_a_handler_that_is_nowhere(write_recipe):
+    recipe = load_recipe(write_recipe(('"regressor"', '"regresor"')))
+    with pytest.raises(RecipeError, match="did you mean 'regressor'"):
+        find_handler(recipe)
+
+
+def test_a_handler_beside_the_recipe_wins(write_recipe):
+    path = write_recipe()
+    (path.parent / "regressor.py").write_text("")
+    assert find_handler(load_recipe(path)).parent == path.parent
+
+
+def test_what_a_recipe_imports_from_its_folder_is_among_its_sources(write_recipe):
+    path = write_recipe(("import torch\n", "import torch\nimport tiny_parts_of_a_recipe\n"))
+    (path.parent / "tiny_parts_of_a_recipe.py").write_text("WIDTH = 3\n")
+    assert set(load_recipe(path).sources) == {"tiny_recipe.py", "tiny_parts_of_a_recipe.py"}
+    # And again, when it has been imported already.
+    assert set(load_recipe(path).sources) == {"tiny_recipe.py", "tiny_parts_of_a_recipe.py"}

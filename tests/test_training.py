@@ -1,0 +1,212 @@
+import io
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from torchport.errors import StaleError, TrainingError
+from torchport.recipe_file import load_recipe
+from torchport.store import read_json
+from torchport.training import train, trained_model
+
+TRAINED = (
+    "def samples(self):",
+    """def train(self, model, run):
+        import random, time
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+        run.checkpoint_every_s = 0.0
+        (run.assets / "labels.txt").write_text("a")
+        for step in range(run.restore(model=model, optimizer=optimizer), 30):
+            noise = random.random() + np.random.random()
+            x = torch.randn(8, 3) * noise
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+            run.checkpoint(step + 1, model=model, optimizer=optimizer)
+            if (run.cache / "slow").exists():
+                (run.cache / "step").write_text(str(step))
+                time.sleep(0.05)
+        return {"loss": 0.5}
+
+    def samples(self):""",
+)
+
+
+@pytest.fixture
+def recipe(write_recipe):
+    return load_recipe(write_recipe(TRAINED))
+
+
+@pytest.fixture
+def folder(store):
+    return store.build("tiny", "1.0")
+
+
+def test_the_line_is_the_least_squares_line(shipped, linear_archive):
+    metrics = read_json(shipped.build("linear", "1.0").training)["metrics"]
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((100, 1))
+    y = 3 * x + 2 + generator.standard_normal((100, 1))
+    w, b = np.linalg.lstsq(np.hstack([x, np.ones_like(x)]), y, rcond=None)[0].ravel()
+    assert abs(metrics["w"] - w) < 1e-3
+    assert abs(metrics["b"] - b) < 1e-3
+    assert {"train_mse", "heldout_mse"} <= set(metrics)
+
+
+def test_digits_reach_their_accuracy(shipped, digits_archive):
+    record = read_json(shipped.build("digits_resnet18", "1.0").training)
+    assert record["metrics"]["accuracy"] >= 0.97
+    assert len(record["data_sha256"]) == 64
+
+
+def test_training_again_does_nothing_and_another_seed_does(recipe, folder):
+    first = train(recipe, folder)
+    assert first.done
+    again = train(recipe, folder)
+    assert not again.done
+    assert again.record == first.record
+    other = train(recipe, folder, seed=1)
+    assert other.done
+    assert other.why == "the seed was 0, now 1"
+    assert other.record["weights_sha256"] != first.record["weights_sha256"]
+    back = train(recipe, folder, seed=0)
+    assert back.record["weights_sha256"] == first.record["weights_sha256"]
+
+
+def test_a_killed_training_goes_on_and_ends_the_same(write_recipe, store, tmp_path):
+    path = write_recipe(TRAINED)
+    recipe = load_recipe(path)
+    straight = train(recipe, store.build("tiny", "1.0"))
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / "slow").touch()
+    killed = tmp_path / "killed"
+    command = [sys.executable, "-m", "torchport", "train", str(path), "--store", str(killed)]
+    process = subprocess.Popen([*command, "--cache", str(cache)])
+    deadline = time.monotonic() + 60
+    while not (cache / "step").exists() or int((cache / "step").read_text() or 0) < 5:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    folder = type(store)(killed).build("tiny", "1.0")
+    assert folder.checkpoint.is_file()
+    assert not folder.weights.exists()
+    resumed = train(recipe, folder, cache=cache)
+    assert resumed.record["weights_sha256"] == straight.record["weights_sha256"]
+    assert resumed.record["assets"] == straight.record["assets"]
+    assert not folder.checkpoint.exists()
+    assert int((cache / "step").read_text()) == 29
+
+
+def test_a_checkpoint_of_another_seed_is_left_alone(recipe, folder, monkeypatch):
+    straight = train(recipe, folder, seed=3).record["weights_sha256"]
+    monkeypatch.setattr(type(folder), "checkpoint", property(lambda self: self.path / "kept.pt"))
+    train(recipe, folder, seed=2, force=True)
+    buffer = io.BytesIO()
+    torch.save({"key": "of another", "parts": {}}, buffer)
+    folder.checkpoint.write_bytes(buffer.getvalue())
+    assert train(recipe, folder, seed=3).record["weights_sha256"] == straight
+    folder.checkpoint.write_bytes(b"damaged")
+    assert train(recipe, folder, seed=3, force=True).record["weights_sha256"] == straight
+
+
+def test_weights_that_are_given_take_the_place_of_training(write_recipe, folder, tmp_path):
+    recipe = load_recipe(write_recipe())
+    given = torch.nn.Linear(3, 2)
+    torch.save(given.state_dict(), tmp_path / "given.pt")
+    assert train(recipe, folder, weights=tmp_path / "given.pt").done
+    assert not train(recipe, folder, weights=tmp_path / "given.pt").done
+    assert torch.equal(trained_model(recipe, folder).weight, given.weight)
+
+
+def _truncated(path):
+    buffer = io.BytesIO()
+    torch.save(torch.nn.Linear(3, 2).state_dict(), buffer)
+    path.write_bytes(buffer.getvalue()[:200])
+
+
+def _nan(path):
+    torch.save({"weight": torch.full((2, 3), torch.nan), "bias": torch.zeros(2)}, path)
+
+
+def _of_another_shape(path):
+    torch.save(torch.nn.Linear(4, 2).state_dict(), path)
+
+
+def _whole_module(path):
+    torch.save(torch.nn.Linear(3, 2), path)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (_truncated, "truncated"),
+        (_nan, "weight holds NaN or Inf"),
+        (_of_another_shape, "does not fit Linear: size mismatch"),
+        (_whole_module, "not a readable state_dict"),
+        (lambda path: torch.save([1], path), "holds list"),
+        (lambda path: None, "no weights file"),
+    ],
+)
+def test_weights_that_cannot_be_used(write_recipe, folder, tmp_path, make, reason):
+    path = tmp_path / "given.pt"
+    make(path)
+    with pytest.raises(TrainingError, match=reason):
+        train(load_recipe(write_recipe()), folder, weights=path)
+    assert not folder.weights.exists()
+
+
+def test_training_that_ends_in_nan_loses_nothing(write_recipe, folder):
+    good = train(load_recipe(write_recipe()), folder)
+    bad = load_recipe(
+        write_recipe(
+            (
+                "def samples(self):",
+                """def train(self, model, run):
+        with torch.no_grad():
+            model.bias[0] = float("nan")
+        return {}
+
+    def samples(self):""",
+            )
+        )
+    )
+    with pytest.raises(TrainingError, match="bias holds NaN"):
+        train(bad, folder)
+    assert read_json(folder.training) == good.record
+
+
+@pytest.mark.parametrize("returned", ["None", "[0.5]", '{"accuracy": "good"}'])
+def test_metrics_are_names_and_numbers(write_recipe, folder, returned):
+    source = TRAINED[1].replace('{"loss": 0.5}', returned)
+    recipe = load_recipe(write_recipe((TRAINED[0], source)))
+    with pytest.raises(TrainingError, match="expected metrics"):
+        train(recipe, folder)
+
+
+def test_an_error_in_train_names_its_line(write_recipe, folder):
+    recipe = load_recipe(
+        write_recipe(
+            ("def samples(self):", "def train(self, model, run):\n        1 / 0\n\n    def samples(self):")
+        )
+    )
+    with pytest.raises(TrainingError, match=r"tiny_recipe.py:\d+: train: ZeroDivisionError"):
+        train(recipe, folder)
+
+
+def test_weights_changed_after_training(recipe, folder):
+    with pytest.raises(StaleError, match="not trained"):
+        trained_model(recipe, folder)
+    train(recipe, folder)
+    content = bytearray(folder.weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    folder.weights.write_bytes(content)
+    with pytest.raises(StaleError, match="weights.pt has changed"):
+        trained_model(recipe, folder)
+    assert train(recipe, folder).why == "weights.pt is not what training wrote"
