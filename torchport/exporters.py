@@ -10,7 +10,6 @@ import traceback
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from torchport.errors import ExportError
 from torchport.recipe import Recipe
 from torchport_runtime import Signature, TensorSpec
 from torchport_runtime.backends import named_outputs
+from torchport_runtime.recurrent import recurrent_layers_as_loops
 
 if TYPE_CHECKING:
     import onnx
@@ -94,7 +94,7 @@ def export_program(
     if type(module).__qualname__.startswith(in_order.__name__):
         dynamic = (dynamic,)  # It takes *inputs, which count as one argument.
     try:
-        with warnings.catch_warnings(), _recurrent_layers_as_loops():
+        with warnings.catch_warnings(), recurrent_layers_as_loops():
             warnings.simplefilter("ignore")
             program = torch.export.export(module, _arguments(inputs), dynamic_shapes=dynamic)
     except Exception as err:  # torch.export raises UserError, TorchRuntimeError, guards' and ops' own.
@@ -117,31 +117,6 @@ def export_program(
         signature,
     )
     return program
-
-
-@contextmanager
-def _recurrent_layers_as_loops() -> Iterator[None]:
-    """Capture GRU and LSTM as loops, where torch can: unrolled, their length would be fixed."""
-    try:
-        from torch.export._patches import (
-            register_gru_while_loop_decomposition,
-            register_lstm_while_loop_decomposition,
-        )
-    except ImportError:  # Not in every version of torch; a length that comes out fixed is refused.
-        yield
-        return
-    import torch
-
-    operators = (torch.ops.aten.gru.input, torch.ops.aten.lstm.input)
-    try:
-        with register_gru_while_loop_decomposition(), register_lstm_while_loop_decomposition():
-            # Operators remember the kernel they were first called with, in this process, for good.
-            for operator in operators:
-                operator._dispatch_cache.clear()
-            yield
-    finally:
-        for operator in operators:
-            operator._dispatch_cache.clear()
 
 
 def save_program(program: ExportedProgram) -> bytes:

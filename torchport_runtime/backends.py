@@ -21,6 +21,7 @@ import numpy as np
 
 from torchport_runtime.errors import BackendError
 from torchport_runtime.options import BackendOptions
+from torchport_runtime.recurrent import recurrent_layers_as_loops
 from torchport_runtime.signature import Signature
 
 logger = logging.getLogger(__name__)
@@ -235,14 +236,14 @@ class Pt2Backend(_TorchBackend):
     """A `.pt2` file, a torch.export program run by torch."""
 
     def _load(self, path: Path) -> Any:
-        program = self._torch.export.load(str(path))
+        with recurrent_layers_as_loops():
+            program = self._torch.export.load(str(path))
         if self.device != "cpu":
             from torch.export.passes import move_to_device_pass
 
             program = move_to_device_pass(program, self.device)
-        # Inputs are held against the signature, and the signature's sizes were proven. torch's own guards
-        # are made anew on loading, where an unrolled recurrent layer would fix its length in them.
-        return program.module(check_guards=False)
+        with recurrent_layers_as_loops():
+            return program.module()
 
 
 def named_outputs(value: Any, names: list[str]) -> dict[str, Any]:
