@@ -17,9 +17,9 @@ import numpy as np
 
 from torchport.errors import ExportError
 from torchport.recipe import Recipe
+from torchport.recurrent import recurrent_layers_as_loops
 from torchport_runtime import Signature, TensorSpec
 from torchport_runtime.backends import named_outputs
-from torchport_runtime.recurrent import recurrent_layers_as_loops
 
 if TYPE_CHECKING:
     import onnx

@@ -21,7 +21,6 @@ import numpy as np
 
 from torchport_runtime.errors import BackendError
 from torchport_runtime.options import BackendOptions
-from torchport_runtime.recurrent import recurrent_layers_as_loops
 from torchport_runtime.signature import Signature
 
 logger = logging.getLogger(__name__)
@@ -236,14 +235,12 @@ class Pt2Backend(_TorchBackend):
     """A `.pt2` file, a torch.export program run by torch."""
 
     def _load(self, path: Path) -> Any:
-        with recurrent_layers_as_loops():
-            program = self._torch.export.load(str(path))
+        program = self._torch.export.load(str(path))
         if self.device != "cpu":
             from torch.export.passes import move_to_device_pass
 
             program = move_to_device_pass(program, self.device)
-        with recurrent_layers_as_loops():
-            return program.module()
+        return program.module()
 
 
 def named_outputs(value: Any, names: list[str]) -> dict[str, Any]:

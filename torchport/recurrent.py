@@ -1,4 +1,4 @@
-"""GRU and LSTM of any length in torch.export programs, while they are captured and while they are loaded."""
+"""GRU and LSTM of any length in torch.export programs."""
 
 from __future__ import annotations
 
