@@ -233,7 +233,9 @@ CORRECT = {
             yield {"ids": ids, "mask": (ids > 5).astype(np.int64)}
 
         def requests(self):
-            return []
+            ids = np.array([[1, 2], [3, 4]])
+            sent = {"ids": ids.tolist(), "mask": ids.tolist()}
+            return [Request(json=sent, tensors={"ids": ids, "mask": ids})]
     """,
     "two dynamic sizes and two outputs": """
     class Net(nn.Module):
@@ -262,7 +264,8 @@ CORRECT = {
             yield {"image": np.random.default_rng(0).standard_normal((2, 3, 9, 12)).astype(np.float32)}
 
         def requests(self):
-            return []
+            image = np.zeros((1, 3, 4, 4), np.float32)
+            return [Request(json=image.tolist(), tensors={"image": image})]
     """,
     "attention": """
     class Tiny(Recipe):
@@ -278,7 +281,8 @@ CORRECT = {
             yield {"x": np.random.default_rng(0).standard_normal((3, 5, 16)).astype(np.float32)}
 
         def requests(self):
-            return []
+            x = np.zeros((1, 2, 16), np.float32)
+            return [Request(json=x.tolist(), tensors={"x": x})]
     """,
     "no batch dimension": """
     class Tiny(Recipe):
@@ -293,7 +297,7 @@ CORRECT = {
             yield {"x": np.ones(5, np.float32)}
 
         def requests(self):
-            return []
+            return [Request(json=[1.0] * 5, tensors={"x": np.ones(5, np.float32)})]
     """,
 }
 IMPORTS = """

@@ -29,7 +29,7 @@ def test_the_shipped_recipes_load():
         ('"tiny", "1.0"', '"torch", "1.0"', "'torch' is the name of an installed package"),
         ("inputs =", "input =", "did you mean 'inputs'"),
         ("outputs =", "outputs = 3 or", "outputs: got 3"),
-        ("import torch\n", "import torhc\n", "tiny_recipe.py:3: ModuleNotFoundError"),
+        ("import torch\n", "import torhc\n", "tiny_recipe.py:3: import: ModuleNotFoundError"),
         ("class Tiny(Recipe):", "class Tiny(Recipe)", "tiny_recipe.py:7: syntax error"),
         ("class Tiny(Recipe):", "class Tiny:", "one class that subclasses Recipe is expected, found none"),
         ("class Tiny(Recipe):", "class Other(Recipe): pass\n\nclass Tiny(Recipe):", "found Other, Tiny"),

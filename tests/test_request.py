@@ -63,7 +63,9 @@ def test_several_inputs_come_by_name():
         (b"[1e999]", "NaN or Inf"),
         (["4"], "text, null or an object"),
         ([None], "text, null or an object"),
-        ([True], "not numbers"),
+        ([True], "true and false for numbers"),
+        ([10**30, "a"], "text, null or an object"),
+        ([2**200], "too great a number"),
         ([[4.0], [5.0, 6.0]], "different lengths"),
         ([], "0 rows"),
         ({"instances": []}, "at least one row"),
@@ -103,7 +105,7 @@ def test_parameters_are_whole_numbers(given_k, wanted):
     assert InferenceRequest(fields).param("k", 5, low=1, high=10) == wanted
 
 
-@pytest.mark.parametrize("wrong", ["0", "11", "three", "", "3.5"])
+@pytest.mark.parametrize("wrong", ["0", "11", "three", "", "3.5", "1_0", " 3", "\uff13"])
 def test_wrong_parameters_are_refused(wrong):
     with pytest.raises(BadRequest, match="whole number from 1 to 10"):
         InferenceRequest({"body": b"x", "k": wrong}).param("k", 5, low=1, high=10)

@@ -67,7 +67,7 @@ def test_artifacts_are_held_against_their_record(store):
         folder.require_artifacts()
     write_bytes(folder.path / "main.onnx", b"graph")
     digest = "df9a32f1a7d68f3d1d7ac22d0dcb58fa32e2b4d92ee5f4ca3b28d0dd93c4ef38"
-    write_json(folder.export, {"artifacts": {"main.onnx": {"sha256": digest}}})
+    write_json(folder.export, {"inputs": {}, "artifacts": {"main.onnx": {"sha256": digest}}})
     with pytest.raises(StaleError, match="main.onnx has changed since it was exported"):
         folder.require_artifacts()
     (folder.path / "main.onnx").unlink()

@@ -150,7 +150,8 @@ def _whole_module(path):
         (_nan, "weight holds NaN or Inf"),
         (_of_another_shape, "does not fit Linear: size mismatch"),
         (_whole_module, "not a readable state_dict"),
-        (lambda path: torch.save([1], path), "holds list"),
+        (lambda path: torch.save([1], path), "holds no state_dict"),
+        (lambda path: torch.save({"weight": torch.eye(3).to_sparse()}, path), "state_dict"),
         (lambda path: None, "no weights file"),
     ],
 )
@@ -182,7 +183,7 @@ def test_training_that_ends_in_nan_loses_nothing(write_recipe, folder):
     assert read_json(folder.training) == good.record
 
 
-@pytest.mark.parametrize("returned", ["None", "[0.5]", '{"accuracy": "good"}'])
+@pytest.mark.parametrize("returned", ["3", "[0.5]", '{"accuracy": "good"}'])
 def test_metrics_are_names_and_numbers(write_recipe, folder, returned):
     source = TRAINED[1].replace('{"loss": 0.5}', returned)
     recipe = load_recipe(write_recipe((TRAINED[0], source)))

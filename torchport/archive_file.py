@@ -7,11 +7,13 @@ contents.problems                    # [] where every hash holds
 from __future__ import annotations
 
 import json
+import lzma
 import stat
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,6 +21,7 @@ import yaml
 
 from torchport.errors import ArchiveError
 from torchport.hashing import sha256_bytes, sha256_json
+from torchport_runtime.options import ARTIFACT_SUFFIX, BackendOptions
 
 MAX_FILES = 10_000
 MAX_BYTES = 32 * 2**30
@@ -50,7 +53,7 @@ class ArchiveContents:
 
     @property
     def name(self) -> str:
-        return str(self.manifest["model"]["modelName"])
+        return str(self.manifest["model"].get("modelName", ""))
 
     @property
     def version(self) -> str:
@@ -73,10 +76,22 @@ def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
         raise ArchiveError(f"{path}: not a .mar file, or truncated ({err})") from err
     with archive:
         _refuse_hostile(path, archive.infolist())
-        try:
-            yield archive
-        except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError) as err:
-            raise ArchiveError(f"{path}: damaged ({err})") from err
+        yield archive
+
+
+def read_entry(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:
+    """One entry's bytes, in pieces.
+
+    Raises:
+        ArchiveError: damaged, encrypted, or compressed by a method that is not known here.
+    """
+    try:
+        with archive.open(info) as source:
+            while chunk := source.read(_CHUNK):
+                yield chunk
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError) as err:
+        # NotImplementedError, of an unknown method, is a RuntimeError; so is a missing password.
+        raise ArchiveError(f"{path}: {info.filename} is damaged or encrypted ({err})") from err
 
 
 def extract(path: Path, folder: Path, *, only: set[str] | None = None) -> None:
@@ -91,8 +106,8 @@ def extract(path: Path, folder: Path, *, only: set[str] | None = None) -> None:
                 continue
             target = folder / info.filename
             target.parent.mkdir(parents=True, exist_ok=True)
-            with archive.open(info) as source, target.open("wb") as out:
-                while chunk := source.read(_CHUNK):
+            with target.open("wb") as out:
+                for chunk in read_entry(path, archive, info):
                     out.write(chunk)
 
 
@@ -103,59 +118,81 @@ def inspect_archive(path: Path) -> ArchiveContents:
         ArchiveError: as `open_archive`, or there is no manifest.
     """
     with open_archive(path) as archive:
-        contents = {i.filename: archive.read(i) for i in archive.infolist() if not i.is_dir()}
+        contents = {
+            info.filename: b"".join(read_entry(path, archive, info))
+            for info in archive.infolist()
+            if not info.is_dir()
+        }
     entries = tuple(Entry(n, len(c), sha256_bytes(c)) for n, c in sorted(contents.items()))
     if _MANIFEST not in contents:
         raise ArchiveError(f"{path}: no {_MANIFEST}: not a TorchServe archive")
     manifest = _parse(path, _MANIFEST, contents)
-    if not isinstance(manifest.get("model"), dict) or "modelName" not in manifest["model"]:
+    model = _mapping(path, _MANIFEST, manifest, "model")
+    if not all(isinstance(model.get(key, ""), str) for key in ("modelName", "modelVersion", "handler")):
         raise ArchiveError(f"{path}: {_MANIFEST} names no model")
+    config_name = model.get("configFile", "")
     certificate = _parse(path, "parity.json", contents)
-    return ArchiveContents(
+    read = ArchiveContents(
         path=path,
         entries=entries,
         manifest=manifest,
-        config=_parse(path, str(manifest["model"].get("configFile", "")), contents),
+        config=_parse(path, config_name if isinstance(config_name, str) else "", contents),
         signature=_parse(path, "signature.json", contents),
         certificate=certificate,
-        problems=tuple(_problems(certificate, manifest, entries)),
+        problems=(),
     )
-
-
-def _problems(
-    certificate: dict[str, Any], manifest: dict[str, Any], entries: tuple[Entry, ...]
-) -> Iterator[str]:
     if not certificate:
-        yield "no parity.json: nothing proves that this archive computes what was trained"
-        return
-    if not certificate.get("passed"):
+        return replace(read, problems=("no parity.json: nothing proves what this archive computes",))
+    try:
+        return replace(read, problems=tuple(_problems(read)))
+    except (AttributeError, KeyError, TypeError, ValueError) as err:
+        raise ArchiveError(
+            f"{path}: parity.json or what it names is not of torchport's shape ({err!r})"
+        ) from err
+
+
+def _problems(contents: ArchiveContents) -> Iterator[str]:
+    """Everything in the archive that is not what its certificate was made for."""
+    certificate, model = contents.certificate, contents.manifest["model"]
+    if certificate.get("passed") is not True:
         yield "parity.json did not pass"
-    bound = certificate.get("binding", {})
-    digests = {entry.name: entry.sha256 for entry in entries}
-    expected = {**bound.get("artifacts", {}), **bound.get("handler", {})}
-    expected |= {f"assets/{name}": digest for name, digest in bound.get("assets", {}).items()}
+    bound = certificate["binding"]
+    digests = {entry.name: entry.sha256 for entry in contents.entries}
+    assets = {f"assets/{name}": digest for name, digest in bound["assets"].items()}
+    expected = {**bound["artifacts"], **bound["handler"], **assets}
     for name, digest in sorted(expected.items()):
         if name in digests and digests[name] != digest:
             yield f"{name} is not what parity.json was made for"
-    for required in (
-        "signature.json",
-        *bound.get("handler", {}),
-        *(f"assets/{name}" for name in bound.get("assets", {})),
-    ):
-        if required not in digests:
-            yield f"{required} is missing"
+    options = BackendOptions.from_config(contents.config.get("torchport") or {})
+    suffix = ARTIFACT_SUFFIX[options.backend]
+    served = [f"{graph}{suffix}" for graph in contents.signature.get("graphs", {})]
+    for name in ("signature.json", *served, *bound["handler"], *assets):
+        if name not in digests:
+            yield f"{name} is missing"
+    if options.numerics() != bound["options"].get(options.backend):
+        yield f"the options of {options.backend} in the model config are not those of parity.json"
+    handler_options = (contents.config.get("torchport") or {}).get("handler") or {}
+    if sha256_json(handler_options) != bound["handler_options"]:
+        yield "the handler's options in the model config are not those of parity.json"
+    if [model.get("handler")] != list(bound["handler"]):
+        yield f"the manifest's handler {model.get('handler')!r} is not that of parity.json"
+    if (contents.name, contents.version) != (certificate["recipe"], certificate["version"]):
+        yield f"the manifest's model {contents.name} {contents.version} is not that of parity.json"
     prefix = "torchport_runtime/"
-    runtime = {
-        name.removeprefix(prefix): digest
-        for name, digest in digests.items()
-        if name.startswith(prefix) and name.endswith(".py")
-    }
-    if sha256_json(runtime) != bound.get("runtime"):
+    runtime = {n.removeprefix(prefix): d for n, d in digests.items() if n.startswith(prefix)}
+    if sha256_json(runtime) != bound["runtime"]:
         yield "torchport_runtime is not what parity.json was made for"
-    known = {*expected, "parity.json", _MANIFEST, manifest["model"].get("configFile")}
+    known = {*expected, "parity.json", _MANIFEST, model.get("configFile")}
     for name in digests:
         if name not in known and not name.startswith(prefix):
             yield f"{name} is in the archive, but not in its certificate"
+
+
+def _mapping(path: Path, name: str, value: dict[str, Any], key: str) -> dict[str, Any]:
+    inner = value.get(key)
+    if not isinstance(inner, dict):
+        raise ArchiveError(f"{path}: {name} has no {key!r}")
+    return inner
 
 
 def _parse(path: Path, name: str, contents: dict[str, bytes]) -> dict[str, Any]:
@@ -164,7 +201,7 @@ def _parse(path: Path, name: str, contents: dict[str, bytes]) -> dict[str, Any]:
     try:
         text = contents[name].decode("utf-8")
         value = json.loads(text) if name.endswith(".json") else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as err:
+    except (ValueError, RecursionError, yaml.YAMLError) as err:
         raise ArchiveError(f"{path}: {name} cannot be read ({err})") from err
     if not isinstance(value, dict):
         raise ArchiveError(f"{path}: {name} holds {type(value).__name__}, expected an object")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torchport.hashing import sha256_file, sha256_json, sha256_tree
 from torchport.recipe import Recipe
 from torchport.recipe_file import find_handler
 from torchport.store import BuildFolder, read_json
+from torchport.training import require_training
 from torchport_runtime import BackendOptions
 
 FORMAT = 1
@@ -22,7 +24,7 @@ def runtime_folder() -> Path:
 
 def runtime_digest(folder: Path) -> str:
     """One SHA-256 for a copy of `torchport_runtime`."""
-    return sha256_json(sha256_tree(folder, "**/*.py"))
+    return sha256_json(sha256_tree(folder))
 
 
 def binding(recipe: Recipe, folder: BuildFolder) -> dict[str, Any]:
@@ -32,16 +34,22 @@ def binding(recipe: Recipe, folder: BuildFolder) -> dict[str, Any]:
         StaleError: not trained or not exported, or an artifact is not what was exported.
     """
     artifacts = folder.require_artifacts()
-    if not folder.weights.is_file():
-        raise StaleError(f"{folder.name} {folder.version}: weights.pt is missing: torchport train")
+    training = require_training(recipe, folder)
+    signatures = {"graphs": {name: s.to_json() for name, s in recipe.signatures().items()}}
+    if read_json(folder.signature) != json.loads(json.dumps(signatures)):
+        raise StaleError(
+            f"{folder.name} {folder.version}: signature.json is not the recipe's signature: "
+            f"torchport export {folder.name} --force"
+        )
     handler = find_handler(recipe)
     return {
-        "weights.pt": sha256_file(folder.weights),
+        "weights.pt": training["weights_sha256"],
+        "recipe": dict(recipe.sources),
         "artifacts": artifacts,
         "handler": {handler.name: sha256_file(handler)},
         "handler_options": sha256_json(dict(recipe.handler_options)),
         "runtime": runtime_digest(runtime_folder()),
-        "assets": sha256_tree(folder.assets),
+        "assets": training["assets"],
         "options": {b: backend_options(recipe, b).numerics() for b in recipe.backends},
     }
 
@@ -61,7 +69,7 @@ def require_certificate(recipe: Recipe, folder: BuildFolder) -> dict[str, Any]:
     """
     again = f"torchport verify {folder.name}"
     bound_now = binding(recipe, folder)
-    certificate = read_json(folder.parity)
+    certificate = folder.certificate()
     if certificate is None:
         raise StaleError(f"{folder.name} {folder.version} has no certificate: {again}")
     if not certificate.get("passed"):

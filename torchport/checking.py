@@ -19,12 +19,14 @@ from typing import Any
 
 import torchport
 from torchport.client import Client
-from torchport.errors import CheckError, StaleError
+from torchport.errors import CheckError, RecipeError, StaleError
 from torchport.hashing import sha256_file
 from torchport.loading import load
+from torchport.parity import recipe_requests
 from torchport.recipe import Example, Recipe, Request
-from torchport.store import Store, read_json, write_json
+from torchport.store import Store, write_json
 from torchport.torchserve import Ports, start
+from torchport.user_code import running
 from torchport.versions import library_versions
 
 RTOL, ATOL = 1e-4, 1e-6
@@ -62,6 +64,8 @@ def check(
     archive = store.archive(recipe.name, recipe.version)
     if not archive.is_file():
         raise StaleError(f"{archive} is not there: torchport package {recipe.name}")
+    if backend is not None and backend not in recipe.ships:
+        raise RecipeError(f"backend {backend!r}: the archive carries {', '.join(recipe.ships)}")
     environment = {"TORCHPORT_BACKEND": backend} if backend else {}
     with tempfile.TemporaryDirectory(prefix="torchport-check-") as name:
         alone = Store(Path(name) / "store")
@@ -74,7 +78,7 @@ def check(
                 answers, failures = _compare_requests(recipe, client, model.predict)
                 metrics = _heldout_metrics(recipe, client)
             chosen = model.options.backend
-    training = read_json(store.build(recipe.name, recipe.version).training) or {}
+    training = store.build(recipe.name, recipe.version).training_record() or {}
     failures += _compare_metrics(metrics, training.get("metrics", {}))
     record = {
         "torchport": torchport.__version__,
@@ -117,7 +121,7 @@ def _compare_requests(
     recipe: Recipe, client: Client, predict: Callable[..., Any]
 ) -> tuple[list[Any], list[str]]:
     answers, failures = [], []
-    for index, request in enumerate(recipe.requests()):
+    for index, request in enumerate(recipe_requests(recipe)):
         served = ask(client, recipe, request)
         in_process = predict(request.fields()["body"], **request.params)
         if not same_answer(served, in_process):
@@ -130,7 +134,8 @@ def _compare_requests(
 
 def _heldout_metrics(recipe: Recipe, client: Client) -> dict[str, float]:
     """The recipe's metrics, computed from what the server answers to the held-out inputs."""
-    examples = list(recipe.heldout())
+    with running(recipe.path, "heldout"):
+        examples = list(recipe.heldout())
     if not examples:
         return {}
 
@@ -139,7 +144,9 @@ def _heldout_metrics(recipe: Recipe, client: Client) -> dict[str, float]:
 
     with ThreadPoolExecutor(CONCURRENCY) as pool:
         answers = list(pool.map(served, examples))
-    return recipe.score(answers, [example.expected for example in examples])
+    with running(recipe.path, "score"):
+        scores = recipe.score(answers, [example.expected for example in examples])
+        return {name: float(value) for name, value in scores.items()}
 
 
 def _compare_metrics(served: Mapping[str, float], trained: Mapping[str, float]) -> list[str]:

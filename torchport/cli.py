@@ -32,7 +32,7 @@ RecipeArg = Annotated[str, typer.Argument(help="A recipe's name, or the path of 
 ModelArg = Annotated[str, typer.Argument(help="A model's name in the store.")]
 StoreOpt = Annotated[Path, typer.Option("--store", envvar="TORCHPORT_STORE", help="The model store.")]
 ForceOpt = Annotated[bool, typer.Option("--force", help="Do it again even if nothing changed.")]
-SeedOpt = Annotated[int, typer.Option("--seed", min=0, help="Seed of data, weights and order.")]
+SeedOpt = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of data, weights, order.")]
 WeightsOpt = Annotated[
     Path | None, typer.Option("--weights", help="A state_dict to take in training's place.")
 ]
@@ -42,7 +42,7 @@ CacheOpt = Annotated[
 VersionOpt = Annotated[str | None, typer.Option("--version", help="The newest unless given.")]
 RunOpt = Annotated[Path, typer.Option("--run", help="Where servers keep configuration, logs and pid.")]
 PortOpt = Annotated[
-    int, typer.Option("--port", min=1024, max=65000, help="Of predictions; the others move along.")
+    int, typer.Option("--port", min=1024, max=64000, help="Of predictions; the others move along.")
 ]
 STORE, CACHE, RUN = Path("model_store"), Path(".cache"), Path(".run")
 
@@ -348,6 +348,7 @@ def _package(recipe: Any, store: Store, backends: list[str] | None, force: bool)
 def _check(recipe: Any, store: Store, backend: str | None) -> None:
     from torchport.checking import check as run
     from torchport.checking import require
+    from torchport.parity import recipe_requests
 
     with show.working("serving") as tell:
         result = require(run(recipe, store, backend=backend, tell=tell))
@@ -355,7 +356,7 @@ def _check(recipe: Any, store: Store, backend: str | None) -> None:
     numbers = "".join(f", held-out {k} {v:.5g}" for k, v in record["metrics"].items())
     detail = f"{record['requests_compared']} answers as in process{numbers}"
     show.stage("check", True, f"{record['server']}, {record['backend']}", detail)
-    for request, answer in zip(recipe.requests(), result.answers, strict=True):
+    for request, answer in zip(recipe_requests(recipe), result.answers, strict=True):
         body = request.content
         sent = body.decode() if request.body is None else f"{request.content_type} of {len(body)} bytes"
         show.exchange(sent, answer)

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from torchport.errors import ExportError, StaleError
+from torchport.errors import ExportError, RecipeError, StaleError
 from torchport.hashing import sha256_bytes
 from torchport.recipe import Recipe
-from torchport.store import BuildFolder, read_json, write_bytes, write_json
-from torchport.training import trained_model
+from torchport.store import BuildFolder, write_bytes, write_json
+from torchport.training import require_training, trained_model
+from torchport.user_code import running
 from torchport.versions import library_versions
 from torchport_runtime import Signature
 from torchport_runtime.options import ARTIFACT_SUFFIX
@@ -54,7 +55,7 @@ def export(
     """
     with folder.lock():
         model = trained_model(recipe, folder)
-        training = read_json(folder.training) or {}
+        training = require_training(recipe, folder)
         inputs = {
             "weights": training["weights_sha256"],
             "sources": dict(recipe.sources),
@@ -64,7 +65,7 @@ def export(
         }
         why = _why_export(folder, inputs)
         if why is None and not force:
-            return ExportResult(False, read_json(folder.export) or {}, "unchanged weights and recipe")
+            return ExportResult(False, folder.export_record() or {}, "unchanged weights and recipe")
         signatures = recipe.signatures()
         contents, entries = _export_graphs(recipe, model, signatures, tell)
         signature_json = {"graphs": {name: s.to_json() for name, s in signatures.items()}}
@@ -78,7 +79,7 @@ def export(
 
 
 def _why_export(folder: BuildFolder, inputs: dict[str, Any]) -> str | None:
-    record = read_json(folder.export)
+    record = folder.export_record()
     if record is None:
         return "not exported yet"
     if record["inputs"] != inputs:
@@ -104,7 +105,7 @@ def _export_graphs(
         save_program,
     )
 
-    graphs = recipe.graphs(model)
+    graphs = model_graphs(recipe, model)
     if set(graphs) != set(signatures):
         raise ExportError(
             f"{recipe.path.name}: graphs() has {sorted(graphs)}, signatures() has {sorted(signatures)}"
@@ -119,7 +120,7 @@ def _export_graphs(
         check_eager_outputs(recipe, graph, module, signature, inputs)
         ordered = in_order(module, signature, inputs)
         program = None
-        # The ONNX exporter changes the program it is given: a recurrent layer's length gets fixed. It is last.
+        # The ONNX exporter fixes a recurrent layer's length in the program it is given: it comes last.
         for backend in sorted(recipe.backends, key=lambda backend: backend == "onnxruntime"):
             name = f"{graph}{ARTIFACT_SUFFIX[backend]}"
             tell(f"exporting {name}")
@@ -151,9 +152,26 @@ def _export_graphs(
         raise ExportError(
             f"{recipe.name} {recipe.version} cannot be exported as its recipe says:\n  "
             + "\n  ".join(failures)
-            + f"\n(nothing was written; what to export is the recipe's backends, now {tuple(recipe.backends)})"
+            + f"\n(nothing was written; the recipe's backends are now {tuple(recipe.backends)})"
         )
     return contents, entries
+
+
+def model_graphs(recipe: Recipe, model: nn.Module) -> dict[str, nn.Module]:
+    """The recipe's graphs of a trained model.
+
+    Raises:
+        RecipeError: graphs() fails, or gives something else than modules by name.
+    """
+    from torch import nn
+
+    with running(recipe.path, "graphs"):
+        graphs = recipe.graphs(model)
+    if not isinstance(graphs, dict) or not all(isinstance(g, nn.Module) for g in graphs.values()):
+        raise RecipeError(
+            f"{recipe.path.name}: graphs() gives {type(graphs).__name__}, expected modules by name"
+        )
+    return graphs
 
 
 def example_inputs(signature: Signature, seed: int = 0) -> dict[str, np.ndarray]:

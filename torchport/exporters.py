@@ -32,7 +32,7 @@ _STACK_LINE = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in')
 
 
 def in_order(module: nn.Module, signature: Signature, inputs: Mapping[str, np.ndarray]) -> nn.Module:
-    """The module, its outputs as a tuple in the signature's order where it returns a dict or a named tuple."""
+    """The module; where it returns a dict or a named tuple, with a tuple in the signature's order."""
     import torch
     from torch import nn
 

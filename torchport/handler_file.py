@@ -10,6 +10,7 @@ from pathlib import Path
 from torchport.errors import RecipeError
 from torchport.recipe import Recipe
 from torchport.recipe_file import find_handler
+from torchport.user_code import running
 from torchport_runtime import Handler
 
 
@@ -25,10 +26,8 @@ def handler_class(path: Path) -> type[Handler]:
         raise RecipeError(f"{path}: not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    try:
+    with running(path, "import"):
         spec.loader.exec_module(module)
-    except Exception as err:  # A handler is a user's program: whatever it raises is reported.
-        raise RecipeError(f"{path.name}: {type(err).__name__}: {err}") from err
     classes = [v for v in vars(module).values() if inspect.isclass(v) and v.__module__ == name]
     if len(classes) != 1 or not issubclass(classes[0], Handler):
         names = ", ".join(c.__name__ for c in classes) or "none"
@@ -46,9 +45,8 @@ def load_handler(recipe: Recipe, folder: Path) -> Handler:
     Raises:
         RecipeError: the handler does not load, or its `setup` fails.
     """
-    handler = handler_class(find_handler(recipe))()
-    try:
+    path = find_handler(recipe)
+    with running(path, "setup"):
+        handler = handler_class(path)()
         handler.describe(folder, dict(recipe.handler_options))
-    except Exception as err:  # As above: setup is the user's.
-        raise RecipeError(f"handler {recipe.handler}: setup: {type(err).__name__}: {err}") from err
     return handler

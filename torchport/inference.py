@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from torchport.archive_file import inspect_archive
-from torchport.errors import BadRequest, StaleError
+from torchport.errors import ArchiveError, BadRequest
 from torchport.loading import load
 from torchport.store import Store
 
@@ -69,18 +69,18 @@ def find_archive(store: Store, name: str, version: str | None = None) -> Path:
     """The archive of a model by name, the newest unless a version is given, or by path.
 
     Raises:
-        StaleError: there is none.
+        ArchiveError: there is none.
     """
     if name.endswith(".mar"):
         return Path(name)
     versions = store.archives().get(name, {})
     if not versions:
         have = ", ".join(store.archives()) or "no archives"
-        raise StaleError(f"{store.path} holds {have}, not {name!r}: torchport ship {name} makes it")
+        raise ArchiveError(f"{store.path} holds {have}, not {name!r}: torchport ship {name} makes it")
     if version is None:
         return list(versions.values())[-1]
     if version not in versions:
-        raise StaleError(f"{name} has the versions {', '.join(versions)}, not {version!r}")
+        raise ArchiveError(f"{name} has the versions {', '.join(versions)}, not {version!r}")
     return versions[version]
 
 
@@ -110,7 +110,10 @@ def read_input(given: str | None, archive: Path | None) -> Input:
     if is_file and path.suffix.lower() != ".json":
         return Input(body=content)
     try:
-        return Input(json=json_module.loads(content))
-    except ValueError as err:
+        value = json_module.loads(content)
+        if value is None:
+            raise ValueError("null is no request")
+        return Input(json=value)
+    except (ValueError, RecursionError) as err:
         what = f"{path} is not JSON" if is_file else f"{given[:60]!r} is neither a file nor JSON"
         raise BadRequest(f"{what} ({err})") from err

@@ -20,7 +20,7 @@ def overview(store: Store) -> list[dict[str, str]]:
             rows.append(row | {"state": f"does not load: {err}"})
             continue
         folder = store.build(recipe.name, recipe.version)
-        training = read_json(folder.training) or {}
+        training = folder.training_record() or {}
         metrics = ", ".join(f"{k} {v:.4g}" for k, v in training.get("metrics", {}).items())
         task = (inspect.getdoc(recipe) or "").splitlines()[:1]
         rows.append(
@@ -41,11 +41,11 @@ def _state(store: Store, folder: BuildFolder) -> str:
         return "served and checked"
     if store.archive(folder.name, folder.version).is_file():
         return "packaged"
-    certificate = read_json(folder.parity)
+    certificate = folder.certificate()
     if certificate is not None:
         return "proven" if certificate["passed"] else "parity failed"
     try:
         folder.recorded_artifacts()
         return "exported"
     except StaleError:
-        return "trained" if read_json(folder.training) else "-"
+        return "trained" if folder.training_record() else "-"

@@ -9,10 +9,10 @@ from __future__ import annotations
 import ast
 import importlib.util
 import inspect
+import json
 import re
 import sys
 import sysconfig
-import traceback
 from difflib import get_close_matches
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -20,12 +20,15 @@ from types import ModuleType
 
 from packaging.version import InvalidVersion, Version
 
-from torchport.errors import RecipeError, SignatureError
+from torchport.errors import RecipeError
 from torchport.hashing import sha256_file
-from torchport.recipe import Recipe
+from torchport.recipe import Recipe, Serving
+from torchport.user_code import running
+from torchport_runtime import BackendOptions, Signature
 from torchport_runtime.options import ARTIFACT_SUFFIX
 from torchport_runtime.suggest import did_you_mean
 
+_VERSION = re.compile(r"[0-9A-Za-z.]+\Z")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\Z")
 _IN_CHECKOUT = {"recipes": "export"}
 _REQUIRED = ("build", "samples", "requests")
@@ -79,6 +82,11 @@ def load_recipe(given: str | Path) -> Recipe:
     """
     path = find_recipe(given).resolve()
     refuse_shadowing(path.stem, f"the recipe file {path.name}")
+    if (packaged_folder("handlers") / path.name).is_file():
+        raise RecipeError(
+            f"the recipe file {path.name} is named like a handler, and would be taken for it: "
+            f"choose another name, such as {path.stem}_recipe.py"
+        )
     module = _execute(path)
     classes = [
         value
@@ -90,7 +98,8 @@ def load_recipe(given: str | Path) -> Recipe:
         raise RecipeError(f"{path.name}: one class that subclasses Recipe is expected, found {names}")
     recipe_class = classes[0]
     _check_class(recipe_class, path)
-    recipe: Recipe = recipe_class()
+    with running(path, recipe_class.__name__):
+        recipe: Recipe = recipe_class()
     recipe.path = path
     recipe.sources = _sources(path, module)
     return recipe
@@ -129,19 +138,9 @@ def _execute(path: Path) -> ModuleType:
     if folder not in sys.path:
         # Last, so that a file beside the recipe cannot shadow a package.
         sys.path.append(folder)
-    try:
+    with running(path, "import"):
         spec.loader.exec_module(module)
-    except SyntaxError as err:
-        raise RecipeError(f"{path.name}:{err.lineno}: syntax error: {err.msg}") from err
-    except Exception as err:  # A recipe is a user's program: whatever it raises is reported with its line.
-        raise RecipeError(f"{where_in_file(err, path)}: {type(err).__name__}: {err}") from err
     return module
-
-
-def where_in_file(err: BaseException, path: Path) -> str:
-    """The last line of `path` that the error passed through, as `file.py:12`."""
-    lines = [f.lineno for f in traceback.extract_tb(err.__traceback__) if Path(f.filename) == path]
-    return f"{path.name}:{lines[-1]}" if lines else path.name
 
 
 def _check_class(recipe: type[Recipe], path: Path) -> None:
@@ -166,30 +165,53 @@ def _check_class(recipe: type[Recipe], path: Path) -> None:
         Version(recipe.version)
     except (InvalidVersion, TypeError) as err:
         raise RecipeError(f"{where}: version {recipe.version!r}: a string such as '1.0' is expected") from err
+    _check_settings(recipe, where)
+    with running(path, f"class {recipe.__name__}"):
+        signatures = recipe().signatures()
+    if not isinstance(signatures, dict) or not all(isinstance(s, Signature) for s in signatures.values()):
+        raise RecipeError(f"{where}: signatures() gives {signatures!r}, expected names to Signatures")
+
+
+def _check_settings(recipe: type[Recipe], where: str) -> None:
+    """Backends, options, serving and handler options."""
     for attribute in ("backends", "ships"):
-        for backend in getattr(recipe, attribute):
+        names = getattr(recipe, attribute)
+        if not isinstance(names, (tuple, list)) or not names:
+            raise RecipeError(f"{where}: {attribute} = {names!r}: a tuple of names is expected")
+        for backend in names:
             if backend not in ARTIFACT_SUFFIX:
                 raise RecipeError(
                     f"{where}: {attribute}: {backend!r}: {did_you_mean(str(backend), ARTIFACT_SUFFIX)}"
                 )
-    missing = [backend for backend in recipe.ships if backend not in recipe.backends]
-    if missing or not recipe.ships:
+    if set(recipe.ships) - set(recipe.backends):
         raise RecipeError(
             f"{where}: ships {list(recipe.ships)} is to be one or more of backends {list(recipe.backends)}"
         )
     if recipe.torchscript not in ("trace", "script"):
         raise RecipeError(f"{where}: torchscript {recipe.torchscript!r}: 'trace' or 'script'")
+    for attribute, kind in (("options", BackendOptions), ("serving", Serving)):
+        if not isinstance(getattr(recipe, attribute), kind):
+            raise RecipeError(
+                f"{where}: {attribute} = {getattr(recipe, attribute)!r}: {kind.__name__}(...) is expected"
+            )
     try:
-        recipe().signatures()
-    except (SignatureError, AttributeError, TypeError, ValueError) as err:
-        raise RecipeError(f"{where}: {err}") from err
+        options = dict(recipe.handler_options)
+        plain = json.loads(json.dumps(options, allow_nan=False))
+        same = json.dumps(plain) == json.dumps(options)
+    except (TypeError, ValueError, RecursionError) as err:
+        raise RecipeError(f"{where}: handler_options: {err}: what JSON can say is expected") from err
+    if not same or not all(isinstance(key, str) for key in options):
+        raise RecipeError(f"{where}: handler_options: names are to be strings, values what JSON can say")
 
 
 def refuse_shadowing(stem: str, what: str) -> None:
     """A file or model named like an installed package hides it from whoever imports from its folder."""
     shadowed = stem in sys.stdlib_module_names
     if not shadowed and stem.isidentifier():
-        spec = importlib.util.find_spec(stem)
+        try:
+            spec = importlib.util.find_spec(stem)
+        except ValueError:  # __main__ has none.
+            raise RecipeError(f"{what}: {stem!r} is not a name for it: choose another") from None
         origin = spec.origin if spec else None
         libraries = tuple(sysconfig.get_path(kind) for kind in ("purelib", "platlib"))
         shadowed = origin is not None and origin.startswith(libraries)

@@ -5,14 +5,15 @@ itself is from it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from torchport.cases import Case
 from torchport.eager import EagerBackend
+from torchport.errors import RecipeError
 from torchport_runtime import Signature
 
 if TYPE_CHECKING:
@@ -26,15 +27,26 @@ float32's own error on the same inputs and `SCALE_EPSILONS` machine epsilons of 
 BATCH_ROWS = 8
 """Rows that are compared in one batch against one by one."""
 
+CHANNEL_ROWS = 8
+"""Rows, of all samples, from which on each channel's own error is known well enough to bound it."""
+
+USELESS = 0.05
+"""Of an output's scale: a bound above this part of it proves nothing."""
+
 
 @dataclass(frozen=True)
 class Truth:
-    """One output of one case. `bound`, `eager_error` and `scale` are in the output's max-norm."""
+    """One output of one case. `bound`, `eager_error` and `scale` are in the output's max-norm.
+
+    `channel_bounds` are the same for each index of the last axis alone, where that is of a fixed size and
+    the real samples have rows enough to know each one's error: so that a large channel hides no small one.
+    """
 
     value: np.ndarray
     eager_error: float
     scale: float
     bound: float
+    channel_bounds: np.ndarray | None = None
 
 
 class Reference:
@@ -47,21 +59,22 @@ class Reference:
 
     def __init__(self, module: nn.Module, signature: Signature, cases: Sequence[Case]) -> None:
         self._signature = signature
-        self._eager = {c.name: EagerBackend(module, signature).run(c.inputs) for c in cases}
-        self.kind, truths = self._truths(module, cases)
-        moved = None if self.kind == "float64" else self._moved(module, cases)
+        self._module = module
+        self._eager = self._run_all(cases)
+        self.kind, truths = self._truths(cases)
+        others = truths if self.kind == "float64" else self._moved(cases)
         self._truth = {
             case.name: {
                 name: self._measure(
-                    truths[case.name][name],
-                    self._eager[case.name][name],
-                    (moved or truths)[case.name][name],
+                    name, truths[case.name][name], self._eager[case.name][name], others[case.name][name]
                 )
                 for name in signature.outputs
             }
             for case in cases
         }
-        self.problems = self._rows_that_mix(module, cases)
+        real = [case for case in cases if case.is_sample]
+        self._bound_channels(real, others)
+        self.problems = [*self._unusable(real), *self._rows_that_mix(cases)]
 
     def eager(self, case: str, output: str) -> np.ndarray:
         """The output in eager float32."""
@@ -71,22 +84,33 @@ class Reference:
         """The output in float64, and the bound on a backend's distance from it."""
         return self._truth[case][output]
 
-    def _truths(
-        self, module: nn.Module, cases: Sequence[Case]
-    ) -> tuple[str, dict[str, dict[str, np.ndarray]]]:
+    def _run_all(self, cases: Sequence[Case]) -> dict[str, dict[str, np.ndarray]]:
+        backend = EagerBackend(self._module, self._signature)
+        outputs = {}
+        for case in cases:
+            try:
+                outputs[case.name] = backend.run(case.inputs)
+            except Exception as err:  # The user's forward: whatever it raises is the reason.
+                raise RecipeError(
+                    f"the model itself fails on {case.name!r}: {type(err).__name__}: {str(err)[:300]}: bound "
+                    "the dimension (dims), or give the input's range (TensorSpec's low and high)"
+                ) from err
+        return outputs
+
+    def _truths(self, cases: Sequence[Case]) -> tuple[str, dict[str, dict[str, np.ndarray]]]:
         try:
-            backend = EagerBackend(module, self._signature, double=True)
+            backend = EagerBackend(self._module, self._signature, double=True)
             return "float64", {case.name: backend.run(case.inputs) for case in cases}
         except Exception as err:  # Whatever keeps the user's forward from running in float64 is the reason.
             reason = str(err).splitlines()[0][:200] if str(err) else type(err).__name__
             return f"float32: the model does not run in float64 ({reason})", self._eager
 
-    def _moved(self, module: nn.Module, cases: Sequence[Case]) -> dict[str, dict[str, np.ndarray]]:
+    def _moved(self, cases: Sequence[Case]) -> dict[str, dict[str, np.ndarray]]:
         import torch
 
         epsilon = float(np.finfo(np.float32).eps)
         generator = torch.Generator().manual_seed(0)
-        moved = copy.deepcopy(module)
+        moved = copy.deepcopy(self._module)
         with torch.no_grad():
             for parameter in moved.parameters():
                 if parameter.is_floating_point():
@@ -103,8 +127,7 @@ class Reference:
             for case in cases
         }
 
-    @staticmethod
-    def _measure(truth: np.ndarray, eager: np.ndarray, other: np.ndarray) -> Truth:
+    def _measure(self, name: str, truth: np.ndarray, eager: np.ndarray, other: np.ndarray) -> Truth:
         """`other` is what eager's own error is measured against: the truth, or a moved model's output."""
         if eager.dtype.kind != "f":
             return Truth(truth, 0.0, 0.0, 0.0)
@@ -112,21 +135,68 @@ class Reference:
         value = np.where(np.isfinite(truth), truth, eager).astype(np.float64)
         difference = np.abs(eager[finite].astype(np.float64) - other[finite])
         eager_error = float(difference.max(initial=0.0))
-        scale = float(np.abs(value[finite]).max(initial=0.0))
-        kind = np.finfo(eager.dtype)
-        floor = SCALE_EPSILONS * max(float(kind.eps) * scale, float(kind.tiny))
-        return Truth(value, eager_error, scale, max(EAGER_MULTIPLE * eager_error, floor))
+        scale = max(float(np.abs(value[finite]).max(initial=0.0)), self._declared_scale(name))
+        return Truth(value, eager_error, scale, _bound(eager_error, scale, eager.dtype))
 
-    def _rows_that_mix(self, module: nn.Module, cases: Sequence[Case]) -> list[str]:
+    def _declared_scale(self, name: str) -> float:
+        spec = self._signature.outputs[name]
+        return 0.0 if spec.low is None or spec.high is None else max(abs(spec.low), abs(spec.high))
+
+    def _bound_channels(
+        self, samples: Sequence[Case], others: Mapping[str, Mapping[str, np.ndarray]]
+    ) -> None:
+        """Give every sample's outputs the bounds of their channels, from all samples' rows together."""
+        for name, spec in self._signature.outputs.items():
+            channels = spec.shape[-1] if len(spec.shape) > 1 else None
+            if not isinstance(channels, int) or channels < 2:
+                continue
+            eager = np.concatenate([self._eager[c.name][name].reshape(-1, channels) for c in samples])
+            other = np.concatenate([others[c.name][name].reshape(-1, channels) for c in samples])
+            if eager.dtype.kind != "f" or len(eager) < CHANNEL_ROWS or not np.isfinite(other).all():
+                continue
+            error = np.abs(eager.astype(np.float64) - other).max(axis=0)
+            scale = np.maximum(np.abs(other).max(axis=0), self._declared_scale(name))
+            bounds = np.array([_bound(e, s, eager.dtype) for e, s in zip(error, scale, strict=True)])
+            for case in samples:
+                truths = self._truth[case.name]
+                truths[name] = replace(truths[name], channel_bounds=bounds)
+
+    def _unusable(self, samples: Sequence[Case]) -> list[str]:
+        """What makes any comparison worthless: answers that change, are NaN, or are all rounding error."""
+        problems = []
+        backend = EagerBackend(self._module, self._signature)
+        for case in samples:
+            again = backend.run(case.inputs)
+            for name, first in self._eager[case.name].items():
+                where = f"{case.name}: output {name!r}"
+                if not np.array_equal(first, again[name], equal_nan=first.dtype.kind == "f"):
+                    problems.append(
+                        f"{where} is another each time for the same input: dropout or noise inside forward? "
+                        "Draw noise in the handler, use nn.Dropout, which eval() turns off"
+                    )
+                    continue
+                if first.dtype.kind != "f":
+                    continue
+                if not np.isfinite(first).all():
+                    problems.append(f"{where} holds NaN or Inf for a real input")
+                truth = self._truth[case.name][name]
+                if truth.bound > USELESS * truth.scale > 0:
+                    problems.append(
+                        f"{where}: eager float32 itself is {truth.eager_error:.3g} off, of a scale of "
+                        f"{truth.scale:.3g}: nothing can be proven of so ill-conditioned a model"
+                    )
+        return problems
+
+    def _rows_that_mix(self, cases: Sequence[Case]) -> list[str]:
         """A row's answer must not depend on its batch mates: a server chooses those."""
         if self._signature.batch_dim is None:
             return []
-        backend = EagerBackend(module, self._signature)
+        backend = EagerBackend(self._module, self._signature)
         problems = []
         for case in cases:
-            if not case.name.startswith("sample"):
+            if not case.compares_rows:
                 continue
-            rows = min(BATCH_ROWS, len(next(iter(case.inputs.values()))))
+            rows = min(BATCH_ROWS, case.rows)
             singles = [backend.run({n: a[i : i + 1] for n, a in case.inputs.items()}) for i in range(rows)]
             for name in self._signature.outputs:
                 truth = self.truth(case.name, name)
@@ -143,3 +213,8 @@ class Reference:
                         f"in a batch of {len(together)}: does forward mix rows?"
                     )
         return problems
+
+
+def _bound(eager_error: float, scale: float, dtype: np.dtype[Any]) -> float:
+    kind = np.finfo(dtype)
+    return max(EAGER_MULTIPLE * eager_error, SCALE_EPSILONS * max(float(kind.eps) * scale, float(kind.tiny)))

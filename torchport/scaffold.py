@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import keyword
+import re
 from pathlib import Path
 from string import Template
 
 from torchport.errors import RecipeError
-from torchport.recipe_file import refuse_shadowing
+from torchport.recipe_file import packaged_folder, refuse_shadowing
+from torchport.store import write_bytes
 
 _RECIPE = Template('''"""$title: a recipe to start from.
 
@@ -67,7 +70,7 @@ _HANDLER = Template('''"""The handler of $name: requests to tensors, tensors to 
 import torchport_runtime as runtime
 
 
-class ${class_name}Handler(runtime.Handler):
+class ${handler_class}(runtime.Handler):
     def decode(self, request):
         return request.tensors(self.signature)
 
@@ -83,13 +86,16 @@ def scaffold(name: str, folder: Path, *, with_handler: bool = False) -> list[Pat
     Raises:
         RecipeError: a name that is no identifier or shadows a package, or a file that is there already.
     """
-    if not name.isidentifier():
-        raise RecipeError(f"name {name!r}: letters, digits and _ are expected, no digit first")
+    if not re.fullmatch(r"[a-zA-Z][a-zA-Z0-9_]*", name) or keyword.iskeyword(name.lower()):
+        raise RecipeError(f"name {name!r}: letters, digits and _ are expected, a letter first, no keyword")
     refuse_shadowing(name, "the recipe")
+    if (packaged_folder("handlers") / f"{name}.py").is_file():
+        raise RecipeError(f"name {name!r} is that of a handler: choose another, such as {name}_recipe")
     values = {
         "name": name,
         "title": name.replace("_", " "),
-        "class_name": "".join(part.capitalize() for part in name.split("_")) or "Mine",
+        "class_name": "".join(part.capitalize() for part in name.split("_")) + "Recipe",
+        "handler_class": "".join(part.capitalize() for part in name.split("_")) + "Handler",
         "handler": f"{name}_handler" if with_handler else "regressor",
     }
     files = {folder / f"{name}.py": _RECIPE.substitute(values)}
@@ -99,6 +105,5 @@ def scaffold(name: str, folder: Path, *, with_handler: bool = False) -> list[Pat
         if path.exists():
             raise RecipeError(f"{path} is there already: choose another name, or remove it")
     for path, text in files.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        write_bytes(path, text.encode())
     return list(files)

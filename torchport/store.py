@@ -55,13 +55,17 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in `path`; None where there is no such file or it is damaged (a stage redoes it)."""
+def read_json(path: Path, *required: str) -> dict[str, Any] | None:
+    """The object in `path`; None where there is no such file, or it is damaged or lacks what is required.
+
+    What is read as None is made again by the stage that writes it.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) else None
+    whole = isinstance(value, dict) and all(name in value for name in required)
+    return value if whole else None
 
 
 @dataclass(frozen=True)
@@ -111,16 +115,32 @@ class BuildFolder:
         Raises:
             TorchportError: another command holds it, or the folder cannot be written.
         """
+        held = FileLock(self.path / ".lock", timeout=0)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.path / ".lock", timeout=0):
-                yield
+            held.acquire()
         except Timeout as err:
             raise TorchportError(
                 f"another torchport command is working on {self.name} {self.version}: wait for it"
             ) from err
         except OSError as err:
             raise TorchportError(f"cannot write {self.path}: {err.strerror or err}") from err
+        try:
+            yield
+        finally:
+            held.release()
+
+    def training_record(self) -> dict[str, Any] | None:
+        """What training wrote down; None where it did not, or not whole."""
+        return read_json(self.training, "inputs", "metrics", "weights_sha256", "assets")
+
+    def export_record(self) -> dict[str, Any] | None:
+        return read_json(self.export, "inputs", "artifacts")
+
+    def certificate(self) -> dict[str, Any] | None:
+        return read_json(
+            self.parity, "passed", "failures", "binding", "results", "libraries", "devices", "reference"
+        )
 
     def recorded_artifacts(self) -> dict[str, str]:
         """SHA-256 by file name, as the export stage wrote them down.
@@ -128,7 +148,7 @@ class BuildFolder:
         Raises:
             StaleError: nothing was exported.
         """
-        record = read_json(self.export)
+        record = self.export_record()
         if record is None:
             raise StaleError(f"{self.name} {self.version} is not exported: torchport export {self.name}")
         return {name: entry["sha256"] for name, entry in record["artifacts"].items()}
@@ -169,7 +189,7 @@ class Store:
     def archives(self) -> dict[str, dict[str, Path]]:
         """Archive paths by model name and version, oldest version first."""
         found: dict[str, dict[str, Path]] = {}
-        for path in self.path.glob("*.mar"):
+        for path in self.path.glob("*.mar") if self.path.is_dir() else ():
             match = _ARCHIVE.match(path.name)
             if match:
                 found.setdefault(match["name"], {})[match["version"]] = path

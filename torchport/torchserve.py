@@ -131,7 +131,7 @@ class TorchServe:
 
 def running(run: Path) -> TorchServe | None:
     """The server that was started with this run folder, if it still runs."""
-    record = read_json(run / "server.json")
+    record = read_json(run / "server.json", "pid", "started", "ports", "temporary")
     if record is None:
         return None
     server = TorchServe(

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from torchport.errors import StaleError, TorchportError, TrainingError
+from torchport.errors import StaleError, TrainingError
 from torchport.hashing import sha256_bytes, sha256_file, sha256_json, sha256_tree
 from torchport.recipe import Recipe
-from torchport.recipe_file import where_in_file
-from torchport.store import BuildFolder, read_json, write_bytes, write_json
+from torchport.store import BuildFolder, write_bytes, write_json
+from torchport.user_code import running
 from torchport.versions import library_versions
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def train(
         "weights_file": sha256_file(_existing(weights)) if weights else None,
     }
     with folder.lock():
-        record = read_json(folder.training)
+        record = folder.training_record()
         why = _why_train(record, inputs, folder)
         if record is not None and why is None and not force:
             return TrainingResult(False, record, "unchanged recipe and seed")
@@ -174,11 +174,13 @@ def train(
             "device": run.device,
             "data_sha256": run.data_sha256,
             "weights_sha256": sha256_bytes(buffer.getvalue()),
-            "assets": sha256_tree(folder.assets),
+            "assets": sha256_tree(run.assets),
             "libraries": library_versions("torch", "torchvision", "numpy", "scikit-learn", "pillow"),
             "seconds": round(time.monotonic() - started, 1),
         }
         write_bytes(folder.weights, buffer.getvalue())
+        shutil.rmtree(folder.assets, ignore_errors=True)
+        run.assets.rename(folder.assets)
         write_json(folder.training, record)
         folder.checkpoint.unlink(missing_ok=True)
         return TrainingResult(True, record, why or "asked for")
@@ -188,20 +190,36 @@ def trained_model(recipe: Recipe, folder: BuildFolder) -> nn.Module:
     """The recipe's model with the trained weights, in evaluation mode, on the CPU.
 
     Raises:
-        StaleError: not trained, or `weights.pt` is not what training wrote.
+        StaleError: not trained, or weights, assets or recipe are not those of the training.
         TrainingError: the weights do not fit the model that the recipe builds.
     """
-    record = read_json(folder.training)
-    if record is None or not folder.weights.is_file():
-        raise StaleError(f"{folder.name} {folder.version} is not trained: torchport train {folder.name}")
-    if sha256_file(folder.weights) != record["weights_sha256"]:
-        raise StaleError(
-            f"{folder.name} {folder.version}: weights.pt has changed since it was trained: "
-            f"torchport train {folder.name} --force"
-        )
-    model = recipe.build()
+    require_training(recipe, folder)
+    with running(recipe.path, "build"):
+        model = recipe.build()
     load_weights(model, folder.weights)
     return model.eval()
+
+
+def require_training(recipe: Recipe, folder: BuildFolder) -> dict[str, Any]:
+    """What `training.json` says, after holding the weights, the assets and the recipe against it.
+
+    Raises:
+        StaleError: not trained, or one of them has changed since; the message names it.
+    """
+    record = folder.training_record()
+    if record is None or not folder.weights.is_file():
+        raise StaleError(f"{folder.name} {folder.version} is not trained: torchport train {folder.name}")
+    for changed, what in (
+        (record["inputs"].get("sources") != dict(recipe.sources), "the recipe"),
+        (sha256_file(folder.weights) != record["weights_sha256"], "weights.pt"),
+        (sha256_tree(folder.assets) != record["assets"], "assets"),
+    ):
+        if changed:
+            raise StaleError(
+                f"{folder.name} {folder.version}: {what} has changed since it was trained: "
+                f"torchport train {folder.name}"
+            )
+    return record
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -218,8 +236,15 @@ def load_weights(model: nn.Module, path: Path) -> None:
             f"{path}: not a readable state_dict (truncated, or more than tensors in it): "
             "save it with torch.save(model.state_dict(), path)"
         ) from err
-    if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
-        raise TrainingError(f"{path}: holds {type(state).__name__}, expected a state_dict of tensors")
+    plain = isinstance(state, dict) and all(
+        isinstance(k, str) and torch.is_tensor(v) and v.layout == torch.strided and not v.is_meta
+        for k, v in state.items()
+    )
+    if not plain:
+        raise TrainingError(f"{path}: holds no state_dict: names to plain tensors are expected")
+    for name, own in model.state_dict().items():
+        if name in state and state[name].is_complex() != own.is_complex():
+            raise TrainingError(f"{path} does not fit {type(model).__name__}: {name} is {state[name].dtype}")
     _refuse_nonfinite(state, str(path))
     try:
         model.load_state_dict(state)
@@ -242,36 +267,35 @@ def _trained(
         device="cuda" if torch.cuda.is_available() else "cpu",
         seed=int(inputs["seed"]),
         cache=cache,
-        assets=folder.assets,
+        assets=folder.path / "assets.new",  # The old ones stay until training has ended.
         checkpoint_path=folder.checkpoint,
         checkpoint_key=key,
         show=show,
     )
-    if folder.assets.is_dir() and not folder.checkpoint.is_file():
-        shutil.rmtree(folder.assets)
-    folder.assets.mkdir(parents=True, exist_ok=True)
+    if not folder.checkpoint.is_file():
+        shutil.rmtree(run.assets, ignore_errors=True)
+    run.assets.mkdir(parents=True, exist_ok=True)
     _seed_everything(run.seed)
-    model = recipe.build()
+    with running(recipe.path, "build", TrainingError):
+        model = recipe.build()
+    if not isinstance(model, torch.nn.Module):
+        raise TrainingError(
+            f"{recipe.path.name}: build() gives {type(model).__name__}, expected an nn.Module"
+        )
     if weights is not None:
         load_weights(model, weights)
         return model, {}, run
     if recipe.train is None:
         return model, {}, run
     model.to(run.device)
+    with running(recipe.path, "train", TrainingError), _deterministic():
+        metrics = recipe.train(model, run)
     try:
-        with _deterministic():
-            metrics = recipe.train(model, run)
-    except TorchportError:
-        raise
-    except Exception as err:  # train is the user's program: whatever it raises is reported with its line.
-        raise TrainingError(f"{where_in_file(err, recipe.path)}: train: {type(err).__name__}: {err}") from err
-    if not isinstance(metrics, dict) or not all(
-        isinstance(v, (int, float)) and not isinstance(v, bool) for v in metrics.values()
-    ):
+        return model, {str(name): float(value) for name, value in (metrics or {}).items()}, run
+    except (AttributeError, TypeError, ValueError) as err:
         raise TrainingError(
             f"{recipe.path.name}: train returned {metrics!r}, expected metrics, names to numbers"
-        )
-    return model, {name: float(value) for name, value in metrics.items()}, run
+        ) from err
 
 
 @contextmanager

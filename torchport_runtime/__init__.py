@@ -18,10 +18,11 @@ from torchport_runtime.errors import BackendError, BadRequest, SignatureError, T
 from torchport_runtime.handler import Handler
 from torchport_runtime.images import ImageTransform, decode_image
 from torchport_runtime.options import BackendOptions
-from torchport_runtime.request import InferenceRequest
+from torchport_runtime.request import Answer, InferenceRequest
 from torchport_runtime.signature import Signature, TensorSpec
 
 __all__ = [
+    "Answer",
     "BackendError",
     "BackendOptions",
     "BadRequest",

@@ -133,9 +133,7 @@ class Handler:
             body, answer = _serialise(answer)
             context.set_response_content_type(index, answer.content_type)
             if answer.status != 200:
-                context.set_response_status(
-                    code=answer.status, phrase=HTTPStatus(answer.status).phrase, idx=index
-                )
+                context.set_response_status(code=answer.status, phrase=_phrase(answer.status), idx=index)
             bodies.append(body)
         return bodies
 
@@ -220,11 +218,24 @@ def _serialise(answer: Answer) -> tuple[bytes, Answer]:
     if isinstance(answer.value, (bytes, bytearray)):
         return bytes(answer.value), answer
     try:
-        text = json.dumps(answer.value, allow_nan=False, ensure_ascii=False)
-    except ValueError:
-        refusal = error_answer(BadRequest("the model's answer to this input is NaN or Inf", status=422))
-        return _serialise(refusal)
-    return text.encode(), answer
+        text = json.dumps(answer.value, allow_nan=False, ensure_ascii=False, default=_plain)
+    except (TypeError, ValueError, RecursionError) as err:
+        if isinstance(err, ValueError) and "Out of range float" in str(err):
+            refusal = BadRequest("the model's answer to this input is NaN or Inf", status=422)
+            return _serialise(error_answer(refusal))
+        return _serialise(_fault("the handler's answer is nothing that JSON can say"))
+    return text.encode("utf-8", "replace"), answer
+
+
+def _plain(value: Any) -> Any:
+    """numpy's numbers and arrays as JSON's."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} is nothing that JSON can say")
+
+
+def _phrase(status: int) -> str:
+    return HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else ""
 
 
 def _fault(what: str) -> Answer:

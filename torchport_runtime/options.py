@@ -41,7 +41,7 @@ class BackendOptions:
     graph_optimization: str = "all"
 
     def __post_init__(self) -> None:
-        if self.backend not in ARTIFACT_SUFFIX:
+        if not isinstance(self.backend, str) or self.backend not in ARTIFACT_SUFFIX:
             raise BackendError(
                 f"backend {self.backend!r}: {did_you_mean(str(self.backend), ARTIFACT_SUFFIX)}"
             )
@@ -66,6 +66,8 @@ class BackendOptions:
         Raises:
             BackendError: a value or a key that is not known.
         """
+        if not isinstance(config, Mapping) or not all(isinstance(key, str) for key in config):
+            raise BackendError(f"model-config.yaml: torchport: {config!r}, expected names and values")
         known = {f.name for f in fields(cls)}
         given = {key: value for key, value in config.items() if key != "handler"}
         for key in given:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -121,10 +122,7 @@ class InferenceRequest:
         if value is None:
             return default
         text = bytes(value).decode("utf-8", "replace") if _is_bytes(value) else str(value)
-        try:
-            number = int(text)
-        except ValueError:
-            number = low - 1
+        number = int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else low - 1
         if not low <= number <= high:
             raise BadRequest(f"{name}={text[:40]!r}: a whole number from {low} to {high} is expected")
         return number
@@ -194,16 +192,19 @@ def _array(name: str, value: Any, spec: TensorSpec) -> np.ndarray:
     wanted = np.dtype(spec.dtype)
     if array.size == 0:
         raise BadRequest(f"input {name!r}: 0 rows or 0 values, expected {spec}")
+    if array.dtype.kind == "O" and all(type(v) in (int, float) for v in array.flat):
+        array = array.astype(np.float64)  # Whole numbers beyond 64 bits.
     if array.dtype.kind not in "biuf":
         raise BadRequest(f"input {name!r}: text, null or an object for a number, expected {spec}")
     if (array.dtype.kind == "b") != (wanted.kind == "b"):
-        raise BadRequest(f"input {name!r}: true and false are not numbers, expected {spec}")
+        wrong = "numbers for true and false" if wanted.kind == "b" else "true and false for numbers"
+        raise BadRequest(f"input {name!r}: {wrong}, expected {spec}")
     if not np.isfinite(array).all():
         raise BadRequest(f"input {name!r} holds NaN or Inf: finite numbers are expected")
     if wanted.kind in "iu":
         limits = np.iinfo(wanted)
         # Beyond 2**53 a float64, which JSON's 1e18 becomes, no longer says which whole number it is.
-        inexact = array.dtype.kind == "f" and bool((np.abs(array) > 2**53).any())
+        inexact = array.dtype.kind == "f" and bool((np.abs(array) >= 2**53).any())
         whole = not inexact and bool((array == np.floor(array)).all())
         if not whole or array.min() < limits.min or array.max() > limits.max:
             raise BadRequest(f"input {name!r}: not a whole number that {spec.dtype} can hold")

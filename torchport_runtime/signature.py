@@ -33,7 +33,8 @@ class TensorSpec:
     """One tensor: dtype by its numpy name; shape of sizes and names of symbolic dimensions.
 
     `low` and `high` bound the values that make sense (token ids below the vocabulary's size, say):
-    synthetic inputs are drawn between them, and a request outside of them is refused.
+    synthetic inputs are drawn between them, and a request outside of them is refused. Of an output,
+    both together are the range that its errors are judged by (0 and 1 for probabilities).
 
     Raises:
         SignatureError: an unknown dtype, a size below 1, a name that is no identifier.
@@ -127,6 +128,8 @@ class Signature:
                 raise SignatureError(
                     f"dimension {symbol!r} has no bounds: add dims = {{{symbol!r}: (least, greatest)}}"
                 )
+            if not isinstance(bounds, (tuple, list)) or [type(b) for b in bounds] != [int, int]:
+                raise SignatureError(f"dims[{symbol!r}] = {bounds!r}: (least, greatest) is expected")
             low, high = bounds
             if not 1 <= low <= high:
                 raise SignatureError(f"dims[{symbol!r}]: {bounds} is not 1 <= least <= greatest")
