@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import sysconfig
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -49,6 +52,18 @@ def run_stages(recipe: Recipe, store: Store, *, seed: int = 0) -> Path:
     result = verify(recipe, folder)
     assert not result.failures
     return package(recipe, store).path
+
+
+def environment_without_torchport(folder: Path) -> tuple[Path, Path]:
+    """A virtual environment with every package of this one but torchport; its Python and site-packages."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    python = folder / "bin" / "python"
+    where = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    packages = Path(subprocess.run(where, capture_output=True, text=True, check=True).stdout.strip())
+    for installed in Path(sysconfig.get_path("purelib")).iterdir():
+        if "torchport" not in installed.name and not (packages / installed.name).exists():
+            (packages / installed.name).symlink_to(installed)
+    return python, packages
 
 
 @pytest.fixture(scope="session")

@@ -324,3 +324,124 @@ def test_samples_that_do_not_fit_are_named(built):
     recipe, folder = built(("standard_normal((4, 3))", "standard_normal((4, 5))"))
     with pytest.raises(RecipeError, match="sample 0 of graph 'main'.*expected float32"):
         verify(recipe, folder)
+
+
+def test_a_model_that_answers_otherwise_each_time_fails(built):
+    recipe, folder = built(
+        module("        return self.inner(torch.nn.functional.dropout(x, 0.5, training=True))"), BUILD_NET
+    )
+    assert any("another each time" in failure for failure in verify(recipe, folder).failures)
+
+
+def test_a_model_that_gives_nan_for_real_inputs_fails(built):
+    recipe, folder = built(module("        return torch.log(-self.inner(x).abs() - 1)"), BUILD_NET)
+    assert any("NaN or Inf for a real input" in failure for failure in verify(recipe, folder).failures)
+
+
+def test_a_model_of_rounding_errors_alone_fails(built):
+    recipe, folder = built(module("        return (self.inner(x) + 1e9) - 1e9"), BUILD_NET)
+    assert any("nothing can be proven" in failure for failure in verify(recipe, folder).failures)
+
+
+def test_a_large_channel_hides_no_small_one(built):
+    recipe, folder = built(
+        module("        return self.inner(x) * torch.tensor([1e6, 1.0])"),
+        BUILD_NET,
+        ("standard_normal((4, 3))", "standard_normal((16, 3))"),
+    )
+    assert verify(recipe, folder).failures == []
+
+    def off_by_a_hundredth(graph):
+        (tensor,) = (
+            t for t in graph.initializer if numpy_helper.to_array(t).shape == (2,) and "bias" in t.name
+        )
+        values = numpy_helper.to_array(tensor) + np.array([0, 0.01], np.float32)
+        tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float32), tensor.name))
+
+    change_onnx(folder, off_by_a_hundredth)
+    failures = verify(recipe, folder).failures
+    assert any("index 1 of the last axis" in failure for failure in failures)
+
+
+def test_rows_that_mix_are_seen_with_samples_of_one_row(built):
+    recipe, folder = built(
+        module("        return self.inner(x - x.mean(0, keepdim=True))"),
+        BUILD_NET,
+        ("standard_normal((4, 3))", "standard_normal((1, 3))"),
+    )
+    assert any("does forward mix rows?" in failure for failure in verify(recipe, folder).failures)
+
+
+def test_a_signature_that_is_not_the_recipes_is_named(built):
+    recipe, folder = built()
+    signature = json.loads(folder.signature.read_text())
+    signature["graphs"]["main"]["dims"]["batch"] = [1, 100_000]
+    folder.signature.write_text(json.dumps(signature))
+    refresh_hash(folder, "signature.json")
+    with pytest.raises(StaleError, match="signature.json is not the recipe's"):
+        verify(recipe, folder)
+
+
+def test_a_recipe_changed_since_training_is_named(built, write_recipe):
+    _, folder = built()
+    changed = load_recipe(write_recipe(("nn.Linear(3, 2)", "nn.Linear(3, 2).cpu()")))
+    with pytest.raises(StaleError, match="the recipe has changed since it was trained"):
+        verify(changed, folder)
+
+
+def test_a_model_that_fails_at_a_size_says_which(built):
+    from torchport.errors import RecipeError
+
+    recipe, folder = built(
+        module(
+            """        if x.size(0) > 40:
+            raise ValueError("too many")
+        return self.inner(x)"""
+        ),
+        BUILD_NET,
+        ("    inputs =", '    backends = ships = ("torchscript",)\n    torchscript = "script"\n    inputs ='),
+    )
+    with pytest.raises(RecipeError, match=r"fails on 'batch=64': ValueError: too many: bound the dimension"):
+        verify(recipe, folder)
+
+
+def test_a_device_that_is_not_there_leaves_the_certificate(built):
+    from torchport.errors import BackendError
+
+    recipe, folder = built()
+    verify(recipe, folder)
+    before = folder.parity.read_bytes()
+    with pytest.raises(BackendError, match="'cuda:9' was asked for"):
+        verify(recipe, folder, devices=["cpu", "cuda:9"])
+    assert folder.parity.read_bytes() == before
+
+
+def test_an_output_of_no_dimensions(built):
+    recipe, folder = built(
+        module("        return self.inner(x).sum()"),
+        BUILD_NET,
+        ('"float32", ("batch", 2)', '"float32", ()'),
+        ("json=[1.0, 2.0, 3.0]", "json=[[1.0, 2.0, 3.0]]"),
+    )
+    assert verify(recipe, folder).failures == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("return [Request(", "return [] and [Request(", "at least one Request"),
+        (
+            "return [Request(",
+            "1 / 0\n        return [Request(",
+            r"requests: ZeroDivisionError",
+        ),
+        ("np.array([[1, 2, 3]], np.float32)", "[[1, 2, 3]]", "tensors are to be numpy arrays"),
+        ('yield {"x":', 'raise SystemExit(0)\n        yield {"x":', "samples: SystemExit"),
+    ],
+)
+def test_wrong_samples_and_requests_are_named(built, old, new, reason):
+    from torchport.errors import RecipeError
+
+    recipe, folder = built((old, new))
+    with pytest.raises(RecipeError, match=reason):
+        verify(recipe, folder)

@@ -125,7 +125,7 @@ def inspect_archive(path: Path) -> ArchiveContents:
         }
     entries = tuple(Entry(n, len(c), sha256_bytes(c)) for n, c in sorted(contents.items()))
     if _MANIFEST not in contents:
-        raise ArchiveError(f"{path}: no {_MANIFEST}: not a TorchServe archive")
+        raise ArchiveError(f"{path}: no {_MANIFEST}: not a TorchServe archive, or truncated")
     manifest = _parse(path, _MANIFEST, contents)
     model = _mapping(path, _MANIFEST, manifest, "model")
     if not all(isinstance(model.get(key, ""), str) for key in ("modelName", "modelVersion", "handler")):

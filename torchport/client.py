@@ -53,7 +53,7 @@ class Client:
         retry = Retry(
             total=retries,
             connect=retries,
-            read=0,
+            read=False,
             status=retries,
             status_forcelist=RETRIED,
             allowed_methods=None,

@@ -294,7 +294,7 @@ class _Comparison:
                 f"{[int(i) for i in at]} it is {array[at]:.6g}, the trained model says {expected[at]:.6g}",
             )
         elif truth.channel_bounds is not None:
-            over = error.reshape(-1, error.shape[-1]).max(axis=0, initial=0.0) / truth.channel_bounds
+            over = error.reshape(-1, truth.channel_bounds.size).max(axis=0) / truth.channel_bounds
             channel = int(over.argmax())
             if over[channel] > 1:
                 self.fail(

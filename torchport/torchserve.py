@@ -10,6 +10,7 @@ that two can run side by side.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -148,6 +149,7 @@ def start(
     ports: Ports | None = None,
     settings: Mapping[str, str] | None = None,
     environment: Mapping[str, str] | None = None,
+    python: Path | None = None,
     timeout_s: float = READY_TIMEOUT_S,
 ) -> TorchServe:
     """Start TorchServe on the store's archives and wait until every worker is ready.
@@ -157,6 +159,7 @@ def start(
         config: a `config.properties`; torchport's own unless given. The addresses in it are replaced
             by `ports`, the store by `store`, and `settings` win over it.
         environment: variables for the workers, such as TORCHPORT_BACKEND.
+        python: the interpreter with TorchServe; this one unless given. torchport need not be in it.
 
     Raises:
         ServerError: TorchServe or Java is missing, a port is taken, the store is empty, a worker does
@@ -169,7 +172,7 @@ def start(
     if not archives:
         raise ServerError(f"no archives in {store.path}: torchport ship linear makes one")
     java_home = find_java_home()
-    command = _command()
+    command = [str(python), "-m", "ts.model_server"] if python else _command()
     _refuse_taken(ports)
     run.mkdir(parents=True, exist_ok=True)
     run = run.resolve()
@@ -251,11 +254,9 @@ def find_java_home() -> Path | None:
 
 
 def _command() -> Sequence[str]:
-    try:
-        import psutil  # noqa: F401
-        import ts  # noqa: F401
-    except ImportError as err:
-        raise ServerError(f"{err.name} is missing: pip install 'torchport[torchserve]'") from err
+    for name in ("psutil", "ts"):
+        if importlib.util.find_spec(name) is None:
+            raise ServerError(f"{name} is missing: pip install 'torchport[torchserve]'")
     return [sys.executable, "-m", "ts.model_server"]
 
 
