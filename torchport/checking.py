@@ -20,12 +20,13 @@ from typing import Any
 import torchport
 from torchport.client import Client
 from torchport.errors import CheckError, RecipeError, StaleError
+from torchport.handler_file import recipe_requests
 from torchport.hashing import sha256_file
 from torchport.loading import load
-from torchport.parity import recipe_requests
 from torchport.recipe import Example, Recipe, Request
 from torchport.store import Store, write_json
-from torchport.torchserve import Ports, start
+from torchport.torchserve import start
+from torchport.torchserve_setup import Ports
 from torchport.user_code import running
 from torchport.versions import library_versions
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 
 from torchport import console as show
-from torchport.errors import RequestError, TorchportError
+from torchport import stages
+from torchport.errors import TorchportError
 from torchport.store import Store
 
 app = typer.Typer(
@@ -71,7 +72,7 @@ def train(
     """Train a recipe: weights.pt and training.json."""
     from torchport.recipe_file import load_recipe
 
-    _train(load_recipe(recipe), Store(store), seed, weights, force, cache)
+    stages.train(load_recipe(recipe), Store(store), seed, weights, force, cache)
 
 
 @app.command()
@@ -79,7 +80,7 @@ def export(recipe: RecipeArg, force: ForceOpt = False, store: StoreOpt = STORE) 
     """Export the trained model: TorchScript, ONNX, torch.export."""
     from torchport.recipe_file import load_recipe
 
-    _export(load_recipe(recipe), Store(store), force)
+    stages.export(load_recipe(recipe), Store(store), force)
 
 
 @app.command()
@@ -94,7 +95,7 @@ def verify(
     """Prove that every export computes what the trained model computes: parity.json."""
     from torchport.recipe_file import load_recipe
 
-    _verify(load_recipe(recipe), Store(store), force, device)
+    stages.verify(load_recipe(recipe), Store(store), force, device)
 
 
 @app.command()
@@ -110,7 +111,7 @@ def package(
     """Make the archive of what has passed parity: NAME-VERSION.mar."""
     from torchport.recipe_file import load_recipe
 
-    _package(load_recipe(recipe), Store(store), backend, force)
+    stages.package(load_recipe(recipe), Store(store), backend, force)
 
 
 @app.command()
@@ -122,7 +123,7 @@ def check(
     """Serve the archive, ask it over HTTP, compare with the model in process: serving.json."""
     from torchport.recipe_file import load_recipe
 
-    _check(load_recipe(recipe), Store(store), backend)
+    stages.check(load_recipe(recipe), Store(store), backend)
 
 
 @app.command()
@@ -139,14 +140,14 @@ def ship(
 
     loaded, target = load_recipe(recipe), Store(store)
     worked = [
-        _train(loaded, target, seed, weights, force, cache),
-        _export(loaded, target, force),
-        _verify(loaded, target, force, None),
-        _package(loaded, target, None, force),
+        stages.train(loaded, target, seed, weights, force, cache),
+        stages.export(loaded, target, force),
+        stages.verify(loaded, target, force, None),
+        stages.package(loaded, target, None, force),
     ]
     if not any(worked):
         show.say("nothing had to be done again; asking once more")
-    _check(loaded, target, None)
+    stages.check(loaded, target, None)
     show.say(f"serve it: torchport torchserve start; then: torchport query {loaded.name}")
 
 
@@ -255,7 +256,8 @@ def torchserve_start(
     run: RunOpt = RUN,
 ) -> None:
     """Start TorchServe on the store's archives and wait until every worker is ready."""
-    from torchport.torchserve import Ports, start
+    from torchport.torchserve import start
+    from torchport.torchserve_setup import Ports
 
     ports = Ports.starting_at(port)
     with show.working("starting TorchServe"):
@@ -295,73 +297,6 @@ def torchserve_status(port: PortOpt = 8080, run: RunOpt = RUN) -> None:
     show.answer(json.loads(describe_json(server)))
 
 
-def _train(recipe: Any, store: Store, seed: int, weights: Path | None, force: bool, cache: Path) -> bool:
-    from torchport.training import train as run
-
-    folder = store.build(recipe.name, recipe.version)
-    result = run(recipe, folder, seed=seed, weights=weights, force=force, cache=cache, show=show.progress)
-    numbers = ", ".join(f"{k} {v:.5g}" for k, v in result.record["metrics"].items())
-    show.stage("train", result.done, result.why, numbers or "weights as given")
-    return result.done
-
-
-def _export(recipe: Any, store: Store, force: bool) -> bool:
-    from torchport.export import export as run
-
-    with show.working("exporting") as tell:
-        result = run(recipe, store.build(recipe.name, recipe.version), force=force, tell=tell)
-    artifacts = result.record["artifacts"]
-    sizes = [f"{n} {e['bytes'] / 1e6:.1f} MB" for n, e in artifacts.items() if "bytes" in e]
-    show.stage("export", result.done, result.why, ", ".join(sizes))
-    return result.done
-
-
-def _verify(recipe: Any, store: Store, force: bool, devices: list[str] | None) -> bool:
-    from torchport.errors import ParityError
-    from torchport.parity import verify as run
-    from torchport_runtime.backends import cuda_device_count
-
-    devices = devices or (["cpu", "cuda"] if cuda_device_count() else ["cpu"])
-    with show.working("verifying") as tell:
-        result = run(
-            recipe, store.build(recipe.name, recipe.version), devices=devices, force=force, tell=tell
-        )
-    show.parity(result.certificate)
-    if result.failures:
-        shown = "\n  ".join(result.failures[:20])
-        more = f"\n  and {len(result.failures) - 20} more in parity.json" if len(result.failures) > 20 else ""
-        raise ParityError(f"{recipe.name} {recipe.version} did not pass parity:\n  {shown}{more}")
-    show.stage("verify", result.done, result.why, "every export computes what was trained")
-    return result.done
-
-
-def _package(recipe: Any, store: Store, backends: list[str] | None, force: bool) -> bool:
-    from torchport.archive import package as run
-
-    result = run(recipe, store, backends=backends, force=force)
-    size = result.path.stat().st_size / 1e6
-    why = "packaged" if result.done else "the same bytes are there"
-    show.stage("package", result.done, why, f"{result.path} {size:.1f} MB, sha256 {result.sha256[:12]}")
-    return result.done
-
-
-def _check(recipe: Any, store: Store, backend: str | None) -> None:
-    from torchport.checking import check as run
-    from torchport.checking import require
-    from torchport.parity import recipe_requests
-
-    with show.working("serving") as tell:
-        result = require(run(recipe, store, backend=backend, tell=tell))
-    record = result.record
-    numbers = "".join(f", held-out {k} {v:.5g}" for k, v in record["metrics"].items())
-    detail = f"{record['requests_compared']} answers as in process{numbers}"
-    show.stage("check", True, f"{record['server']}, {record['backend']}", detail)
-    for request, answer in zip(recipe_requests(recipe), result.answers, strict=True):
-        body = request.content
-        sent = body.decode() if request.body is None else f"{request.content_type} of {len(body)} bytes"
-        show.exchange(sent, answer)
-
-
 def _run_folder(run: Path, port: int) -> Path:
     return run / f"torchserve-{port}"
 
@@ -371,6 +306,3 @@ def _pairs(given: list[str]) -> dict[str, str]:
     if wrong:
         raise typer.BadParameter(f"--param {escape(wrong[0])}: name=value is expected")
     return dict(pair.split("=", 1) for pair in given)
-
-
-__all__ = ["RequestError", "app", "main"]

@@ -98,12 +98,12 @@ def _export_graphs(
     tell: Callable[[str], None],
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
     from torchport.exporters import (
-        export_onnx,
         export_program,
         export_torchscript,
         in_order,
         save_program,
     )
+    from torchport.onnx_export import export_onnx
 
     graphs = model_graphs(recipe, model)
     if set(graphs) != set(signatures):
@@ -112,7 +112,7 @@ def _export_graphs(
         )
     contents: dict[str, bytes] = {}
     entries: dict[str, Any] = {}
-    failures: list[str] = []
+    failures: dict[str, list[str]] = {}
     for graph, module in graphs.items():
         module = module.eval()
         signature = signatures[graph]
@@ -138,7 +138,7 @@ def _export_graphs(
                     else:
                         content, facts = export_onnx(program, signature)
             except ExportError as err:
-                failures.append(f"{name}: {err}")
+                failures.setdefault(str(err), []).append(name)
                 continue
             contents[name] = content
             entries[name] = {
@@ -151,7 +151,7 @@ def _export_graphs(
     if failures:
         raise ExportError(
             f"{recipe.name} {recipe.version} cannot be exported as its recipe says:\n  "
-            + "\n  ".join(failures)
+            + "\n  ".join(f"{', '.join(names)}: {reason}" for reason, names in failures.items())
             + f"\n(nothing was written; the recipe's backends are now {tuple(recipe.backends)})"
         )
     return contents, entries

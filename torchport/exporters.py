@@ -5,11 +5,13 @@ or the line of the user's model, and what to try.
 from __future__ import annotations
 
 import io
+import logging
 import re
 import traceback
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +20,10 @@ import numpy as np
 from torchport.errors import ExportError
 from torchport.recipe import Recipe
 from torchport.recurrent import recurrent_layers_as_loops
-from torchport_runtime import Signature, TensorSpec
+from torchport_runtime import Signature
 from torchport_runtime.backends import named_outputs
 
 if TYPE_CHECKING:
-    import onnx
     from torch import nn
     from torch.export import ExportedProgram
 
@@ -74,7 +75,7 @@ def export_torchscript(recipe: Recipe, module: nn.Module, inputs: Mapping[str, n
             if recipe.torchscript == "script"
             else "script it (torchscript = 'script'), or rewrite that line without Python values"
         )
-        raise ExportError(f"{where_in_user_code(err, recipe)}: {_gist(err)}: {hint}") from err
+        raise ExportError(f"{where_in_user_code(err, recipe)}: {gist(err)}: {hint}") from err
     if recipe.torchscript == "trace":
         _refuse_branches(caught, recipe)
     return _normalised(buffer.getvalue())
@@ -94,12 +95,11 @@ def export_program(
     if type(module).__qualname__.startswith(in_order.__name__):
         dynamic = (dynamic,)  # It takes *inputs, which count as one argument.
     try:
-        with warnings.catch_warnings(), recurrent_layers_as_loops():
-            warnings.simplefilter("ignore")
+        with _quiet(), recurrent_layers_as_loops():
             program = torch.export.export(module, _arguments(inputs), dynamic_shapes=dynamic)
     except Exception as err:  # torch.export raises UserError, TorchRuntimeError, guards' and ops' own.
         raise ExportError(
-            f"{where_in_user_code(err, recipe)}: torch.export cannot take it: {_gist(err)}: rewrite "
+            f"{where_in_user_code(err, recipe)}: torch.export cannot take it: {gist(err)}: rewrite "
             "that line with torch operations (torch.where, torch.cond), or leave pt2 and onnxruntime "
             "out of the recipe's backends"
         ) from err
@@ -108,15 +108,28 @@ def export_program(
             node.meta.pop("stack_trace", None)
     placeholders = {n.name: n for n in program.graph.nodes if n.op == "placeholder"}
     values = [placeholders[name].meta["val"] for name in program.graph_signature.user_inputs]
-    _check_dims("input", {n: list(v.shape) for n, v in zip(signature.inputs, values, strict=True)}, signature)
+    check_dims("input", {n: list(v.shape) for n, v in zip(signature.inputs, values, strict=True)}, signature)
     returned = next(n for n in program.graph.nodes if n.op == "output").args[0]
     outputs = list(returned)[-len(signature.outputs) :]
-    _check_dims(
+    check_dims(
         "output",
         {n: list(v.meta["val"].shape) for n, v in zip(signature.outputs, outputs, strict=True)},
         signature,
     )
     return program
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's own notes on a failed capture, pages of it, off the terminal: the error has the line."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def save_program(program: ExportedProgram) -> bytes:
@@ -129,47 +142,8 @@ def save_program(program: ExportedProgram) -> bytes:
             warnings.simplefilter("ignore")
             torch.export.save(program, buffer)
     except Exception as err:  # The serialiser raises NotImplementedError, AssertionError and its own.
-        raise ExportError(f"torch.export cannot write it down: {_gist(err)}") from err
+        raise ExportError(f"torch.export cannot write it down: {gist(err)}") from err
     return buffer.getvalue()
-
-
-def export_onnx(program: ExportedProgram, signature: Signature) -> tuple[bytes, dict[str, Any]]:
-    """One `.onnx` file at the exporter's default opset, and what is to be recorded about it."""
-    try:
-        import onnx
-        import onnxscript  # noqa: F401  (the exporter needs it and says so less clearly)
-        import torch
-    except ImportError as err:
-        raise ExportError(f"ONNX export needs {err.name}: pip install 'torchport[train]'") from err
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            exported = torch.onnx.export(
-                program,
-                dynamo=True,
-                input_names=list(signature.inputs),
-                output_names=list(signature.outputs),
-                external_data=False,
-                verbose=False,
-            )
-        assert exported is not None
-        proto: onnx.ModelProto = exported.model_proto
-    except Exception as err:  # The exporter's errors have a base class only inside torch.
-        operator = re.search(r"aten[.:]+[\w.]+|prims[.:]+[\w.]+|torchvision[.:]+[\w.]+", str(err))
-        what = f"the operator {operator.group()}" if operator else _gist(err)
-        raise ExportError(
-            f"the ONNX exporter cannot take {what}: replace it by others, or leave onnxruntime out of "
-            "the recipe's backends"
-        ) from err
-    _name_dims(proto, signature)
-    _strip_paths(proto)
-    try:
-        onnx.checker.check_model(proto, full_check=True)
-    except Exception as err:  # checker and shape inference each raise their own.
-        raise ExportError(f"onnx.checker refuses the exported graph: {_gist(err)}") from err
-    opset = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
-    facts = {"opset": opset, "ir_version": proto.ir_version, "nodes": len(proto.graph.node)}
-    return proto.SerializeToString(deterministic=True), facts
 
 
 def where_in_user_code(err: BaseException, recipe: Recipe) -> str:
@@ -196,7 +170,7 @@ def _is_dynamic(size: int | str, signature: Signature) -> bool:
     return isinstance(size, str) and signature.dims[size][0] != signature.dims[size][1]
 
 
-def _check_dims(role: str, shapes: Mapping[str, list[Any]], signature: Signature) -> None:
+def check_dims(role: str, shapes: Mapping[str, list[Any]], signature: Signature) -> None:
     """Every symbolic dimension must have stayed symbolic, and two names must not have become one."""
     specs = signature.inputs if role == "input" else signature.outputs
     names: dict[str, str] = {}
@@ -221,54 +195,6 @@ def _check_dims(role: str, shapes: Mapping[str, list[Any]], signature: Signature
                     )
             elif fixed and isinstance(expected, int) and int(size) != expected:
                 raise ExportError(f"{role} {tensor!r} has shape {shape}, the signature says {list(want)}")
-
-
-def _name_dims(proto: onnx.ModelProto, signature: Signature) -> None:
-    """Give the graph's inputs and outputs the signature's dimensions, by its names.
-
-    The exporter's own notes on shapes are not kept: of a recurrent layer they say the size that it was
-    traced with, though the graph takes any. What a size really is, shape inference tells, and then parity.
-    """
-    import onnx
-
-    del proto.graph.value_info[:]
-    for value, spec in zip(proto.graph.input, signature.inputs.values(), strict=True):
-        _set_shape(value, spec)
-    for value in proto.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
-    for value, known, (name, spec) in zip(
-        proto.graph.output, inferred.graph.output, signature.outputs.items(), strict=True
-    ):
-        sizes = known.type.tensor_type.shape.dim
-        if known.type.tensor_type.HasField("shape"):
-            found = [
-                d.dim_value if d.HasField("dim_value") else s for d, s in zip(sizes, spec.shape, strict=False)
-            ]
-            _check_dims("output", {name: found if len(sizes) == len(spec.shape) else list(sizes)}, signature)
-        _set_shape(value, spec)
-
-
-def _set_shape(value: onnx.ValueInfoProto, spec: TensorSpec) -> None:
-    shape = value.type.tensor_type.shape
-    del shape.dim[:]
-    for size in spec.shape:
-        dim = shape.dim.add()
-        if isinstance(size, str):
-            dim.dim_param = size
-        else:
-            dim.dim_value = size
-
-
-def _strip_paths(proto: onnx.ModelProto) -> None:
-    """Take out stack traces, which hold the paths of the machine that exported."""
-    graphs = [proto.graph, *proto.functions]
-    for graph in graphs:
-        for node in graph.node:
-            kept = [p for p in node.metadata_props if not p.key.endswith("stack_trace")]
-            del node.metadata_props[:]
-            node.metadata_props.extend(kept)
-            node.doc_string = ""
 
 
 def _refuse_branches(caught: list[warnings.WarningMessage], recipe: Recipe) -> None:
@@ -331,6 +257,6 @@ def _chain(err: BaseException | None) -> Iterator[BaseException]:
         err = err.__cause__ or err.__context__
 
 
-def _gist(err: BaseException) -> str:
+def gist(err: BaseException) -> str:
     lines = [line.strip() for line in str(err).splitlines() if line.strip()]
     return f"{type(err).__name__}: {(lines[0] if lines else '')[:300]}"

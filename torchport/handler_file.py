@@ -1,17 +1,25 @@
-"""Loads a recipe's handler in process, without a model: enough to decode requests and encode answers."""
+"""A recipe's handler in process, without a model, and whether it reads requests as the recipe says."""
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import inspect
 import sys
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from torchport.errors import RecipeError
-from torchport.recipe import Recipe
+from torchport.recipe import Recipe, Request
 from torchport.recipe_file import find_handler
+from torchport.store import BuildFolder
 from torchport.user_code import running
-from torchport_runtime import Handler
+from torchport_runtime import Handler, InferenceRequest
+
+SAMPLE_BYTES = 256 * 1024
+"""A sample request of more than this does not travel in the certificate."""
 
 
 def handler_class(path: Path) -> type[Handler]:
@@ -50,3 +58,59 @@ def load_handler(recipe: Recipe, folder: Path) -> Handler:
         handler = handler_class(path)()
         handler.describe(folder, dict(recipe.handler_options))
     return handler
+
+
+def sample_request(recipe: Recipe) -> dict[str, Any] | None:
+    """The recipe's first request, which `torchport infer` and `query` send when given no other."""
+    first = recipe_requests(recipe)[0]
+    if len(first.content) > SAMPLE_BYTES:
+        return None
+    body = {"json": first.json} if first.body is None else {"b64": base64.b64encode(first.body).decode()}
+    return {"content_type": first.content_type, "params": dict(first.params), **body}
+
+
+def recipe_requests(recipe: Recipe) -> list[Request]:
+    """The recipe's requests.
+
+    Raises:
+        RecipeError: requests() fails, gives none, or something else; or tensors that are no arrays.
+    """
+    with running(recipe.path, "requests"):
+        requests = list(recipe.requests() or ())
+    if not requests or not all(isinstance(request, Request) for request in requests):
+        raise RecipeError(f"{recipe.path.name}: requests() is to give at least one Request(...)")
+    for index, request in enumerate(requests):
+        if not request.tensors or not all(isinstance(t, np.ndarray) for t in request.tensors.values()):
+            raise RecipeError(
+                f"{recipe.path.name}: request {index}: tensors are to be numpy arrays by input name"
+            )
+    return requests
+
+
+def compare_requests(recipe: Recipe, folder: BuildFolder) -> tuple[int, list[str]]:
+    """Whether the handler turns each of the recipe's requests into the tensors that the recipe says."""
+    handler = load_handler(recipe, folder.path)
+    failures = []
+    requests = recipe_requests(recipe)
+    for index, request in enumerate(requests):
+        where = f"handler {recipe.handler}, request {index}"
+        answer = InferenceRequest(request.fields())
+        try:
+            tensors = handler.decode(answer)
+        except Exception as err:  # The handler is a user's code; the reason is what verify is asked for.
+            failures.append(f"{where}: {type(err).__name__}: {err}")
+            continue
+        if set(tensors) != set(request.tensors):
+            failures.append(f"{where}: tensors {sorted(tensors)}, expected {sorted(request.tensors)}")
+            continue
+        for name, expected in request.tensors.items():
+            got = tensors[name]
+            if got.dtype != expected.dtype or got.shape != expected.shape:
+                failures.append(
+                    f"{where}: {name!r} is {got.dtype}{list(got.shape)}, expected "
+                    f"{expected.dtype}{list(expected.shape)}"
+                )
+            elif not np.array_equal(got, expected):
+                worst = float(np.abs(got.astype(np.float64) - expected.astype(np.float64)).max())
+                failures.append(f"{where}: {name!r} differs from the recipe's tensor by up to {worst:.3g}")
+    return len(requests), failures

