@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich.filesize import decimal
+
 from torchport import console as show
 from torchport.recipe import Recipe
 from torchport.store import Store
@@ -25,7 +27,7 @@ def export(recipe: Recipe, store: Store, force: bool) -> bool:
     with show.working("exporting") as tell:
         result = run(recipe, store.build(recipe.name, recipe.version), force=force, tell=tell)
     artifacts = result.record["artifacts"]
-    sizes = [f"{n} {e['bytes'] / 1e6:.1f} MB" for n, e in artifacts.items() if "bytes" in e]
+    sizes = [f"{n} {decimal(e['bytes'])}" for n, e in artifacts.items() if "bytes" in e]
     show.stage("export", result.done, result.why, ", ".join(sizes))
     return result.done
 
@@ -51,9 +53,9 @@ def package(recipe: Recipe, store: Store, backends: list[str] | None, force: boo
     from torchport.archive import package as run
 
     result = run(recipe, store, backends=backends, force=force)
-    size = result.path.stat().st_size / 1e6
+    size = decimal(result.path.stat().st_size)
     why = "packaged" if result.done else "the same bytes are there"
-    show.stage("package", result.done, why, f"{result.path} {size:.1f} MB, sha256 {result.sha256[:12]}")
+    show.stage("package", result.done, why, f"{result.path} {size}, sha256 {result.sha256[:12]}")
     return result.done
 
 
