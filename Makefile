@@ -66,4 +66,4 @@ check: $(STAMP) ## ruff, mypy, and the tests that start no server
 	$(BIN)/python -m pytest -m "not serving"
 
 clean: ## remove what was built; the virtual environment stays
-	rm -rf model_store .run .cache build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf model_store .run .cache build dist logs key_file.json .pytest_cache .mypy_cache .ruff_cache

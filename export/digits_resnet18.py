@@ -99,8 +99,9 @@ class DigitsResNet18(Recipe):
         digit.resize((200, 150)).convert("RGB").save(jpeg, "JPEG", quality=95)
         bodies = {"image/png": test_files[0], "image/jpeg": jpeg.getvalue()}
         return [
-            Request(body=body, content_type=kind, tensors={"image": preprocess([body])})
+            Request(body=body, content_type=kind, params=params, tensors={"image": preprocess([body])})
             for kind, body in bodies.items()
+            for params in ({}, {"k": "3"})
         ]
 
     def heldout(self):

@@ -1,7 +1,11 @@
 """An image in, its most likely labels with their probabilities out, best first.
 
-    curl -T seven.png 'http://127.0.0.1:8080/predictions/digits_resnet18?k=3'
-    {"7": 0.998, "1": 0.001, "9": 0.0004}
+    curl -T seven.png http://127.0.0.1:8080/predictions/digits_resnet18
+    {"7": 0.99, "9": 0.008, "4": 0.001, "3": 0.0004, "8": 0.0001}
+    curl -F data=@seven.png -F k=2 http://127.0.0.1:8080/predictions/digits_resnet18
+    {"7": 0.99, "9": 0.008}
+
+(TorchServe shows its handlers no query, so `k` is a field of a form.)
 
 Options (the recipe's `handler_options`): `image`, an `ImageTransform`; `labels`, a list of names,
 or an asset `labels.txt` with one a line; `top_k`, how many to answer with when the request does

@@ -1,7 +1,7 @@
 """Numbers in, numbers out: one row, several rows, or named inputs, as JSON.
 
-curl --json '[4.0]' http://127.0.0.1:8080/predictions/linear                          # [14.02]
-curl --json '{"instances": [[4.0], [5.0]]}' http://127.0.0.1:8080/predictions/linear   # [[14.02], [17.02]]
+curl --json '[4.0]' http://127.0.0.1:8080/predictions/linear                          # [14.17]
+curl --json '{"instances": [[4.0], [5.0]]}' http://127.0.0.1:8080/predictions/linear   # [[14.17], [17.22]]
 """
 
 from typing import Any

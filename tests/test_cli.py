@@ -80,7 +80,7 @@ def test_infer_imports_no_torch(store_option):
         (["infer", "linear", "--input", "{bad"], 2, "neither a file nor JSON"),
         (["infer", "linear", "--input", "null"], 2, "null is no request"),
         (["infer", "linear", "--input", "[1, 2]"], 2, "expected float32"),
-        (["infer", "nothing"], 2, "torchport ship nothing"),
+        (["infer", "nothing"], 2, "not 'nothing'"),
         (["infer", "linear", "--version", "9"], 2, "has the versions 1.0"),
         (["train", "nothing"], 2, "no recipe 'nothing'"),
         (["train", "linear", "--weights", "nowhere.pt"], 2, "no weights file"),
@@ -131,6 +131,13 @@ def test_list_shows_task_state_and_metric(store_option):
     assert "heldout_mse" in line
 
 
+def test_version_and_help():
+    import torchport as library
+
+    assert torchport("--version").stdout == f"torchport {library.__version__}\n"
+    assert "restart" in torchport("torchserve", "-h").stdout
+
+
 def test_init_writes_what_ships(tmp_path):
     done = torchport("init", "mine", "--handler", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -168,5 +175,5 @@ def test_no_java_and_an_empty_store(store_option, tmp_path):
 def test_what_does_not_run_can_be_stopped(tmp_path):
     done = torchport("torchserve", "stop", "--run", tmp_path)
     assert done.returncode == 0
-    assert "no TorchServe of ours runs" in done.stdout
+    assert "no TorchServe started by torchport runs" in done.stdout
     assert torchport("torchserve", "status", "--run", tmp_path).returncode == 1

@@ -54,11 +54,22 @@ JSON = {"Content-Type": "application/json"}
 def test_json_goes_and_comes(server):
     server.replies = [(200, JSON, b"[14.0]")]
     with Client(server.url) as client:
-        assert client.predict("a/b", json=[4.0], version="1.0", params={"k": "3"}) == [14.0]
+        assert client.predict("a/b", json=[4.0], version="1.0") == [14.0]
     command, path, headers, body = server.seen[0]
-    assert (command, path) == ("POST", "/predictions/a%2Fb/1.0?k=3")
+    assert (command, path) == ("POST", "/predictions/a%2Fb/1.0")
     assert headers["Content-Type"] == "application/json"
     assert json.loads(body) == [4.0]
+
+
+def test_parameters_go_as_fields_of_a_form(server):
+    server.replies = [(200, JSON, b"{}")]
+    with Client(server.url) as client:
+        client.predict("digits", body=b"\x89PNG", content_type="image/png", params={"k": "3"})
+    _, path, headers, body = server.seen[0]
+    assert path == "/predictions/digits"
+    assert headers["Content-Type"].startswith("multipart/form-data")
+    assert b'name="data"; filename="data"\r\nContent-Type: image/png\r\n\r\n\x89PNG\r\n' in body
+    assert b'name="k"\r\n\r\n3\r\n' in body
 
 
 def test_other_answers_are_bytes(server):
@@ -125,7 +136,7 @@ def test_keys_are_read_anew_for_each_request(server, tmp_path):
     server.replies = [(200, JSON, b'{"status": "Healthy"}')]
     key_file = tmp_path / "key_file.json"
     with Client(server.url, "http://127.0.0.1:9", key_file=key_file) as client:
-        with pytest.raises(ServerError, match="not a readable TorchServe key file"):
+        with pytest.raises(ServerError, match="no key file"):
             client.ping()
         for key in ("one", "two"):
             key_file.write_text(json.dumps({"inference": {"key": key}}))

@@ -100,10 +100,10 @@ def test_nothing_is_exported_without_training(write_recipe, store):
         ("        return self.inner(x) * float(x.shape[0])", r"tiny_recipe.py:\d+: a Python value is taken"),
         (
             "        return self.inner(x)[:, :1]",
-            r"tiny_recipe.py: graph 'main' in eager .*got float32\[2, 1\]",
+            r"tiny_recipe.py: Net on inputs x \[2, 3\]: output 'y': got float32\[2, 1\]",
         ),
         ("        return self.inner(x).double()", r"got float64\[2, 2\], expected float32"),
-        ("        return self.inner(x[:, :2])", r"tiny_recipe.py:\d+: graph 'main' in eager"),
+        ("        return self.inner(x[:, :2])", r"tiny_recipe.py:\d+: Net on inputs"),
         ("        return self.inner(x), x", "returns 2 outputs"),
         ("        return self.inner(x)[:2]", r"(?s)'batch' came out fixed at 2|must equal"),
     ],

@@ -197,8 +197,8 @@ def test_a_wrong_normalisation_in_the_handler_fails(shipped, digits_archive, tmp
     from torchport.handler_file import compare_requests
 
     count, failures = compare_requests(recipe, shipped.build("digits_resnet18", "1.0"))
-    assert count == 2
-    assert len(failures) == 2
+    assert count == 4
+    assert len(failures) == 4
     assert "'image' differs" in failures[0]
 
 
@@ -321,9 +321,8 @@ def test_correct_models_pass_without_touching_a_tolerance(built, kind):
 def test_samples_that_do_not_fit_are_named(built):
     from torchport.errors import RecipeError
 
-    recipe, folder = built(("standard_normal((4, 3))", "standard_normal((4, 5))"))
     with pytest.raises(RecipeError, match="sample 0 of graph 'main'.*expected float32"):
-        verify(recipe, folder)
+        built(("standard_normal((4, 3))", "standard_normal((4, 5))"))
 
 
 def test_a_model_that_answers_otherwise_each_time_fails(built):
@@ -442,6 +441,15 @@ def test_an_output_of_no_dimensions(built):
 def test_wrong_samples_and_requests_are_named(built, old, new, reason):
     from torchport.errors import RecipeError
 
-    recipe, folder = built((old, new))
     with pytest.raises(RecipeError, match=reason):
-        verify(recipe, folder)
+        verify(*built((old, new)))
+
+
+def test_a_handler_that_cannot_write_an_answer_fails_with_its_line(built, tmp_path):
+    recipe, folder = built()
+    (tmp_path / "recipes" / "regressor.py").write_text(
+        "import torchport_runtime as runtime\n\n\nclass Mine(runtime.Handler):\n"
+        "    def encode(self, request, outputs):\n        return outputs['yy'].tolist()\n"
+    )
+    (failure,) = verify(recipe, folder).failures
+    assert "regressor.py:6: answer: KeyError: 'yy'" in failure

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from torchport.errors import StaleError, TrainingError
+from torchport.errors import StaleError, TorchportError, TrainingError
 from torchport.recipe_file import load_recipe
 from torchport.store import read_json
 from torchport.training import train, trained_model
@@ -211,3 +211,26 @@ def test_weights_changed_after_training(recipe, folder):
     with pytest.raises(StaleError, match="weights.pt has changed"):
         trained_model(recipe, folder)
     assert train(recipe, folder).why == "weights.pt is not what training wrote"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        (
+            "nn.Linear(3, 2)",
+            "nn.Linear(3, 5)",
+            r"output 'y': got float32\[2, 5\], expected float32\[batch, 2\]",
+        ),
+        ("nn.Linear(3, 2)", "nn.Linear(4, 2)", "Linear on inputs x"),
+        ("nn.Linear(3, 2)", "None", r"build\(\) gives NoneType"),
+        ("standard_normal((4, 3))", "standard_normal((4, 5))", "sample 0 of graph 'main'"),
+        ('"regressor"', '"broken"', r"broken.py:1: import: ModuleNotFoundError"),
+    ],
+)
+def test_what_does_not_fit_is_found_before_training(write_recipe, folder, old, new, reason):
+    path = write_recipe(TRAINED, (old, new))
+    (path.parent / "broken.py").write_text("import nothere\n")
+    with pytest.raises(TorchportError, match=reason):
+        train(load_recipe(path), folder)
+    assert not folder.checkpoint.exists()
+    assert not (folder.path / "assets.new").exists()

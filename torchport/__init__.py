@@ -2,7 +2,7 @@
 
 import torchport
 model = torchport.load("model_store/linear-1.0.mar")
-model.predict([4.0])                                # [14.02]
+model.predict([4.0])                                # [14.17]
 """
 
 from torchport.errors import TorchportError

@@ -152,7 +152,7 @@ def _heldout_metrics(recipe: Recipe, client: Client) -> dict[str, float]:
 
 def _compare_metrics(served: Mapping[str, float], trained: Mapping[str, float]) -> list[str]:
     return [
-        f"held-out {name} is {value:.6g} when served, {trained[name]:.6g} when trained"
+        f"{name} is {value:.6g} when served, {trained[name]:.6g} when trained"
         for name, value in served.items()
         if name in trained and not math.isclose(value, trained[name], rel_tol=RTOL, abs_tol=ATOL)
     ]

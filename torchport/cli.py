@@ -7,16 +7,30 @@ Exit codes: 0 done, 1 a check said no, 2 what was given is wrong.
 
 from __future__ import annotations
 
-import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.markup import escape
 
+import torchport
+from torchport import cli_torchserve, stages
 from torchport import console as show
-from torchport import stages
+from torchport.cli_options import (
+    CACHE,
+    STORE,
+    CacheOpt,
+    ForceOpt,
+    ModelArg,
+    ParamOpt,
+    RecipeArg,
+    SeedOpt,
+    StoreOpt,
+    VersionOpt,
+    WeightsOpt,
+)
 from torchport.errors import TorchportError
 from torchport.store import Store
 
@@ -24,28 +38,9 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
-    help="From a PyTorch training script to a served, verified endpoint.",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-torchserve_app = typer.Typer(no_args_is_help=True, help="Start and stop TorchServe on the store.")
-app.add_typer(torchserve_app, name="torchserve")
-
-RecipeArg = Annotated[str, typer.Argument(help="A recipe's name, or the path of its file.")]
-ModelArg = Annotated[str, typer.Argument(help="A model's name in the store.")]
-StoreOpt = Annotated[Path, typer.Option("--store", envvar="TORCHPORT_STORE", help="The model store.")]
-ForceOpt = Annotated[bool, typer.Option("--force", help="Do it again even if nothing changed.")]
-SeedOpt = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of data, weights, order.")]
-WeightsOpt = Annotated[
-    Path | None, typer.Option("--weights", help="A state_dict to take in training's place.")
-]
-CacheOpt = Annotated[
-    Path, typer.Option("--cache", envvar="TORCHPORT_CACHE", help="Where data sets are kept.")
-]
-VersionOpt = Annotated[str | None, typer.Option("--version", help="The newest unless given.")]
-RunOpt = Annotated[Path, typer.Option("--run", help="Where servers keep configuration, logs and pid.")]
-PortOpt = Annotated[
-    int, typer.Option("--port", min=1024, max=64000, help="Of predictions; the others move along.")
-]
-STORE, CACHE, RUN = Path("model_store"), Path(".cache"), Path(".run")
+app.add_typer(cli_torchserve.app, name="torchserve")
 
 
 def main() -> None:
@@ -58,6 +53,21 @@ def main() -> None:
     except KeyboardInterrupt:
         show.problem("interrupted; what was finished is kept, and training goes on from its checkpoint")
         sys.exit(130)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        show.say(f"torchport {torchport.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it and end.")
+    ] = False,
+) -> None:
+    """From a PyTorch training script to a served, verified endpoint."""
 
 
 @app.command()
@@ -148,17 +158,18 @@ def ship(
     if not any(worked):
         show.say("nothing had to be done again; asking once more")
     stages.check(loaded, target, None)
-    show.say(f"serve it: torchport torchserve start; then: torchport query {loaded.name}")
+    show.say(f"serve it: torchport torchserve restart; then: torchport query {loaded.name}")
 
 
 @app.command()
 def infer(
     name: ModelArg,
     input_: Annotated[
-        str | None, typer.Option("--input", help="A file or JSON; the model's own sample unless given.")
+        str | None, typer.Option("--input", "--data", help="A file or JSON; else the model's own sample.")
     ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N.")] = "auto",
     repeat: Annotated[int, typer.Option("--repeat", min=1, help="How often, for the latency.")] = 100,
+    param: ParamOpt = None,
     version: VersionOpt = None,
     store: StoreOpt = STORE,
 ) -> None:
@@ -167,7 +178,9 @@ def infer(
     from torchport.inference import infer as run
 
     archive = find_archive(Store(store), name, version)
-    result = run(archive, read_input(input_, archive), device=device, repeat=repeat)
+    request = read_input(input_, archive)
+    request = replace(request, params={**request.params, **_pairs(param or [])})
+    result = run(archive, request, device=device, repeat=repeat)
     show.answer(result.answer)
     show.say(f"provider: {', '.join(sorted(set(result.providers.values())))}")
     show.say(
@@ -180,22 +193,20 @@ def infer(
 def query(
     name: ModelArg,
     data: Annotated[
-        str | None, typer.Option("--data", help="A file or JSON; the model's own sample unless given.")
+        str | None, typer.Option("--data", "--input", help="A file or JSON; else the model's own sample.")
     ] = None,
     version: VersionOpt = None,
     url: Annotated[
         str, typer.Option("--url", envvar="TORCHPORT_URL", help="Of the server.")
     ] = "http://127.0.0.1:8080",
-    param: Annotated[
-        list[str] | None, typer.Option("--param", help="Of the query, such as k=3; may be repeated.")
-    ] = None,
+    param: ParamOpt = None,
     key_file: Annotated[
         Path | None, typer.Option("--key-file", help="TorchServe's key_file.json, with tokens on.")
     ] = None,
     timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds.")] = 60.0,
     store: StoreOpt = STORE,
 ) -> None:
-    """Ask a running server, TorchServe or torchport's; prints the answer."""
+    """Ask a running server; prints the answer."""
     from torchport.client import Client
     from torchport.inference import find_archive, read_input
 
@@ -244,61 +255,6 @@ def init(
     for path in scaffold(name, folder, with_handler=handler):
         show.say(f"wrote {path}")
     show.say(f"next: torchport ship {folder / name}.py")
-
-
-@torchserve_app.command("start")
-def torchserve_start(
-    store: StoreOpt = STORE,
-    ts_config: Annotated[
-        Path | None, typer.Option("--ts-config", help="A config.properties; torchport's own unless given.")
-    ] = None,
-    port: PortOpt = 8080,
-    run: RunOpt = RUN,
-) -> None:
-    """Start TorchServe on the store's archives and wait until every worker is ready."""
-    from torchport.torchserve import start
-    from torchport.torchserve_setup import Ports
-
-    ports = Ports.starting_at(port)
-    with show.working("starting TorchServe"):
-        server = start(Store(store), _run_folder(run, port), config=ts_config, ports=ports)
-    show.say(f"TorchServe is ready on http://127.0.0.1:{port} (pid {server.pid}, logs in {server.run})")
-    for name, versions in Store(store).archives().items():
-        *older, newest = versions
-        also = f"; also {', '.join(older)}" if older else ""
-        option = "" if port == 8080 else f" --url http://127.0.0.1:{port}"
-        show.say(f"  {name} {newest}{also}: torchport query {name}{option}")
-    show.say(f"stop it: torchport torchserve stop{'' if port == 8080 else f' --port {port}'}")
-
-
-@torchserve_app.command("stop")
-def torchserve_stop(port: PortOpt = 8080, run: RunOpt = RUN) -> None:
-    """Stop the TorchServe that was started on this port."""
-    from torchport.torchserve import running
-
-    server = running(_run_folder(run, port))
-    if server is None:
-        show.say(f"no TorchServe of ours runs on port {port}")
-        return
-    with show.working("stopping TorchServe"):
-        server.stop()
-    show.say(f"TorchServe on port {port} has stopped")
-
-
-@torchserve_app.command("status")
-def torchserve_status(port: PortOpt = 8080, run: RunOpt = RUN) -> None:
-    """Say whether the TorchServe on this port runs; exit 1 if it does not."""
-    from torchport.torchserve import describe_json, running
-
-    server = running(_run_folder(run, port))
-    if server is None:
-        show.say(f"no TorchServe of ours runs on port {port}")
-        raise typer.Exit(1)
-    show.answer(json.loads(describe_json(server)))
-
-
-def _run_folder(run: Path, port: int) -> Path:
-    return run / f"torchserve-{port}"
 
 
 def _pairs(given: list[str]) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """A typed client for TorchServe's REST API, whichever server speaks it.
 
 client = Client()                                  # http://127.0.0.1:8080 and :8081
-client.predict("linear", json=[4.0])               # [14.02]
+client.predict("linear", json=[4.0])               # [14.17]
 client.predict("digits_resnet18", body=Path("seven.png").read_bytes(), params={"k": "3"})
 """
 
@@ -83,6 +83,9 @@ class Client:
     ) -> Any:
         """The answer to one request: decoded JSON, or bytes where the answer is something else.
 
+        `params` go along as fields of a multipart form, the body as its part `data`: TorchServe keeps a
+        query from its handlers.
+
         Raises:
             ServerError: no server there, or no answer in time.
             RequestError: an error status; it carries the status and the server's reason.
@@ -93,8 +96,10 @@ class Client:
             body, content_type = json_module.dumps(json).encode(), "application/json"
         path = f"{self.url}/predictions/{quote(model, safe='')}"
         path += f"/{quote(version, safe='')}" if version else ""
-        response = self._send("POST", path, body, {"Content-Type": content_type}, params)
-        return _decoded(response)
+        if params:
+            parts = {"data": ("data", body, content_type)} | {n: (None, v) for n, v in params.items()}
+            return _decoded(self._send("POST", path, parts=parts))
+        return _decoded(self._send("POST", path, body, {"Content-Type": content_type}))
 
     def models(self) -> dict[str, str]:
         """Archive names of all models' default versions, by model name."""
@@ -144,12 +149,14 @@ class Client:
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
         params: Mapping[str, str] | None = None,
+        parts: Mapping[str, Any] | None = None,
     ) -> requests.Response:
         try:
             response = self._session.request(
                 method,
                 url,
                 data=body,
+                files=parts,
                 headers={**(headers or {}), **self._authorisation(url)},
                 params=params,
                 timeout=(min(self._timeout, 5.0), self._timeout),
@@ -179,6 +186,10 @@ class Client:
         try:
             # Read anew each time: TorchServe rewrites the file when keys are renewed.
             key = json_module.loads(self._key_file.read_text(encoding="utf-8"))[kind]["key"]
+        except FileNotFoundError as err:
+            raise ServerError(
+                f"no key file {self._key_file}: TorchServe writes it where it was started, with tokens on"
+            ) from err
         except (OSError, ValueError, KeyError, TypeError) as err:
             raise ServerError(f"{self._key_file}: not a readable TorchServe key file") from err
         return {"Authorization": f"Bearer {key}"}

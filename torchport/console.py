@@ -14,6 +14,7 @@ from rich.progress import track
 from rich.table import Table
 
 from torchport.archive_file import ArchiveContents
+from torchport_runtime import TensorSpec
 
 T = TypeVar("T")
 
@@ -54,8 +55,11 @@ def exchange(sent: str, got: Any) -> None:
 
 
 def progress(items: Iterable[T], description: str, total: int | None) -> Iterable[T]:
-    """A progress bar on a terminal; nothing where there is none."""
-    return track(items, description, total=total, console=err, transient=True, disable=not err.is_terminal)
+    """A progress bar on a terminal; where there is none, a line when it begins."""
+    if not err.is_terminal:
+        err.print(escape(description))
+        return items
+    return track(items, description, total=total, console=err, transient=True)
 
 
 @contextmanager
@@ -103,7 +107,7 @@ def archive(contents: ArchiveContents) -> None:
         say(f"runs with: {settings}")
     for graph, signature in contents.signature.get("graphs", {}).items():
         for role in ("inputs", "outputs"):
-            specs = ", ".join(f"{n} {s['dtype']}{s['shape']}" for n, s in signature[role].items())
+            specs = ", ".join(f"{n} {TensorSpec.from_json(s)}" for n, s in signature[role].items())
             say(f"graph {graph}, {role}: {specs}")
     table = Table("file", "bytes", "sha256", box=SIMPLE)
     for entry in contents.entries:

@@ -226,6 +226,7 @@ def check_eager_outputs(
     except Exception as err:  # forward is the user's code: whatever it raises is reported with its line.
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
         raise ExportError(
-            f"{where_in_user_code(err, recipe)}: graph {graph!r} in eager PyTorch on {shapes}: "
-            f"{type(err).__name__}: {str(err)[:400]}"
+            f"{where_in_user_code(err, recipe)}: {type(module).__name__} on inputs {shapes}: "
+            f"{str(err)[:400] or type(err).__name__} (the recipe's inputs and outputs are to be "
+            "what forward takes and returns)"
         ) from err

@@ -1,4 +1,4 @@
-"""A recipe's handler in process, without a model, and whether it reads requests as the recipe says."""
+"""A recipe's handler in process, and whether it reads requests and writes answers as the recipe says."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import base64
 import importlib.util
 import inspect
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from torchport.errors import RecipeError
+from torchport.certificate import backend_options
+from torchport.errors import BackendError, RecipeError
 from torchport.recipe import Recipe, Request
 from torchport.recipe_file import find_handler
 from torchport.store import BuildFolder
@@ -48,7 +51,7 @@ def handler_class(path: Path) -> type[Handler]:
 
 
 def load_handler(recipe: Recipe, folder: Path) -> Handler:
-    """The recipe's handler with signature, options and assets read from a build folder.
+    """The recipe's handler with signature, options, assets and, where it loads, the model of a build folder.
 
     Raises:
         RecipeError: the handler does not load, or its `setup` fails.
@@ -57,6 +60,8 @@ def load_handler(recipe: Recipe, folder: Path) -> Handler:
     with running(path, "setup"):
         handler = handler_class(path)()
         handler.describe(folder, dict(recipe.handler_options))
+    with suppress(BackendError):  # A graph that does not load is reported where it is compared.
+        handler.load(folder, backend_options(recipe, recipe.ships[0], "cpu"), dict(recipe.handler_options))
     return handler
 
 
@@ -88,29 +93,37 @@ def recipe_requests(recipe: Recipe) -> list[Request]:
 
 
 def compare_requests(recipe: Recipe, folder: BuildFolder) -> tuple[int, list[str]]:
-    """Whether the handler turns each of the recipe's requests into the tensors that the recipe says."""
+    """Whether the handler turns each of the recipe's requests into the tensors that the recipe says, and
+    the exported model's outputs into an answer. Returns how many requests there were, and what failed.
+    """
+    path = find_handler(recipe)
     handler = load_handler(recipe, folder.path)
     failures = []
     requests = recipe_requests(recipe)
-    for index, request in enumerate(requests):
+    for index, sent in enumerate(requests):
         where = f"handler {recipe.handler}, request {index}"
-        answer = InferenceRequest(request.fields())
+        request = InferenceRequest(sent.fields())
         try:
-            tensors = handler.decode(answer)
-        except Exception as err:  # The handler is a user's code; the reason is what verify is asked for.
-            failures.append(f"{where}: {type(err).__name__}: {err}")
-            continue
-        if set(tensors) != set(request.tensors):
-            failures.append(f"{where}: tensors {sorted(tensors)}, expected {sorted(request.tensors)}")
-            continue
-        for name, expected in request.tensors.items():
-            got = tensors[name]
-            if got.dtype != expected.dtype or got.shape != expected.shape:
-                failures.append(
-                    f"{where}: {name!r} is {got.dtype}{list(got.shape)}, expected "
-                    f"{expected.dtype}{list(expected.shape)}"
-                )
-            elif not np.array_equal(got, expected):
-                worst = float(np.abs(got.astype(np.float64) - expected.astype(np.float64)).max())
-                failures.append(f"{where}: {name!r} differs from the recipe's tensor by up to {worst:.3g}")
+            with running(path, "decode"):
+                tensors = handler.decode(request)
+                problems = list(_differences(tensors, sent.tensors))
+            failures += [f"{where}: {problem}" for problem in problems]
+            if not problems and handler.backends:
+                with running(path, "answer"):
+                    handler.encode(request, handler.infer(tensors))
+        except RecipeError as err:
+            failures.append(f"{where}: {err}")
     return len(requests), failures
+
+
+def _differences(tensors: Any, expected: Mapping[str, np.ndarray]) -> Iterator[str]:
+    if set(tensors) != set(expected):
+        yield f"tensors {sorted(tensors)}, expected {sorted(expected)}"
+        return
+    for name, wanted in expected.items():
+        got = tensors[name]
+        if got.dtype != wanted.dtype or got.shape != wanted.shape:
+            yield f"{name!r} is {got.dtype}{list(got.shape)}, expected {wanted.dtype}{list(wanted.shape)}"
+        elif not np.array_equal(got, wanted):
+            worst = float(np.abs(got.astype(np.float64) - wanted.astype(np.float64)).max())
+            yield f"{name!r} differs from the recipe's tensor by up to {worst:.3g}"

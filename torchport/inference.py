@@ -76,7 +76,7 @@ def find_archive(store: Store, name: str, version: str | None = None) -> Path:
     versions = store.archives().get(name, {})
     if not versions:
         have = ", ".join(store.archives()) or "no archives"
-        raise ArchiveError(f"{store.path} holds {have}, not {name!r}: torchport ship {name} makes it")
+        raise ArchiveError(f"{store.path} holds {have}, not {name!r}: torchport ship RECIPE makes an archive")
     if version is None:
         return list(versions.values())[-1]
     if version not in versions:

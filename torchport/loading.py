@@ -2,7 +2,7 @@
 torch where the backend is ONNX Runtime.
 
     with torchport.load("model_store/linear-1.0.mar") as model:
-        model.predict([4.0])                              # [14.02]
+        model.predict([4.0])                              # [14.17]
         model.predict(Path("seven.png").read_bytes(), k=3)
 """
 

@@ -10,8 +10,11 @@ from torchport.store import BuildFolder, Store, read_json
 
 
 def overview(store: Store) -> list[dict[str, str]]:
-    """One row per recipe; one that does not load says why instead of its state."""
+    """One row per recipe, one that does not load saying why instead of its state; and one per model version
+    of the store that came from a file elsewhere.
+    """
     rows = []
+    named = set()
     for name, path in sorted(recipe_paths().items()):
         row = {"recipe": name, "version": "", "task": "", "state": "", "metrics": ""}
         try:
@@ -20,8 +23,7 @@ def overview(store: Store) -> list[dict[str, str]]:
             rows.append(row | {"state": f"does not load: {err}"})
             continue
         folder = store.build(recipe.name, recipe.version)
-        training = folder.training_record() or {}
-        metrics = ", ".join(f"{k} {v:.4g}" for k, v in training.get("metrics", {}).items())
+        named.add(folder.path)
         task = (inspect.getdoc(recipe) or "").splitlines()[:1]
         rows.append(
             row
@@ -29,10 +31,27 @@ def overview(store: Store) -> list[dict[str, str]]:
                 "version": recipe.version,
                 "task": "".join(task),
                 "state": _state(store, folder),
-                "metrics": metrics,
+                "metrics": _metrics(folder),
             }
         )
+    for path in sorted((store.path / ".build").glob("*/*")):
+        folder = store.build(path.parent.name, path.name)
+        if path.is_dir() and folder.path not in named:
+            rows.append(
+                {
+                    "recipe": folder.name,
+                    "version": folder.version,
+                    "task": "(a recipe file elsewhere)",
+                    "state": _state(store, folder),
+                    "metrics": _metrics(folder),
+                }
+            )
     return rows
+
+
+def _metrics(folder: BuildFolder) -> str:
+    training = folder.training_record() or {"metrics": {}}
+    return ", ".join(f"{k} {v:.4g}" for k, v in training["metrics"].items())
 
 
 def _state(store: Store, folder: BuildFolder) -> str:

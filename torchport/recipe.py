@@ -41,7 +41,7 @@ class Request:
     Args:
         json: the body as an object; sent with the content type `application/json`. Or:
         body: the body as bytes, with its `content_type`.
-        params: the query's parameters.
+        params: named fields beside the body, such as k; they go as a multipart form.
         tensors: by input name, with a leading batch dimension, exactly.
 
     Raises:

@@ -40,7 +40,8 @@ def verify(recipe: Recipe, store: Store, force: bool, devices: list[str] | None)
         result = run(
             recipe, store.build(recipe.name, recipe.version), devices=devices, force=force, tell=tell
         )
-    show.parity(result.certificate)
+    if result.done:
+        show.parity(result.certificate)
     if result.failures:
         shown = "\n  ".join(result.failures[:20])
         more = f"\n  and {len(result.failures) - 20} more in parity.json" if len(result.failures) > 20 else ""
@@ -67,7 +68,7 @@ def check(recipe: Recipe, store: Store, backend: str | None) -> None:
     with show.working("serving") as tell:
         result = require(run(recipe, store, backend=backend, tell=tell))
     record = result.record
-    numbers = "".join(f", held-out {k} {v:.5g}" for k, v in record["metrics"].items())
+    numbers = "".join(f", served {k} {v:.5g}" for k, v in record["metrics"].items())
     detail = f"{record['requests_compared']} answers as in process{numbers}"
     show.stage("check", True, f"{record['server']}, {record['backend']}", detail)
     for request, answer in zip(recipe_requests(recipe), result.answers, strict=True):

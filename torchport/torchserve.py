@@ -10,7 +10,6 @@ that two can run side by side.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import subprocess
@@ -49,12 +48,16 @@ class TorchServe:
     started: float
     temporary: Path
 
+    @property
+    def key_file(self) -> Path:
+        """Where TorchServe writes its keys, if tokens are on."""
+        return self.run / "key_file.json"
+
     def client(self, **options: Any) -> Client:
-        key_file = self.run / "key_file.json"
         return Client(
             f"http://127.0.0.1:{self.ports.inference}",
             f"http://127.0.0.1:{self.ports.management}",
-            **{"key_file": key_file if key_file.is_file() else None, **options},
+            **{"key_file": self.key_file if self.key_file.is_file() else None, **options},
         )
 
     def is_running(self) -> bool:
@@ -88,7 +91,7 @@ class TorchServe:
                 left.kill()
         psutil.wait_procs([*alive, *workers], timeout=5)
         shutil.rmtree(self.temporary, ignore_errors=True)
-        (self.run / "key_file.json").unlink(missing_ok=True)
+        self.key_file.unlink(missing_ok=True)
         (self.run / "server.json").unlink(missing_ok=True)
 
     def __enter__(self) -> TorchServe:
@@ -137,7 +140,9 @@ def start(
     """
     ports = ports or Ports()
     if running(run) is not None:
-        raise ServerError(f"a TorchServe already runs from {run}: torchport torchserve stop")
+        raise ServerError(
+            f"a TorchServe already runs from {run}: torchport torchserve restart takes the store as it is"
+        )
     archives = store.archives()
     if not archives:
         raise ServerError(f"no archives in {store.path}: torchport ship linear makes one")
@@ -258,8 +263,3 @@ def _load_failure(server: TorchServe) -> str | None:
             errors = [later for later in lines[index:] if "Error" in later or "Exception" in later]
             return errors[-1].split(" - ", 1)[-1].strip() if errors else line
     return None
-
-
-def describe_json(server: TorchServe) -> str:
-    """What `torchport torchserve status` prints."""
-    return json.dumps({"pid": server.pid, "run": str(server.run), **asdict(server.ports)}, indent=2)

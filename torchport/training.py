@@ -66,6 +66,10 @@ def train(
         why = _why_train(record, inputs, folder)
         if record is not None and why is None and not force:
             return TrainingResult(False, record, "unchanged recipe and seed")
+        # Here, as the stages after this one import it.
+        from torchport.preflight import check_untrained
+
+        check_untrained(recipe)
         started = time.monotonic()
         model, metrics, run = _trained(recipe, folder, inputs, weights, cache, show)
         _refuse_nonfinite(model.state_dict())
@@ -184,10 +188,6 @@ def _trained(
     _seed_everything(run.seed)
     with running(recipe.path, "build", TrainingError):
         model = recipe.build()
-    if not isinstance(model, torch.nn.Module):
-        raise TrainingError(
-            f"{recipe.path.name}: build() gives {type(model).__name__}, expected an nn.Module"
-        )
     if weights is not None:
         load_weights(model, weights)
         return model, {}, run
@@ -220,7 +220,7 @@ def _deterministic() -> Iterator[None]:
 def _why_train(record: dict[str, Any] | None, inputs: dict[str, Any], folder: BuildFolder) -> str | None:
     """Why the weights cannot stay as they are; None if they can."""
     if record is None or not folder.weights.is_file():
-        return "not trained yet"
+        return "not trained before"
     before = record.get("inputs", {})
     if before.get("seed") != inputs["seed"]:
         return f"the seed was {before.get('seed')}, now {inputs['seed']}"

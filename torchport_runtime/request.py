@@ -113,7 +113,7 @@ class InferenceRequest:
             raise BadRequest("the body's JSON is nested too deep") from err
 
     def param(self, name: str, default: int, *, low: int, high: int) -> int:
-        """A whole number from the query or the form, `?name=3`; `default` where there is none.
+        """A whole number from a form's field (`curl -F k=3`) or the query; `default` where there is none.
 
         Raises:
             BadRequest: not a whole number from `low` to `high`.

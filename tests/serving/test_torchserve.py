@@ -111,6 +111,15 @@ def test_a_batch_of_eight_of_which_one_is_text(server, client, heldout):
     assert all(isinstance(answer, dict) and len(answer) == 5 for answer in answers)
 
 
+def test_k_is_a_field_of_the_form(server, client, heldout):
+    body = heldout[0].request.body
+    for k in (1, 3, 10):
+        assert len(client.predict("digits_resnet18", body=body, params={"k": str(k)})) == k
+    with pytest.raises(RequestError, match="a whole number from 1 to 10") as caught:
+        client.predict("digits_resnet18", body=body, params={"k": "99"})
+    assert caught.value.status == 400
+
+
 def test_backends_agree_and_the_accuracy_is_that_of_training(server, both, shipped, heldout, tmp_path):
     """Two servers at once, one for each backend, on all held-out digits."""
     environment = {"TORCHPORT_BACKEND": "torchscript"}
@@ -166,8 +175,8 @@ def test_tokens_when_asked_for(linear_archive, tmp_path):
             pytest.raises(RequestError, match="refused with 400"),
         ):
             stranger.predict("linear", json=[4.0])
-        assert (server.run / "key_file.json").stat().st_mode & 0o077 == 0
-    assert not (server.run / "key_file.json").exists()
+        assert server.key_file.stat().st_mode & 0o077 == 0
+    assert not server.key_file.exists()
 
 
 def test_stopping_leaves_nothing_behind(linear_archive, tmp_path):
