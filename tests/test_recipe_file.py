@@ -75,3 +75,8 @@ def test_what_a_recipe_imports_from_its_folder_is_among_its_sources(write_recipe
     assert set(load_recipe(path).sources) == {"tiny_recipe.py", "tiny_parts_of_a_recipe.py"}
     # And again, when it has been imported already.
     assert set(load_recipe(path).sources) == {"tiny_recipe.py", "tiny_parts_of_a_recipe.py"}
+
+
+def test_a_change_within_the_second_that_keeps_the_size_is_seen(write_recipe):
+    for version in ("1.0", "1.1", "1.2"):
+        assert load_recipe(write_recipe(('"1.0"', f'"{version}"'))).version == version

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
 import inspect
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +16,7 @@ from torchport.errors import BackendError, RecipeError
 from torchport.recipe import Recipe, Request
 from torchport.recipe_file import find_handler
 from torchport.store import BuildFolder
-from torchport.user_code import running
+from torchport.user_code import execute, running
 from torchport_runtime import Handler, InferenceRequest
 
 SAMPLE_BYTES = 256 * 1024
@@ -32,13 +30,7 @@ def handler_class(path: Path) -> type[Handler]:
         RecipeError: the file does not load, or defines no class or two (TorchServe wants exactly one).
     """
     name = f"torchport_handler_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise RecipeError(f"{path}: not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    with running(path, "import"):
-        spec.loader.exec_module(module)
+    module = execute(path, name)
     classes = [v for v in vars(module).values() if inspect.isclass(v) and v.__module__ == name]
     if len(classes) != 1 or not issubclass(classes[0], Handler):
         names = ", ".join(c.__name__ for c in classes) or "none"

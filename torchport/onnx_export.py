@@ -34,7 +34,8 @@ def export_onnx(program: ExportedProgram, signature: Signature) -> tuple[bytes, 
                 external_data=False,
                 verbose=False,
             )
-        assert exported is not None
+        if exported is None:
+            raise TypeError("torch.onnx.export gave no program")
         proto: onnx.ModelProto = exported.model_proto
     except Exception as err:  # The exporter's errors have a base class only inside torch.
         operator = re.search(r"aten[.:]+[\w.]+|prims[.:]+[\w.]+|torchvision[.:]+[\w.]+", str(err))

@@ -14,7 +14,6 @@ import re
 import sys
 import sysconfig
 from difflib import get_close_matches
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
@@ -23,7 +22,7 @@ from packaging.version import InvalidVersion, Version
 from torchport.errors import RecipeError
 from torchport.hashing import sha256_file
 from torchport.recipe import Recipe, Serving
-from torchport.user_code import running
+from torchport.user_code import execute, running
 from torchport_runtime import BackendOptions, Signature
 from torchport_runtime.options import ARTIFACT_SUFFIX
 from torchport_runtime.suggest import did_you_mean
@@ -129,18 +128,11 @@ def find_handler(recipe: Recipe) -> Path:
 def _execute(path: Path) -> ModuleType:
     # The module's name goes into exported artifacts, so it must not depend on the folder.
     name = f"torchport_recipe_{re.sub(r'[^A-Za-z0-9_]', '_', path.stem)}"
-    spec: ModuleSpec | None = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise RecipeError(f"{path}: not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
     folder = str(path.parent)
     if folder not in sys.path:
         # Last, so that a file beside the recipe cannot shadow a package.
         sys.path.append(folder)
-    with running(path, "import"):
-        spec.loader.exec_module(module)
-    return module
+    return execute(path, name)
 
 
 def _check_class(recipe: type[Recipe], path: Path) -> None:
