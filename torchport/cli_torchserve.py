@@ -56,6 +56,10 @@ def restart_server(
     run: RunOpt = RUN,
 ) -> None:
     """Stop the TorchServe on this port and start one on what the store holds now."""
+    from torchport.torchserve import require_startable
+
+    # Before the old one is stopped: what cannot start must not cost what runs.
+    require_startable(Store(store), ts_config)
     stop_server(port, run)
     start_server(store, ts_config, port, run)
 

@@ -114,6 +114,20 @@ def running(run: Path) -> TorchServe | None:
     return server if server.is_running() else None
 
 
+def require_startable(
+    store: Store, config: Path | None = None, python: Path | None = None
+) -> tuple[Path | None, list[str], dict[str, str]]:
+    """JAVA_HOME, the command and the configuration of a server to come; changes nothing.
+
+    Raises:
+        ServerError: TorchServe or Java is missing, the store is empty, `config` cannot be read.
+    """
+    if not store.archives():
+        raise ServerError(f"no archives in {store.path}: torchport ship linear makes one")
+    properties = properties_of(config or packaged_folder("deploy") / "config.properties")
+    return find_java_home(), server_command(python), properties
+
+
 def start(
     store: Store,
     run: Path,
@@ -143,17 +157,13 @@ def start(
         raise ServerError(
             f"a TorchServe already runs from {run}: torchport torchserve restart takes the store as it is"
         )
-    archives = store.archives()
-    if not archives:
-        raise ServerError(f"no archives in {store.path}: torchport ship linear makes one")
-    java_home = find_java_home()
-    command = server_command(python)
+    java_home, command, properties = require_startable(store, config, python)
     refuse_taken(ports)
+    archives = store.archives()
     run.mkdir(parents=True, exist_ok=True)
     run = run.resolve()
     # The worker sockets' paths must stay below 108 characters, so not below the run folder.
     temporary = Path(tempfile.mkdtemp(prefix="torchserve-"))
-    properties = properties_of(config or packaged_folder("deploy") / "config.properties")
     properties |= {"model_store": str(store.path.resolve()), "load_models": "all"}
     properties |= addresses(ports) | dict(settings or {})
     (run / "config.properties").write_text(

@@ -179,6 +179,33 @@ def test_tokens_when_asked_for(linear_archive, tmp_path):
     assert not server.key_file.exists()
 
 
+def test_a_restart_that_cannot_start_leaves_the_old_server(linear_archive, tmp_path):
+    alone = Store(tmp_path / "store")
+    alone.path.mkdir()
+    shutil.copy(linear_archive, alone.path)
+    ports = Ports.free()
+    (tmp_path / "tmp").mkdir()
+    restart = [sys.executable, "-m", "torchport", "torchserve", "restart", "--port", str(ports.inference)]
+    restart += ["--run", str(tmp_path)]
+    with start(alone, tmp_path / f"torchserve-{ports.inference}", ports=ports) as server:
+        for wrong, reason in (
+            (["--store", str(tmp_path / "empty")], "no archives in"),
+            (["--store", str(alone.path), "--ts-config", "nowhere.properties"], "cannot read nowhere"),
+        ):
+            done = subprocess.run(
+                [*restart, *wrong],
+                env={**os.environ, "TMPDIR": str(tmp_path / "tmp")},
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 2
+            assert reason in done.stderr
+            assert server.client().predict("linear", json=[4.0])
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
 def test_stopping_leaves_nothing_behind(linear_archive, tmp_path):
     alone = Store(tmp_path / "store")
     alone.path.mkdir()
