@@ -10,7 +10,7 @@ STAMP := $(VENV)/installed
 
 .DEFAULT_GOAL := help
 .PHONY: help install train export verify package ship check-served torchserve torchserve-stop query infer list \
-        test check clean
+        zoo test check clean
 
 help: ## the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,7 +20,7 @@ install: $(STAMP) ## .venv with all that the other targets need
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train,torchserve,test,check]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train,zoo,torchserve,test,check]'
 	touch $@
 
 train: $(STAMP) ## train MODEL: weights.pt, training.json
@@ -55,6 +55,10 @@ infer: $(STAMP) ## ask the model without a server, by ONNX Runtime
 
 list: $(STAMP) ## recipes and their state
 	$(TORCHPORT) list
+
+zoo: $(STAMP) ## ship every kind of model and hold each against its goal; exit 1 if any misses
+	$(BIN)/python tests/example_repo/make_checkpoint.py .cache/example/squeezenet.safetensors
+	$(TORCHPORT) zoo export/zoo.yaml
 
 test: $(STAMP) ## all tests, real TorchServe included
 	$(BIN)/python -m pytest

@@ -5,12 +5,19 @@
     curl -F data=@seven.png -F k=2 http://127.0.0.1:8080/predictions/digits_resnet18
     {"7": 0.99, "9": 0.008}
 
-(TorchServe shows its handlers no query, so `k` is a field of a form.)
+(TorchServe shows its handlers no query, so `k` is a field of a form.) Why this answer: which pixels spoke
+for the label, and which against it, in the model's own size; as numbers, or drawn with `draw=1`:
+
+    curl -T seven.png http://127.0.0.1:8080/explanations/digits_resnet18
+    {"label": "7", "probability": 0.99, "attributions": [[0.0, 0.01, ...], ...], "delta": 0.002}
+    curl -F data=@seven.png -F draw=1 -F label=9 http://127.0.0.1:8080/explanations/digits_resnet18 > why.png
 
 Options (the recipe's `handler_options`): `image`, an `ImageTransform`; `labels`, a list of names,
 or an asset `labels.txt` with one a line; `top_k`, how many to answer with when the request does
 not say (5).
 """
+
+from typing import Any
 
 import numpy as np
 
@@ -41,8 +48,32 @@ class ImageClassifier(runtime.Handler):
 
     def encode(self, request: runtime.InferenceRequest, outputs: dict[str, np.ndarray]) -> dict[str, float]:
         k = request.param("k", self.top_k, low=1, high=len(self.labels))
-        (logits,) = outputs.values()
-        scores = np.exp(logits[0].astype(np.float64) - logits[0].max())
-        probabilities = scores / scores.sum()
+        probabilities = self.probabilities(outputs)
         best = np.argsort(-probabilities, kind="stable")[:k]
         return {self.labels[index]: float(probabilities[index]) for index in best}
+
+    def explain(self, request: runtime.InferenceRequest, tensors: dict[str, np.ndarray]) -> Any:
+        draw = request.param("draw", 0, low=0, high=1)
+        probabilities = self.probabilities(self.infer("main", tensors))
+        label = request.text_param("label", self.labels[int(probabilities.argmax())])
+        if label not in self.labels:
+            raise runtime.BadRequest(
+                f"label={label[:40]!r}: one of {', '.join(self.labels[:20])} is expected"
+            )
+        target = self.labels.index(label)
+        (name,), (output,) = self.signature.inputs, self.signature.outputs
+        attributions, delta = runtime.integrated_gradients(
+            self.backends["main"], tensors, name=name, output=output, target=target
+        )
+        pixels = attributions[0].sum(axis=0)
+        if draw:
+            return runtime.Answer(runtime.heat_map(pixels), "image/png")
+        probability = float(probabilities[target])
+        return {"label": label, "probability": probability, "attributions": pixels, "delta": delta}
+
+    @staticmethod
+    def probabilities(outputs: dict[str, np.ndarray]) -> np.ndarray:
+        """The softmax of one row's logits."""
+        (logits,) = outputs.values()
+        scores = np.exp(logits[0].astype(np.float64) - logits[0].max())
+        return scores / scores.sum()

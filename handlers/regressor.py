@@ -15,6 +15,4 @@ class Regressor(runtime.Handler):
     """A model with one output answers with its values; one with several, with an object of them."""
 
     def encode(self, request: runtime.InferenceRequest, outputs: dict[str, np.ndarray]) -> Any:
-        one_row = self.signature.batch_dim is not None and not request.batched
-        values = {name: (array[0] if one_row else array).tolist() for name, array in outputs.items()}
-        return values if len(values) > 1 else next(iter(values.values()))
+        return request.values(self.signature, outputs)

@@ -1,6 +1,6 @@
 import pytest
 
-from torchport.errors import RecipeError
+from torchport.errors import MissingParameter, RecipeError
 from torchport.recipe_file import find_handler, load_recipe, recipe_paths
 
 
@@ -14,7 +14,13 @@ def test_a_good_recipe_loads(write_recipe):
 def test_the_shipped_recipes_load():
     assert {"linear", "digits_resnet18"} <= set(recipe_paths())
     for name in recipe_paths():
-        assert load_recipe(name).name == name
+        try:
+            assert load_recipe(name).name == name
+        except MissingParameter as err:
+            assert (name, err.options) in (
+                ("hub", ["--repo", "--entry", "--input"]),
+                ("pretrained", ["--model", "--input"]),
+            )
 
 
 @pytest.mark.parametrize(
@@ -29,6 +35,8 @@ def test_the_shipped_recipes_load():
         ('"tiny", "1.0"', '"torch", "1.0"', "'torch' is the name of an installed package"),
         ("inputs =", "input =", "did you mean 'inputs'"),
         ("outputs =", "outputs = 3 or", "outputs: got 3"),
+        ("outputs =", "goals = {'y': 'high'}\n    outputs =", "goals.'y'. = 'high': such as '>= 0.97'"),
+        ("outputs =", "optional_backends = ('onnxruntime',)\n    outputs =", "none of ships"),
         ("import torch\n", "import torhc\n", "tiny_recipe.py:3: import: ModuleNotFoundError"),
         ("class Tiny(Recipe):", "class Tiny(Recipe)", "tiny_recipe.py:7: syntax error"),
         ("class Tiny(Recipe):", "class Tiny:", "one class that subclasses Recipe is expected, found none"),

@@ -97,7 +97,7 @@ def test_a_killed_training_goes_on_and_ends_the_same(write_recipe, store, tmp_pa
     folder = type(store)(killed).build("tiny", "1.0")
     assert folder.checkpoint.is_file()
     assert not folder.weights.exists()
-    resumed = train(recipe, folder, cache=cache)
+    resumed = train(load_recipe(path, cache=cache), folder)
     assert resumed.record["weights_sha256"] == straight.record["weights_sha256"]
     assert resumed.record["assets"] == straight.record["assets"]
     assert not folder.checkpoint.exists()

@@ -5,6 +5,7 @@ model = torchport.load("model_store/linear-1.0.mar")
 model.predict([4.0])                                # [14.17]
 """
 
+from torchport.datasets import PackagedData
 from torchport.errors import TorchportError
 from torchport.loading import ArchivedModel, load
 from torchport.recipe import Example, Recipe, Request, Serving
@@ -16,6 +17,7 @@ __all__ = [
     "ArchivedModel",
     "Example",
     "ImageTransform",
+    "PackagedData",
     "Recipe",
     "Request",
     "Serving",

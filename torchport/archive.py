@@ -26,6 +26,7 @@ import yaml
 
 from torchport.certificate import require_certificate, runtime_folder
 from torchport.errors import ArchiveError, RecipeError
+from torchport.export import exported_backends
 from torchport.hashing import sha256_bytes, sha256_file
 from torchport.recipe import Recipe
 from torchport.recipe_file import find_handler
@@ -67,10 +68,11 @@ def package(
     folder = store.build(recipe.name, recipe.version)
     backends = tuple(backends or recipe.ships)
     for backend in backends:
-        if backend not in recipe.backends:
+        exported = exported_backends(recipe, folder)
+        if backend not in exported:
             raise RecipeError(
                 f"backend {backend!r} is not among those that {recipe.path.name} exports: "
-                f"{', '.join(recipe.backends)}"
+                f"{', '.join(exported)}"
             )
     with folder.lock():
         require_certificate(recipe, folder)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torchport_runtime
 from torchport.errors import StaleError
+from torchport.export import exported_backends
 from torchport.hashing import sha256_file, sha256_json, sha256_tree
 from torchport.recipe import Recipe
 from torchport.recipe_file import find_handler
@@ -50,7 +51,7 @@ def binding(recipe: Recipe, folder: BuildFolder) -> dict[str, Any]:
         "handler_options": sha256_json(dict(recipe.handler_options)),
         "runtime": runtime_digest(runtime_folder()),
         "assets": training["assets"],
-        "options": {b: backend_options(recipe, b).numerics() for b in recipe.backends},
+        "options": {b: backend_options(recipe, b).numerics() for b in exported_backends(recipe, folder)},
     }
 
 

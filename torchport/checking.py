@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torchport
+from torchport.answers import ATOL, RTOL, same_answer
 from torchport.client import Client
 from torchport.errors import CheckError, RecipeError, StaleError
+from torchport.goals import missed_goals
 from torchport.handler_file import recipe_requests
 from torchport.hashing import sha256_file
 from torchport.loading import load
@@ -29,10 +31,6 @@ from torchport.torchserve import start
 from torchport.torchserve_setup import Ports
 from torchport.user_code import running
 from torchport.versions import library_versions
-
-RTOL, ATOL = 1e-4, 1e-6
-"""Between one backend's answers in process and served: it is the same graph, but a server puts
-requests together as they come, and another batch size sums in another order."""
 
 CONCURRENCY = 16
 
@@ -46,7 +44,13 @@ class CheckResult:
 
     @property
     def failures(self) -> list[str]:
+        """Answers and metrics that are not those of the model in process."""
         return list(self.record["failures"])
+
+    @property
+    def missed(self) -> list[str]:
+        """The recipe's goals that its held-out metrics do not reach."""
+        return list(self.record["missed"])
 
 
 def check(
@@ -77,7 +81,7 @@ def check(
             tell("asking")
             with server.client() as client, load(archive, backend=backend) as model:
                 answers, failures = _compare_requests(recipe, client, model.predict)
-                metrics = _heldout_metrics(recipe, client)
+                metrics, count = _heldout_metrics(recipe, client)
             chosen = model.options.backend
     training = store.build(recipe.name, recipe.version).training_record() or {}
     failures += _compare_metrics(metrics, training.get("metrics", {}))
@@ -89,7 +93,10 @@ def check(
         "passed": not failures,
         "failures": failures,
         "requests_compared": len(answers),
+        "heldout_answers": count,
         "metrics": metrics,
+        "goals": dict(recipe.goals),
+        "missed": missed_goals(recipe.goals, metrics),
     }
     write_json(store.build(recipe.name, recipe.version).serving, record)
     return CheckResult(record, answers)
@@ -104,18 +111,6 @@ def ask(client: Client, recipe: Recipe, request: Request) -> Any:
         content_type=request.content_type,
         params=request.params,
     )
-
-
-def same_answer(one: Any, other: Any) -> bool:
-    """Whether two answers are the same, numbers within `RTOL` and `ATOL`."""
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return list(one) == list(other) and all(same_answer(one[k], other[k]) for k in one)
-    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
-        return len(one) == len(other) and all(map(same_answer, one, other))
-    if isinstance(one, float) or isinstance(other, float):
-        both = isinstance(one, (int, float)) and isinstance(other, (int, float))
-        return both and math.isclose(one, other, rel_tol=RTOL, abs_tol=ATOL)
-    return bool(one == other)
 
 
 def _compare_requests(
@@ -133,12 +128,12 @@ def _compare_requests(
     return answers, failures
 
 
-def _heldout_metrics(recipe: Recipe, client: Client) -> dict[str, float]:
-    """The recipe's metrics, computed from what the server answers to the held-out inputs."""
+def _heldout_metrics(recipe: Recipe, client: Client) -> tuple[dict[str, float], int]:
+    """The recipe's metrics, computed from what the server answers to the held-out inputs; and how many."""
     with running(recipe.path, "heldout"):
         examples = list(recipe.heldout())
     if not examples:
-        return {}
+        return {}, 0
 
     def served(example: Example) -> Any:
         return ask(client, recipe, example.request)
@@ -147,7 +142,7 @@ def _heldout_metrics(recipe: Recipe, client: Client) -> dict[str, float]:
         answers = list(pool.map(served, examples))
     with running(recipe.path, "score"):
         scores = recipe.score(answers, [example.expected for example in examples])
-        return {name: float(value) for name, value in scores.items()}
+        return {name: float(value) for name, value in scores.items()}, len(examples)
 
 
 def _compare_metrics(served: Mapping[str, float], trained: Mapping[str, float]) -> list[str]:
@@ -169,8 +164,10 @@ def require(result: CheckResult) -> CheckResult:
     """The result, or its failures as an error.
 
     Raises:
-        CheckError: the served model does not answer as it does in process.
+        CheckError: the served model does not answer as it does in process, or misses a goal.
     """
     if result.failures:
         raise CheckError("the served model is not the proven one:\n  " + "\n  ".join(result.failures))
+    if result.missed:
+        raise CheckError("held-out metrics, as served:\n  " + "\n  ".join(result.missed))
     return result

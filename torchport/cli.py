@@ -31,6 +31,7 @@ from torchport.cli_options import (
     VersionOpt,
     WeightsOpt,
 )
+from torchport.cli_recipe import TAKES_PARAMETERS, given_recipe
 from torchport.errors import TorchportError
 from torchport.store import Store
 
@@ -70,8 +71,9 @@ def options(
     """From a PyTorch training script to a served, verified endpoint."""
 
 
-@app.command()
+@app.command(context_settings=TAKES_PARAMETERS)
 def train(
+    ctx: typer.Context,
     recipe: RecipeArg,
     seed: SeedOpt = 0,
     weights: WeightsOpt = None,
@@ -80,36 +82,43 @@ def train(
     cache: CacheOpt = CACHE,
 ) -> None:
     """Train a recipe: weights.pt and training.json."""
-    from torchport.recipe_file import load_recipe
-
-    stages.train(load_recipe(recipe), Store(store), seed, weights, force, cache)
-
-
-@app.command()
-def export(recipe: RecipeArg, force: ForceOpt = False, store: StoreOpt = STORE) -> None:
-    """Export the trained model: TorchScript, ONNX, torch.export."""
-    from torchport.recipe_file import load_recipe
-
-    stages.export(load_recipe(recipe), Store(store), force)
+    target = Store(store)
+    loaded = given_recipe(ctx, recipe, target, cache, as_trained=False)
+    stages.train(loaded, target, seed, weights, force)
 
 
-@app.command()
-def verify(
+@app.command(context_settings=TAKES_PARAMETERS)
+def export(
+    ctx: typer.Context,
     recipe: RecipeArg,
     force: ForceOpt = False,
     store: StoreOpt = STORE,
+    cache: CacheOpt = CACHE,
+) -> None:
+    """Export the trained model: TorchScript, ONNX, torch.export."""
+    target = Store(store)
+    stages.export(given_recipe(ctx, recipe, target, cache), target, force)
+
+
+@app.command(context_settings=TAKES_PARAMETERS)
+def verify(
+    ctx: typer.Context,
+    recipe: RecipeArg,
+    force: ForceOpt = False,
+    store: StoreOpt = STORE,
+    cache: CacheOpt = CACHE,
     device: Annotated[
         list[str] | None, typer.Option("--device", help="cpu, cuda; may be given twice.")
     ] = None,
 ) -> None:
     """Prove that every export computes what the trained model computes: parity.json."""
-    from torchport.recipe_file import load_recipe
+    target = Store(store)
+    stages.verify(given_recipe(ctx, recipe, target, cache), target, force, device)
 
-    stages.verify(load_recipe(recipe), Store(store), force, device)
 
-
-@app.command()
+@app.command(context_settings=TAKES_PARAMETERS)
 def package(
+    ctx: typer.Context,
     recipe: RecipeArg,
     backend: Annotated[
         list[str] | None,
@@ -117,27 +126,29 @@ def package(
     ] = None,
     force: ForceOpt = False,
     store: StoreOpt = STORE,
+    cache: CacheOpt = CACHE,
 ) -> None:
     """Make the archive of what has passed parity: NAME-VERSION.mar."""
-    from torchport.recipe_file import load_recipe
+    target = Store(store)
+    stages.package(given_recipe(ctx, recipe, target, cache), target, backend, force)
 
-    stages.package(load_recipe(recipe), Store(store), backend, force)
 
-
-@app.command()
+@app.command(context_settings=TAKES_PARAMETERS)
 def check(
+    ctx: typer.Context,
     recipe: RecipeArg,
     backend: Annotated[str | None, typer.Option("--backend", help="Another than the archive's.")] = None,
     store: StoreOpt = STORE,
+    cache: CacheOpt = CACHE,
 ) -> None:
     """Serve the archive, ask it over HTTP, compare with the model in process: serving.json."""
-    from torchport.recipe_file import load_recipe
+    target = Store(store)
+    stages.check(given_recipe(ctx, recipe, target, cache), target, backend)
 
-    stages.check(load_recipe(recipe), Store(store), backend)
 
-
-@app.command()
+@app.command(context_settings=TAKES_PARAMETERS)
 def ship(
+    ctx: typer.Context,
     recipe: RecipeArg,
     seed: SeedOpt = 0,
     weights: WeightsOpt = None,
@@ -146,11 +157,10 @@ def ship(
     cache: CacheOpt = CACHE,
 ) -> None:
     """All of it: train, export, verify, package, check; prints a running server's answers."""
-    from torchport.recipe_file import load_recipe
-
-    loaded, target = load_recipe(recipe), Store(store)
+    target = Store(store)
+    loaded = given_recipe(ctx, recipe, target, cache, as_trained=False)
     worked = [
-        stages.train(loaded, target, seed, weights, force, cache),
+        stages.train(loaded, target, seed, weights, force),
         stages.export(loaded, target, force),
         stages.verify(loaded, target, force, None),
         stages.package(loaded, target, None, force),
@@ -162,10 +172,32 @@ def ship(
 
 
 @app.command()
+def zoo(
+    listed: Annotated[Path, typer.Argument(help="A YAML list of recipes, such as export/zoo.yaml.")],
+    seed: SeedOpt = 0,
+    store: StoreOpt = STORE,
+    cache: CacheOpt = CACHE,
+) -> None:
+    """Ship every recipe of a list; a table of metrics, goals, exports. Exit 1 if any misses."""
+    from torchport.zoo import read_list, ship_all
+
+    rows = []
+    for row in ship_all(read_list(listed), Store(store), seed=seed, cache=cache, show=show.progress):
+        show.zoo_row(row)
+        rows.append(row)
+    show.zoo(rows)
+    if not rows or not all(row.passed for row in rows):
+        raise typer.Exit(1)
+
+
+@app.command()
 def infer(
     name: ModelArg,
     input_: Annotated[
         str | None, typer.Option("--input", "--data", help="A file or JSON; else the model's own sample.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A file for the answer, such as a picture.")
     ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N.")] = "auto",
     repeat: Annotated[int, typer.Option("--repeat", min=1, help="How often, for the latency.")] = 100,
@@ -181,7 +213,7 @@ def infer(
     request = read_input(input_, archive)
     request = replace(request, params={**request.params, **_pairs(param or [])})
     result = run(archive, request, device=device, repeat=repeat)
-    show.answer(result.answer)
+    show.answer(result.answer, output)
     show.say(f"provider: {', '.join(sorted(set(result.providers.values())))}")
     show.say(
         f"latency: p50 {result.percentile_ms(50):.3f} ms, p99 {result.percentile_ms(99):.3f} ms "
@@ -203,6 +235,12 @@ def query(
     key_file: Annotated[
         Path | None, typer.Option("--key-file", help="TorchServe's key_file.json, with tokens on.")
     ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Ask /explanations: why this answer (TorchScript backend).")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A file for the answer, such as a picture.")
+    ] = None,
     timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds.")] = 60.0,
     store: StoreOpt = STORE,
 ) -> None:
@@ -220,8 +258,9 @@ def query(
             content_type=request.content_type,
             params=params,
             version=version,
+            explain=explain,
         )
-    show.answer(answer)
+    show.answer(answer, output)
 
 
 @app.command()

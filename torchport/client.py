@@ -80,11 +80,12 @@ class Client:
         content_type: str = "application/octet-stream",
         params: Mapping[str, str] | None = None,
         version: str | None = None,
+        explain: bool = False,
     ) -> Any:
         """The answer to one request: decoded JSON, or bytes where the answer is something else.
 
-        `params` go along as fields of a multipart form, the body as its part `data`: TorchServe keeps a
-        query from its handlers.
+        `explain` asks `/explanations` in place of `/predictions`. `params` go along as fields of a
+        multipart form, the body as its part `data`: TorchServe keeps a query from its handlers.
 
         Raises:
             ServerError: no server there, or no answer in time.
@@ -94,7 +95,7 @@ class Client:
             raise ValueError("predict takes either json=... or body=...")
         if json is not None:
             body, content_type = json_module.dumps(json).encode(), "application/json"
-        path = f"{self.url}/predictions/{quote(model, safe='')}"
+        path = f"{self.url}/{'explanations' if explain else 'predictions'}/{quote(model, safe='')}"
         path += f"/{quote(version, safe='')}" if version else ""
         if params:
             parts = {"data": ("data", body, content_type)} | {n: (None, v) for n, v in params.items()}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.box import SIMPLE
 from rich.console import Console
@@ -14,7 +15,11 @@ from rich.progress import track
 from rich.table import Table
 
 from torchport.archive_file import ArchiveContents
+from torchport.store import write_bytes
 from torchport_runtime import TensorSpec
+
+if TYPE_CHECKING:
+    from torchport.zoo import Row
 
 T = TypeVar("T")
 
@@ -39,10 +44,14 @@ def stage(name: str, done: bool, why: str, detail: str) -> None:
     out.print(f"[bold]{name:8}[/] {mark} {escape(detail)} [dim]({escape(why)})[/]")
 
 
-def answer(value: Any) -> None:
-    if isinstance(value, bytes):
-        out.file.flush()
-        out.print(f"{len(value)} bytes")
+def answer(value: Any, output: Path | None = None) -> None:
+    """An answer; into a file where one is named."""
+    if output is not None:
+        content = value if isinstance(value, bytes) else json.dumps(value, ensure_ascii=False).encode()
+        write_bytes(output, content)
+        out.print(f"{escape(str(output))}: {len(content)} bytes")
+    elif isinstance(value, bytes):
+        out.print(f"{len(value)} bytes (--output FILE keeps them)")
     elif isinstance(value, str):
         out.print(escape(value))
     else:
@@ -129,3 +138,41 @@ def recipes(rows: Sequence[Mapping[str, str]]) -> None:
     for row in rows:
         table.add_row(*(escape(row[k]) for k in ("recipe", "version", "task", "state", "metrics")))
     out.print(table)
+
+
+def zoo_row(row: Row) -> None:
+    """One line when a recipe of a list has ended."""
+    seconds = ", ".join(f"{stage} {took:.0f} s" for stage, took in row.seconds.items())
+    mark = "[green]passed[/]" if row.passed else f"[bold red]missed:[/] {escape(row.problem)}"
+    out.print(f"[bold]{escape(row.recipe)}[/] {mark} [dim]({seconds})[/]")
+
+
+def zoo(rows: Sequence[Row]) -> None:
+    """A list of recipes and what became of each."""
+    table = Table(box=SIMPLE)
+    for column in ("recipe", "metric as served", "goal", "torchscript", "onnxruntime", "pt2", "of bound"):
+        table.add_column(column)
+    for column in ("MB", "answers", "train s", "all s"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+    for row in rows:
+        shown = {name: row.metrics.get(name) for name in row.goals} or dict(row.metrics)
+        metrics = ", ".join(f"{k} {v:.4g}" if v is not None else f"{k} -" for k, v in shown.items())
+        table.add_row(
+            escape(row.recipe),
+            escape(metrics) or "parity",
+            escape(", ".join(row.goals.values())) or "-",
+            *(escape(row.exported.get(b, "-")) for b in ("torchscript", "onnxruntime", "pt2")),
+            f"{row.worst_error_to_bound:.0%}",
+            f"{row.archive_bytes / 1e6:.1f}",
+            str(row.answers),
+            f"{row.seconds.get('train', 0):.0f}",
+            f"{sum(row.seconds.values()):.0f}",
+            "[green]passed[/]" if row.passed else "[bold red]MISSED[/]",
+        )
+    out.print(table)
+    training = sum(row.seconds.get("train", 0) for row in rows)
+    say(f"training {training:.0f} s, all {sum(sum(row.seconds.values()) for row in rows):.0f} s")
+    for row in rows:
+        if not row.passed:
+            problem(f"{row.recipe}: {row.problem}")

@@ -10,6 +10,19 @@ class RecipeError(TorchportError):
     """A recipe file that cannot be loaded, or that breaks the contract."""
 
 
+class MissingParameter(RecipeError):
+    """A recipe that wants to be told something: `options` are those that it cannot do without."""
+
+    def __init__(self, message: str, options: list[str], task: str) -> None:
+        super().__init__(message)
+        self.options = options
+        self.task = task
+
+
+class DataError(TorchportError):
+    """A data set that cannot be had, or is not the one that was pinned."""
+
+
 class TrainingError(TorchportError):
     """Training that failed, or weights that cannot be used."""
 
@@ -60,7 +73,9 @@ __all__ = [
     "BackendError",
     "BadRequest",
     "CheckError",
+    "DataError",
     "ExportError",
+    "MissingParameter",
     "ParityError",
     "RecipeError",
     "RequestError",

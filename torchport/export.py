@@ -60,6 +60,7 @@ def export(
             "weights": training["weights_sha256"],
             "sources": dict(recipe.sources),
             "backends": list(recipe.backends),
+            "optional_backends": list(recipe.optional_backends),
             "torchscript": recipe.torchscript,
             "libraries": library_versions("torch", "onnx", "onnxscript"),
         }
@@ -67,13 +68,13 @@ def export(
         if why is None and not force:
             return ExportResult(False, folder.export_record() or {}, "unchanged weights and recipe")
         signatures = recipe.signatures()
-        contents, entries = _export_graphs(recipe, model, signatures, tell)
+        contents, entries, failed = _export_graphs(recipe, model, signatures, tell)
         signature_json = {"graphs": {name: s.to_json() for name, s in signatures.items()}}
         write_json(folder.signature, signature_json)
         entries["signature.json"] = {"sha256": sha256_bytes(folder.signature.read_bytes())}
         for name, content in contents.items():
             write_bytes(folder.path / name, content)
-        record = {"inputs": inputs, "artifacts": entries}
+        record = {"inputs": inputs, "artifacts": entries, "failed": failed}
         write_json(folder.export, record)
         return ExportResult(True, record, why or "asked for")
 
@@ -96,7 +97,8 @@ def _export_graphs(
     model: nn.Module,
     signatures: dict[str, Signature],
     tell: Callable[[str], None],
-) -> tuple[dict[str, bytes], dict[str, Any]]:
+) -> tuple[dict[str, bytes], dict[str, Any], dict[str, str]]:
+    """Contents and entries of the record by file name; and errors of the backends that may fail."""
     from torchport.exporters import (
         export_program,
         export_torchscript,
@@ -113,6 +115,7 @@ def _export_graphs(
     contents: dict[str, bytes] = {}
     entries: dict[str, Any] = {}
     failures: dict[str, list[str]] = {}
+    failed: dict[str, str] = {}
     for graph, module in graphs.items():
         module = module.eval()
         signature = signatures[graph]
@@ -138,7 +141,10 @@ def _export_graphs(
                     else:
                         content, facts = export_onnx(program, signature)
             except ExportError as err:
-                failures.setdefault(str(err), []).append(name)
+                if backend in recipe.optional_backends:
+                    failed.setdefault(backend, f"graph {graph}: {err}")
+                else:
+                    failures.setdefault(str(err), []).append(name)
                 continue
             contents[name] = content
             entries[name] = {
@@ -154,7 +160,14 @@ def _export_graphs(
             + "\n  ".join(f"{', '.join(names)}: {reason}" for reason, names in failures.items())
             + f"\n(nothing was written; the recipe's backends are now {tuple(recipe.backends)})"
         )
-    return contents, entries
+    kept = {name for name, entry in entries.items() if entry["backend"] not in failed}
+    return {n: contents[n] for n in kept}, {n: e for n, e in entries.items() if n in kept}, failed
+
+
+def exported_backends(recipe: Recipe, folder: BuildFolder) -> list[str]:
+    """The recipe's backends without those that may fail and did."""
+    failed = (folder.export_record() or {}).get("failed", {})
+    return [backend for backend in recipe.backends if backend not in failed]
 
 
 def model_graphs(recipe: Recipe, model: nn.Module) -> dict[str, nn.Module]:

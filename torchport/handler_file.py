@@ -97,12 +97,12 @@ def compare_requests(recipe: Recipe, folder: BuildFolder) -> tuple[int, list[str
         request = InferenceRequest(sent.fields())
         try:
             with running(path, "decode"):
-                tensors = handler.decode(request)
+                tensors = handler.read(request)
                 problems = list(_differences(tensors, sent.tensors))
             failures += [f"{where}: {problem}" for problem in problems]
             if not problems and handler.backends:
                 with running(path, "answer"):
-                    handler.encode(request, handler.infer(tensors))
+                    handler.encode(request, handler.infer(request.graph, tensors))
         except RecipeError as err:
             failures.append(f"{where}: {err}")
     return len(requests), failures

@@ -12,7 +12,7 @@ import importlib
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -96,10 +96,25 @@ class ArchivedModel:
             raise answer
         return answer
 
+    def explain(self, body: Any, **params: Any) -> Any:
+        """What `/explanations` answers to one request.
+
+        Raises:
+            BadRequest: as `predict`, or the handler gives no explanations, or the backend no gradients.
+            BackendError: as `predict`.
+        """
+        (answer,) = self._ask([body], params, {"explain": "True"})
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
     def predict_many(self, bodies: Sequence[Any], **params: Any) -> list[Any]:
         """Answers to many requests, run together; one that fails is its exception, in its place."""
+        return self._ask(bodies, params, {})
+
+    def _ask(self, bodies: Sequence[Any], params: Mapping[str, Any], headers: Mapping[str, str]) -> list[Any]:
         fields = {name: str(value) for name, value in params.items()}
-        requests = [self._runtime.InferenceRequest({**fields, "body": body}) for body in bodies]
+        requests = [self._runtime.InferenceRequest({**fields, "body": body}, headers) for body in bodies]
         answers: list[Any] = []
         for answer in self._handler.answer(requests):
             if answer.status == 200:

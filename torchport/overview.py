@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
-
-from torchport.errors import StaleError, TorchportError
+from torchport.errors import MissingParameter, StaleError, TorchportError
 from torchport.recipe_file import load_recipe, recipe_paths
 from torchport.store import BuildFolder, Store, read_json
 
 
 def overview(store: Store) -> list[dict[str, str]]:
     """One row per recipe, one that does not load saying why instead of its state; and one per model version
-    of the store that came from a file elsewhere.
+    of the store that came from a file elsewhere, or from a recipe that makes many models.
     """
     rows = []
     named = set()
@@ -19,45 +17,45 @@ def overview(store: Store) -> list[dict[str, str]]:
         row = {"recipe": name, "version": "", "task": "", "state": "", "metrics": ""}
         try:
             recipe = load_recipe(path)
+        except MissingParameter as err:
+            rows.append(row | {"task": err.task, "state": f"needs {', '.join(err.options)}"})
+            continue
         except TorchportError as err:
             rows.append(row | {"state": f"does not load: {err}"})
             continue
         folder = store.build(recipe.name, recipe.version)
         named.add(folder.path)
-        task = (inspect.getdoc(recipe) or "").splitlines()[:1]
-        rows.append(
-            row
-            | {
-                "version": recipe.version,
-                "task": "".join(task),
-                "state": _state(store, folder),
-                "metrics": _metrics(folder),
-            }
-        )
+        rows.append(row | {"task": recipe.task} | _row(store, folder))
     for path in sorted((store.path / ".build").glob("*/*")):
         folder = store.build(path.parent.name, path.name)
         if path.is_dir() and folder.path not in named:
-            rows.append(
-                {
-                    "recipe": folder.name,
-                    "version": folder.version,
-                    "task": "(a recipe file elsewhere)",
-                    "state": _state(store, folder),
-                    "metrics": _metrics(folder),
-                }
-            )
+            task = (folder.training_record() or {}).get("task", "(a recipe file elsewhere)")
+            rows.append({"recipe": folder.name, "task": task} | _row(store, folder))
     return rows
 
 
+def _row(store: Store, folder: BuildFolder) -> dict[str, str]:
+    return {"version": folder.version, "state": _state(store, folder), "metrics": _metrics(folder)}
+
+
 def _metrics(folder: BuildFolder) -> str:
+    """The held-out metrics as served, with their goals; before they were served, those of training."""
+    served = read_json(folder.serving) or {}
+    if served.get("metrics"):
+        goals = served.get("goals", {})
+        return ", ".join(
+            f"{k} {v:.4g}" + (f" (goal {goals[k]})" if k in goals else "")
+            for k, v in served["metrics"].items()
+        )
     training = folder.training_record() or {"metrics": {}}
     return ", ".join(f"{k} {v:.4g}" for k, v in training["metrics"].items())
 
 
 def _state(store: Store, folder: BuildFolder) -> str:
     """The last stage that was done."""
-    if (read_json(folder.serving) or {}).get("passed"):
-        return "served and checked"
+    served = read_json(folder.serving) or {}
+    if served.get("passed"):
+        return "served, goal missed" if served.get("missed") else "served and checked"
     if store.archive(folder.name, folder.version).is_file():
         return "packaged"
     certificate = folder.certificate()

@@ -19,7 +19,7 @@ from torchport.cases import parity_cases
 from torchport.certificate import FORMAT, backend_options, binding, differences
 from torchport.comparison import Comparison
 from torchport.errors import BackendError
-from torchport.export import model_graphs
+from torchport.export import exported_backends, model_graphs
 from torchport.handler_file import compare_requests, sample_request
 from torchport.recipe import Recipe
 from torchport.reference import EAGER_MULTIPLE, SCALE_EPSILONS, Reference
@@ -76,7 +76,7 @@ def verify(
             reference = Reference(graphs[graph], signature, cases)
             reference_kinds[graph] = reference.kind
             failures += [f"eager, graph {graph}: {problem}" for problem in reference.problems]
-            for backend in recipe.backends:
+            for backend in exported_backends(recipe, folder):
                 for device in devices:
                     tell(f"comparing {graph}{ARTIFACT_SUFFIX[backend]} on {device}")
                     comparison = Comparison(graph, backend, device, signature, reference)
@@ -101,6 +101,7 @@ def verify(
             "failures": failures,
             "reference": reference_kinds,
             "bound": {"eager_multiple": EAGER_MULTIPLE, "scale_epsilons": SCALE_EPSILONS},
+            "not_exported": (folder.export_record() or {}).get("failed", {}),
             "devices": devices,
             "machine": platform.machine(),
             "libraries": libraries,
@@ -119,7 +120,7 @@ def usable_devices(recipe: Recipe, folder: BuildFolder) -> list[str]:
         return ["cpu"]
     try:
         for graph, signature in recipe.signatures().items():
-            for backend in recipe.backends:
+            for backend in exported_backends(recipe, folder):
                 path = folder.path / f"{graph}{ARTIFACT_SUFFIX[backend]}"
                 open_backend(path, signature, backend_options(recipe, backend, "cuda"))
     except BackendError:

@@ -15,12 +15,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json as json_module
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -127,30 +128,44 @@ class Recipe:
         inputs, outputs: the graph's tensors in the order of `forward`'s arguments and results.
         dims: bounds of the symbolic dimensions, (least, greatest).
         backends: what is exported and proven; the first is what serves unless told otherwise.
+        optional_backends: those of `backends` that may fail to export: the error is written down.
         ships: the backends whose artifacts go into the archive.
         torchscript: "trace" or "script".
         handler_options: what the handler reads as `self.options`; JSON only.
+        goals: what the metrics of `score` have to reach, such as {"accuracy": ">= 0.97"}.
         options: how the backend runs (device, threads, ...).
         serving: workers, batch size, time limits.
     """
 
-    name: ClassVar[str]
-    version: ClassVar[str] = "1.0"
-    handler: ClassVar[str]
-    inputs: ClassVar[Mapping[str, TensorSpec]]
-    outputs: ClassVar[Mapping[str, TensorSpec]]
-    dims: ClassVar[Mapping[str, tuple[int, int]]] = _NOTHING
-    backends: ClassVar[Sequence[str]] = tuple(ARTIFACT_SUFFIX)
-    ships: ClassVar[Sequence[str]] = ("onnxruntime", "torchscript")
-    torchscript: ClassVar[str] = "trace"
-    handler_options: ClassVar[Mapping[str, Any]] = _NOTHING
-    options: ClassVar[BackendOptions] = BackendOptions()
-    serving: ClassVar[Serving] = Serving()
+    name: str
+    version: str = "1.0"
+    handler: str
+    inputs: Mapping[str, TensorSpec]
+    outputs: Mapping[str, TensorSpec]
+    dims: Mapping[str, tuple[int, int]] = _NOTHING
+    backends: Sequence[str] = tuple(ARTIFACT_SUFFIX)
+    optional_backends: Sequence[str] = ()
+    ships: Sequence[str] = ("onnxruntime", "torchscript")
+    torchscript: str = "trace"
+    handler_options: Mapping[str, Any] = _NOTHING
+    goals: Mapping[str, str] = _NOTHING
+    options: BackendOptions = BackendOptions()
+    serving: Serving = Serving()
 
     path: Path
     """The file this recipe was loaded from."""
-    sources: Mapping[str, str]
-    """SHA-256 of the recipe's file and of the files beside it that it imported, by name."""
+    sources: dict[str, str]
+    """SHA-256 of the recipe's file, of the files beside it that it imported, of its parameters and of
+    what else it depends on, by name."""
+    parameters: Mapping[str, Any] = _NOTHING
+    """What `configure` was called with, defaults included; JSON only."""
+    cache: Path = Path(".cache")
+    """The folder for data sets."""
+
+    @property
+    def task(self) -> str:
+        """The first line of the class's docstring."""
+        return (inspect.getdoc(self) or "").partition("\n")[0]
 
     def build(self) -> nn.Module:
         """A new model, its weights not yet trained (or pretrained, where there is no `train`)."""
@@ -166,6 +181,16 @@ class Recipe:
 
     # A recipe may also have these.
 
+    def configure(self) -> None:
+        """Take the recipe's parameters: keyword arguments with types and, where they are optional, defaults.
+
+            def configure(self, *, epochs: int = 12): self.epochs = epochs
+
+        It is called before anything else, may set any attribute of the recipe (its name, inputs and
+        outputs too), and is what `torchport train NAME --epochs 3` ends in. Types are int, float, str, bool,
+        pathlib.Path, each also `| None`, and list[str] for what may be repeated.
+        """
+
     train: Any = None
     """`train(self, model, run) -> dict[str, float]`: trains in place, returns the metrics."""
 
@@ -178,8 +203,12 @@ class Recipe:
         return {"main": Signature(inputs=self.inputs, outputs=self.outputs, dims=self.dims)}
 
     def graph_samples(self, graph: str) -> Iterable[dict[str, np.ndarray]]:
-        """Real inputs of one graph, where a recipe has several."""
+        """Real inputs of one graph, where a recipe has several: it then needs no `samples`."""
         return self.samples()
+
+    def dependencies(self) -> Iterable[Path]:
+        """Files beside the recipe's own that the model is made from: changed ones mean training again."""
+        return ()
 
     def heldout(self) -> Iterable[Example]:
         """Inputs that the model did not train on, with their truths."""

@@ -7,30 +7,23 @@ recipe = load_recipe("mine/spam.py")
 from __future__ import annotations
 
 import ast
-import importlib.util
 import inspect
-import json
 import re
 import sys
-import sysconfig
-from difflib import get_close_matches
+from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
-
-from packaging.version import InvalidVersion, Version
+from types import MappingProxyType, ModuleType
+from typing import Any
 
 from torchport.errors import RecipeError
-from torchport.hashing import sha256_file
-from torchport.recipe import Recipe, Serving
+from torchport.hashing import sha256_file, sha256_json
+from torchport.parameters import configure
+from torchport.recipe import Recipe
+from torchport.recipe_checks import check_class, check_recipe, refuse_shadowing
 from torchport.user_code import execute, running
-from torchport_runtime import BackendOptions, Signature
-from torchport_runtime.options import ARTIFACT_SUFFIX
 from torchport_runtime.suggest import did_you_mean
 
-_VERSION = re.compile(r"[0-9A-Za-z.]+\Z")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\Z")
 _IN_CHECKOUT = {"recipes": "export"}
-_REQUIRED = ("build", "samples", "requests")
 
 
 def packaged_folder(name: str) -> Path:
@@ -72,8 +65,12 @@ def find_recipe(given: str | Path) -> Path:
     return known[text]
 
 
-def load_recipe(given: str | Path) -> Recipe:
-    """Load and check a recipe.
+def load_recipe(
+    given: str | Path, parameters: Mapping[str, Any] = MappingProxyType({}), cache: Path = Path(".cache")
+) -> Recipe:
+    """Load a recipe, give it its parameters and check it.
+
+    `parameters` are the arguments of its `configure`; `cache` is the folder for its data sets.
 
     Raises:
         RecipeError: not found, a syntax error, an error on import, no class or two, or a breach of the
@@ -96,11 +93,21 @@ def load_recipe(given: str | Path) -> Recipe:
         names = ", ".join(c.__name__ for c in classes) or "none"
         raise RecipeError(f"{path.name}: one class that subclasses Recipe is expected, found {names}")
     recipe_class = classes[0]
-    _check_class(recipe_class, path)
+    where = f"{path.name}, class {recipe_class.__name__}"
+    check_class(recipe_class, where)
     with running(path, recipe_class.__name__):
         recipe: Recipe = recipe_class()
-    recipe.path = path
+        recipe.path = path
+        recipe.cache = cache
+        recipe.parameters = configure(recipe, parameters)
+    check_recipe(recipe, where)
     recipe.sources = _sources(path, module)
+    if recipe.parameters:
+        recipe.sources["(parameters)"] = sha256_json(recipe.parameters)
+    with running(path, "dependencies"):
+        files = sorted(recipe.dependencies())
+    if files:
+        recipe.sources["(dependencies)"] = sha256_json([sha256_file(file) for file in files])
     return recipe
 
 
@@ -133,85 +140,6 @@ def _execute(path: Path) -> ModuleType:
         # Last, so that a file beside the recipe cannot shadow a package.
         sys.path.append(folder)
     return execute(path, name)
-
-
-def _check_class(recipe: type[Recipe], path: Path) -> None:
-    where = f"{path.name}, class {recipe.__name__}"
-    known = {name for name in dir(Recipe) if not name.startswith("_")} | set(Recipe.__annotations__)
-    for name in vars(recipe):
-        if name.startswith("_") or name in known:
-            continue
-        nearest = get_close_matches(name, known, n=1, cutoff=0.8)
-        if nearest:
-            raise RecipeError(f"{where}: {name!r} means nothing to torchport; did you mean {nearest[0]!r}?")
-    for name in ("name", "handler"):
-        if not isinstance(getattr(recipe, name, None), str):
-            raise RecipeError(f"{where}: {name} = '...' is missing")
-    for name in _REQUIRED:
-        if getattr(recipe, name) is getattr(Recipe, name):
-            raise RecipeError(f"{where}: the method {name}(self) is missing: see torchport init")
-    if not _NAME.match(recipe.name):
-        raise RecipeError(f"{where}: name {recipe.name!r}: letters, digits, _ and - are expected")
-    refuse_shadowing(recipe.name, f"the name of {where}")
-    try:
-        Version(recipe.version)
-    except (InvalidVersion, TypeError) as err:
-        raise RecipeError(f"{where}: version {recipe.version!r}: a string such as '1.0' is expected") from err
-    _check_settings(recipe, where)
-    with running(path, f"class {recipe.__name__}"):
-        signatures = recipe().signatures()
-    if not isinstance(signatures, dict) or not all(isinstance(s, Signature) for s in signatures.values()):
-        raise RecipeError(f"{where}: signatures() gives {signatures!r}, expected names to Signatures")
-
-
-def _check_settings(recipe: type[Recipe], where: str) -> None:
-    """Backends, options, serving and handler options."""
-    for attribute in ("backends", "ships"):
-        names = getattr(recipe, attribute)
-        if not isinstance(names, (tuple, list)) or not names:
-            raise RecipeError(f"{where}: {attribute} = {names!r}: a tuple of names is expected")
-        for backend in names:
-            if backend not in ARTIFACT_SUFFIX:
-                raise RecipeError(
-                    f"{where}: {attribute}: {backend!r}: {did_you_mean(str(backend), ARTIFACT_SUFFIX)}"
-                )
-    if set(recipe.ships) - set(recipe.backends):
-        raise RecipeError(
-            f"{where}: ships {list(recipe.ships)} is to be one or more of backends {list(recipe.backends)}"
-        )
-    if recipe.torchscript not in ("trace", "script"):
-        raise RecipeError(f"{where}: torchscript {recipe.torchscript!r}: 'trace' or 'script'")
-    for attribute, kind in (("options", BackendOptions), ("serving", Serving)):
-        if not isinstance(getattr(recipe, attribute), kind):
-            raise RecipeError(
-                f"{where}: {attribute} = {getattr(recipe, attribute)!r}: {kind.__name__}(...) is expected"
-            )
-    try:
-        options = dict(recipe.handler_options)
-        plain = json.loads(json.dumps(options, allow_nan=False))
-        same = json.dumps(plain) == json.dumps(options)
-    except (TypeError, ValueError, RecursionError) as err:
-        raise RecipeError(f"{where}: handler_options: {err}: what JSON can say is expected") from err
-    if not same or not all(isinstance(key, str) for key in options):
-        raise RecipeError(f"{where}: handler_options: names are to be strings, values what JSON can say")
-
-
-def refuse_shadowing(stem: str, what: str) -> None:
-    """A file or model named like an installed package hides it from whoever imports from its folder."""
-    shadowed = stem in sys.stdlib_module_names
-    if not shadowed and stem.isidentifier():
-        try:
-            spec = importlib.util.find_spec(stem)
-        except ValueError:  # __main__ has none.
-            raise RecipeError(f"{what}: {stem!r} is not a name for it: choose another") from None
-        origin = spec.origin if spec else None
-        libraries = tuple(sysconfig.get_path(kind) for kind in ("purelib", "platlib"))
-        shadowed = origin is not None and origin.startswith(libraries)
-    if shadowed:
-        raise RecipeError(
-            f"{what}: {stem!r} is the name of an installed package, which it would shadow: "
-            f"choose another, such as {stem}_model"
-        )
 
 
 def _sources(path: Path, module: ModuleType) -> dict[str, str]:

@@ -8,7 +8,8 @@ from pathlib import Path
 from string import Template
 
 from torchport.errors import RecipeError
-from torchport.recipe_file import packaged_folder, refuse_shadowing
+from torchport.recipe_checks import refuse_shadowing
+from torchport.recipe_file import packaged_folder
 from torchport.store import write_bytes
 
 _RECIPE = Template('''"""$title: a recipe to start from.

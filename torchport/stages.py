@@ -11,11 +11,11 @@ from torchport.recipe import Recipe
 from torchport.store import Store
 
 
-def train(recipe: Recipe, store: Store, seed: int, weights: Path | None, force: bool, cache: Path) -> bool:
+def train(recipe: Recipe, store: Store, seed: int, weights: Path | None, force: bool) -> bool:
     from torchport.training import train as run
 
     folder = store.build(recipe.name, recipe.version)
-    result = run(recipe, folder, seed=seed, weights=weights, force=force, cache=cache, show=show.progress)
+    result = run(recipe, folder, seed=seed, weights=weights, force=force, show=show.progress)
     numbers = ", ".join(f"{k} {v:.5g}" for k, v in result.record["metrics"].items())
     show.stage("train", result.done, result.why, numbers or "weights as given")
     return result.done
@@ -29,6 +29,8 @@ def export(recipe: Recipe, store: Store, force: bool) -> bool:
     artifacts = result.record["artifacts"]
     sizes = [f"{n} {decimal(e['bytes'])}" for n, e in artifacts.items() if "bytes" in e]
     show.stage("export", result.done, result.why, ", ".join(sizes))
+    for backend, why in result.record.get("failed", {}).items():
+        show.say(f"  without {backend}: {why}")
     return result.done
 
 
@@ -66,7 +68,9 @@ def check(recipe: Recipe, store: Store, backend: str | None) -> None:
     from torchport.handler_file import recipe_requests
 
     with show.working("serving") as tell:
-        result = require(run(recipe, store, backend=backend, tell=tell))
+        result = run(recipe, store, backend=backend, tell=tell)
+    if result.failures:
+        require(result)
     record = result.record
     numbers = "".join(f", served {k} {v:.5g}" for k, v in record["metrics"].items())
     detail = f"{record['requests_compared']} answers as in process{numbers}"
@@ -75,3 +79,4 @@ def check(recipe: Recipe, store: Store, backend: str | None) -> None:
         body = request.content
         sent = body.decode() if request.body is None else f"{request.content_type} of {len(body)} bytes"
         show.exchange(sent, answer)
+    require(result)

@@ -183,6 +183,11 @@ class Store:
     def build(self, name: str, version: str) -> BuildFolder:
         return BuildFolder(self.path / ".build" / name / version, name, version)
 
+    def built_versions(self, name: str) -> list[str]:
+        """The versions of a model that have a build folder, oldest first."""
+        folders = (self.path / ".build" / name).glob("*") if _is_plain(name) else ()
+        return sorted((folder.name for folder in folders if folder.is_dir()), key=version_key)
+
     def archive(self, name: str, version: str) -> Path:
         return self.path / f"{name}-{version}.mar"
 
@@ -197,6 +202,10 @@ class Store:
             name: {version: versions[version] for version in sorted(versions, key=version_key)}
             for name, versions in sorted(found.items())
         }
+
+
+def _is_plain(name: str) -> bool:
+    return Path(name).name == name
 
 
 def version_key(version: str) -> tuple[int, Version, str]:

@@ -26,9 +26,9 @@ from torchport.run import Progress, Run, no_progress
 from torchport.store import BuildFolder, write_bytes, write_json
 from torchport.user_code import running
 from torchport.versions import library_versions
+from torchport.weights import load_weights, refuse_nonfinite
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
 
@@ -48,7 +48,6 @@ def train(
     seed: int = 0,
     weights: Path | None = None,
     force: bool = False,
-    cache: Path = Path(".cache"),
     show: Progress[Any] = no_progress,
 ) -> TrainingResult:
     """Train the recipe, or take `weights` (a state_dict) in training's place.
@@ -63,21 +62,31 @@ def train(
     }
     with folder.lock():
         record = folder.training_record()
+        given_before = (record or {"inputs": {}})["inputs"].get("weights_file")
+        if recipe.train is None and weights is None and given_before:
+            inputs["weights_file"] = given_before  # They are in the store.
         why = _why_train(record, inputs, folder)
         if record is not None and why is None and not force:
             return TrainingResult(False, record, "unchanged recipe and seed")
+        if inputs["weights_file"] and weights is None:
+            raise TrainingError(
+                f"{recipe.name} was made from a file of weights, and {why}: give it again (--weights FILE)"
+            )
         # Here, as the stages after this one import it.
         from torchport.preflight import check_untrained
 
         check_untrained(recipe)
         started = time.monotonic()
-        model, metrics, run = _trained(recipe, folder, inputs, weights, cache, show)
-        _refuse_nonfinite(model.state_dict())
+        model, metrics, run = _trained(recipe, folder, inputs, weights, show)
+        refuse_nonfinite(model.state_dict(), "the trained weights")
         buffer = io.BytesIO()
         _torch().save({k: v.cpu() for k, v in model.state_dict().items()}, buffer)
         record = {
             "recipe": recipe.name,
             "version": recipe.version,
+            "recipe_file": str(recipe.path),
+            "task": recipe.task,
+            "parameters": dict(recipe.parameters),
             "inputs": inputs,
             "metrics": metrics,
             "seed": seed,
@@ -132,43 +141,11 @@ def require_training(recipe: Recipe, folder: BuildFolder) -> dict[str, Any]:
     return record
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a state_dict into `model`; nothing in the file is executed.
-
-    Raises:
-        TrainingError: truncated, not a state_dict, keys or shapes that do not fit, NaN or Inf.
-    """
-    torch = _torch()
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as err:  # torch.load ends a damaged file as RuntimeError, EOFError, KeyError and more.
-        raise TrainingError(
-            f"{path}: not a readable state_dict (truncated, or more than tensors in it): "
-            "save it with torch.save(model.state_dict(), path)"
-        ) from err
-    plain = isinstance(state, dict) and all(
-        isinstance(k, str) and torch.is_tensor(v) and v.layout == torch.strided and not v.is_meta
-        for k, v in state.items()
-    )
-    if not plain:
-        raise TrainingError(f"{path}: holds no state_dict: names to plain tensors are expected")
-    for name, own in model.state_dict().items():
-        if name in state and state[name].is_complex() != own.is_complex():
-            raise TrainingError(f"{path} does not fit {type(model).__name__}: {name} is {state[name].dtype}")
-    _refuse_nonfinite(state, str(path))
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as err:
-        detail = " ".join(line.strip() for line in str(err).splitlines()[1:4])
-        raise TrainingError(f"{path} does not fit {type(model).__name__}: {detail}") from err
-
-
 def _trained(
     recipe: Recipe,
     folder: BuildFolder,
     inputs: dict[str, Any],
     weights: Path | None,
-    cache: Path,
     show: Progress[Any],
 ) -> tuple[nn.Module, dict[str, float], Run]:
     torch = _torch()
@@ -176,7 +153,7 @@ def _trained(
     run = Run(
         device="cuda" if torch.cuda.is_available() else "cpu",
         seed=int(inputs["seed"]),
-        cache=cache,
+        cache=recipe.cache,
         assets=folder.path / "assets.new",  # The old ones stay until training has ended.
         checkpoint_path=folder.checkpoint,
         checkpoint_key=key,
@@ -231,15 +208,6 @@ def _why_train(record: dict[str, Any] | None, inputs: dict[str, Any], folder: Bu
     if sha256_tree(folder.assets) != record["assets"]:
         return "the assets are not what training wrote"
     return None
-
-
-def _refuse_nonfinite(state: dict[str, torch.Tensor], source: str = "the trained weights") -> None:
-    for name, tensor in state.items():
-        if tensor.is_floating_point() and not bool(_torch().isfinite(tensor).all()):
-            raise TrainingError(
-                f"{source}: {name} holds NaN or Inf: lower the learning rate, look at the data, "
-                "or take another checkpoint"
-            )
 
 
 def _seed_everything(seed: int) -> None:

@@ -45,7 +45,7 @@ def execute(path: Path, name: str) -> ModuleType:
     sys.modules[name] = module
     linecache.cache.pop(str(path), None)
     with running(path, "import"):
-        exec(compile(path.read_bytes(), path, "exec"), vars(module))
+        exec(compile(path.read_bytes(), path, "exec", dont_inherit=True), vars(module))
     return module
 
 

@@ -8,13 +8,15 @@ that the archive names. It knows nothing of the library that made the archive.
 
     class Doubler(Handler):
         def decode(self, request):
-            return {"x": request.json_array("float32")}
+            return {"x": np.array([request.json()], np.float32)}
 
         def encode(self, request, outputs):
             return outputs["y"].tolist()
 """
 
+from torchport_runtime.arrays import array_format, read_arrays, write_arrays
 from torchport_runtime.errors import BackendError, BadRequest, SignatureError, TorchportError
+from torchport_runtime.explain import heat_map, integrated_gradients
 from torchport_runtime.handler import Handler
 from torchport_runtime.images import ImageTransform, decode_image
 from torchport_runtime.options import BackendOptions
@@ -33,5 +35,10 @@ __all__ = [
     "SignatureError",
     "TensorSpec",
     "TorchportError",
+    "array_format",
     "decode_image",
+    "heat_map",
+    "integrated_gradients",
+    "read_arrays",
+    "write_arrays",
 ]

@@ -230,6 +230,12 @@ class TorchScriptBackend(_TorchBackend):
             warnings.simplefilter("ignore")
             return self._torch.jit.load(str(path), map_location=self.device).eval()
 
+    def differentiable(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The outputs of torch tensors on this device, through which gradients can be taken."""
+        with self._torch.enable_grad():
+            arguments = [inputs[name] for name in self._signature.inputs]
+            return named_outputs(self._program(*arguments), list(self._signature.outputs))
+
 
 class Pt2Backend(_TorchBackend):
     """A `.pt2` file, a torch.export program run by torch."""

@@ -13,22 +13,22 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from torchport_runtime.backends import Backend, open_backend
+from torchport_runtime.batching import Tensors, common_sizes, run_together
 from torchport_runtime.errors import BadRequest, SignatureError
 from torchport_runtime.options import ARTIFACT_SUFFIX, BackendOptions
 from torchport_runtime.request import Answer, InferenceRequest, error_answer
 from torchport_runtime.signature import Signature
 
 logger = logging.getLogger(__name__)
-
-Tensors = dict[str, np.ndarray]
 
 
 class Handler:
@@ -38,7 +38,12 @@ class Handler:
     options: the `torchport.handler:` block of `model-config.yaml`.
     assets: the folder of what the recipe's training put into `run.assets`.
     backends: the loaded graphs by name.
+
+    A subclass may set `padding`, input names to fill values, where requests of different lengths may
+    share a run: they are filled up to the longest. Without it only requests of equal sizes do.
     """
+
+    padding: ClassVar[Mapping[str, float]] = {}
 
     def __init__(self) -> None:
         self.initialized = False
@@ -59,13 +64,16 @@ class Handler:
     def decode(self, request: InferenceRequest) -> Tensors:
         """One request's input tensors, with a leading batch dimension (1, or more rows).
 
+        They enter the graph that `request.graph` names: set it where the model has several.
         Raise `BadRequest` with a reason for what cannot be read.
         """
         return request.tensors(self.signature)
 
-    def infer(self, inputs: Tensors) -> Tensors:
-        """Output tensors of one batch. Override to run several graphs."""
-        return self.backends["main"].run(inputs)
+    def infer(self, graph: str, inputs: Tensors) -> Tensors:
+        """Output tensors of one batch that entered at `graph`. Override to run several graphs: the
+        outputs are whatever `encode` wants, with the batch's rows leading.
+        """
+        return self.backends[graph].run(inputs)
 
     def encode(self, request: InferenceRequest, outputs: Tensors) -> Any:
         """One request's answer: anything that JSON can say, or an `Answer` with bytes in it.
@@ -73,6 +81,10 @@ class Handler:
         `outputs` holds this request's rows only.
         """
         raise NotImplementedError
+
+    def explain(self, request: InferenceRequest, tensors: Tensors) -> Any:
+        """The answer to a request that asks for an explanation; see `integrated_gradients`."""
+        raise BadRequest("this model's handler gives no explanations: ask /predictions")
 
     # What a server calls.
 
@@ -144,25 +156,35 @@ class Handler:
         groups: dict[Any, list[int]] = {}
         for index, request in enumerate(requests):
             try:
-                if request.headers.get("explain") == "True":
-                    raise BadRequest("this model's handler gives no explanations: ask /predictions")
-                tensors = self.decode(request)
-                groups.setdefault(self._group(index, tensors), []).append(index)
-                decoded[index] = tensors
+                tensors = self.read(request)
             except (BadRequest, SignatureError) as err:
                 answers[index] = error_answer(err)
             except Exception:
                 answers[index] = _fault("the handler failed to read this request")
+            else:
+                if request.wants_explanation:
+                    answers[index] = _said(partial(self.explain, request, tensors), "to explain")
+                    continue
+                signature = self.signatures[request.graph]
+                alone = index if signature.batch_dim is None else None
+                shared = common_sizes(signature, tensors, self.padding)
+                groups.setdefault((request.graph, alone, shared), []).append(index)
+                decoded[index] = tensors
         for members in groups.values():
             answers |= self._answer_group(members, requests, decoded)
         return [answers[index] for index in range(len(requests))]
 
-    def _group(self, index: int, tensors: Tensors) -> Any:
-        """What requests must have in common to share a run; checks the tensors on the way."""
-        sizes = self.signature.check_inputs(tensors, any_batch=True)
-        if self.signature.batch_dim is None:
-            return index
-        return tuple(sorted((k, v) for k, v in sizes.items() if k != self.signature.batch_dim))
+    def read(self, request: InferenceRequest) -> Tensors:
+        """One request's tensors, what it left out filled in, held against the signature.
+
+        Raises:
+            BadRequest, SignatureError: what the client gets as a 4xx.
+        """
+        tensors = self.decode(request)
+        signature = self.signatures[request.graph]
+        tensors = signature.with_defaults(tensors)
+        signature.check_inputs(tensors, any_batch=True)
+        return tensors
 
     def _answer_group(
         self,
@@ -170,8 +192,14 @@ class Handler:
         requests: Sequence[InferenceRequest],
         decoded: Mapping[int, Tensors],
     ) -> dict[int, Answer]:
+        graph = requests[members[0]].graph
         try:
-            outputs = self._run([decoded[index] for index in members])
+            outputs = run_together(
+                self.signatures[graph],
+                [decoded[index] for index in members],
+                self.padding,
+                lambda inputs: self.infer(graph, inputs),
+            )
         except MemoryError:
             raise  # Of the whole worker: TorchServe answers 507 and knows what to do.
         except Exception as err:  # `infer` may be a user's: whatever it raises costs its own row only.
@@ -184,34 +212,20 @@ class Handler:
                 alone |= self._answer_group([index], requests, decoded)
             return alone
         return {
-            index: self._encode(requests[index], rows) for index, rows in zip(members, outputs, strict=True)
+            index: _said(partial(self.encode, requests[index], rows), "to write this answer")
+            for index, rows in zip(members, outputs, strict=True)
         }
 
-    def _run(self, parts: list[Tensors]) -> list[Tensors]:
-        """Run the rows of several requests together, in batches that the signature allows."""
-        batch_dim = self.signature.batch_dim
-        if batch_dim is None:
-            return [self.infer(part) for part in parts]
-        joined = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
-        limit = self.signature.dims[batch_dim][1]
-        count = len(next(iter(joined.values())))
-        pieces = [
-            self.infer({name: array[start : start + limit] for name, array in joined.items()})
-            for start in range(0, count, limit)
-        ]
-        outputs = {name: np.concatenate([p[name] for p in pieces]) for name in pieces[0]}
-        ends = np.cumsum([len(next(iter(part.values()))) for part in parts])[:-1]
-        split = {name: np.split(array, ends) for name, array in outputs.items()}
-        return [{name: split[name][i] for name in split} for i in range(len(parts))]
 
-    def _encode(self, request: InferenceRequest, outputs: Tensors) -> Answer:
-        try:
-            value = self.encode(request, outputs)
-        except (BadRequest, SignatureError) as err:
-            return error_answer(err)
-        except Exception:
-            return _fault("the handler failed to write this answer")
-        return value if isinstance(value, Answer) else Answer(value)
+def _said(say: Callable[[], Any], what: str) -> Answer:
+    """What `encode` or `explain` gives, or its error, as an answer."""
+    try:
+        value = say()
+    except (BadRequest, SignatureError) as err:
+        return error_answer(err)
+    except Exception:
+        return _fault(f"the handler failed {what}")
+    return value if isinstance(value, Answer) else Answer(value)
 
 
 def _serialise(answer: Answer) -> tuple[bytes, Answer]:

@@ -44,6 +44,13 @@ class InferenceRequest:
     headers: Mapping[str, str] = field(default_factory=dict)
     batched: bool = False
     """Whether the client sent several rows, so that the answer is a list of answers."""
+    graph: str = "main"
+    """The graph that the decoded tensors enter; `decode` sets it where a model has several."""
+
+    @property
+    def wants_explanation(self) -> bool:
+        """Whether the client asked `/explanations` and not `/predictions`."""
+        return self.headers.get("explain") == "True"
 
     @property
     def body(self) -> Any:
@@ -121,11 +128,24 @@ class InferenceRequest:
         value = self.fields.get(name)
         if value is None:
             return default
-        text = bytes(value).decode("utf-8", "replace") if _is_bytes(value) else str(value)
+        text = self.text_param(name, "")
         number = int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else low - 1
         if not low <= number <= high:
             raise BadRequest(f"{name}={text[:40]!r}: a whole number from {low} to {high} is expected")
         return number
+
+    def text_param(self, name: str, default: str) -> str:
+        """A form's field as text; `default` where there is none."""
+        value = self.fields.get(name)
+        if value is None:
+            return default
+        return bytes(value).decode("utf-8", "replace") if _is_bytes(value) else str(value)
+
+    def values(self, signature: Signature, outputs: Mapping[str, np.ndarray]) -> Any:
+        """Outputs as JSON: one row without the batch's dimension; by name where there are several outputs."""
+        one_row = signature.batch_dim is not None and not self.batched
+        values = {name: (array[0] if one_row else array).tolist() for name, array in outputs.items()}
+        return values if len(values) > 1 else next(iter(values.values()))
 
     def tensors(self, signature: Signature) -> dict[str, np.ndarray]:
         """The body's JSON as the arrays of `signature`'s inputs, with a leading batch dimension.
@@ -146,6 +166,8 @@ class InferenceRequest:
         tensors: dict[str, np.ndarray] = {}
         batched = set()
         for name, spec in signature.inputs.items():
+            if name not in named:
+                continue
             array = _array(name, named[name], spec)
             is_row = signature.batch_dim is not None and array.ndim == len(spec.shape) - 1
             tensors[name] = array[None] if is_row else array
@@ -164,21 +186,34 @@ class InferenceRequest:
         named = [self._named(row, signature) for row in rows]
         self.batched = True
         return {
-            name: _array(name, [row[name] for row in named], spec) for name, spec in signature.inputs.items()
+            name: _array(name, [row[name] for row in named], spec)
+            for name, spec in signature.inputs.items()
+            if self._in_all(name, named)
         }
+
+    @staticmethod
+    def _in_all(name: str, rows: list[Mapping[str, Any]]) -> bool:
+        """Whether the rows have an input; one that is optional may be in all of them or in none."""
+        count = sum(name in row for row in rows)
+        if 0 < count < len(rows):
+            raise BadRequest(
+                f"input {name!r} is in {count} of {len(rows)} instances: give it in all or in none"
+            )
+        return count > 0
 
     @staticmethod
     def _named(value: Any, signature: Signature) -> Mapping[str, Any]:
         names = list(signature.inputs)
         if not isinstance(value, Mapping):
-            if len(names) > 1:
+            needed = [name for name in names if signature.inputs[name].default is None] or names
+            if len(needed) > 1:
                 raise BadRequest(f"this model has several inputs: send an object of {names}")
-            return {names[0]: value}
+            return {needed[0]: value}
         for name in value:
             if name not in signature.inputs:
                 raise BadRequest(f"unknown input {name!r}: {did_you_mean(str(name), names)}")
         for name in names:
-            if name not in value:
+            if name not in value and signature.inputs[name].default is None:
                 raise BadRequest(f"input {name!r} is missing: expected {signature.inputs[name]}")
         return value
 

@@ -34,16 +34,19 @@ class TensorSpec:
 
     `low` and `high` bound the values that make sense (token ids below the vocabulary's size, say):
     synthetic inputs are drawn between them, and a request outside of them is refused. Of an output,
-    both together are the range that its errors are judged by (0 and 1 for probabilities).
+    both together are the range that its errors are judged by (0 and 1 for probabilities). An input with
+    a `default` may be left out of a request: an optional mask, a first recurrent state.
 
     Raises:
-        SignatureError: an unknown dtype, a size below 1, a name that is no identifier.
+        SignatureError: an unknown dtype, a size below 1, a name that is no identifier, a default that
+            is not of the dtype.
     """
 
     dtype: str
     shape: tuple[int | str, ...]
     low: float | None = field(default=None, kw_only=True)
     high: float | None = field(default=None, kw_only=True)
+    default: float | bool | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -61,6 +64,10 @@ class TensorSpec:
                 )
         if self.low is not None and self.high is not None and self.low > self.high:
             raise SignatureError(f"low {self.low} is above high {self.high}")
+        if self.default is not None:
+            is_bool = isinstance(self.default, bool)
+            if is_bool != (self.dtype == "bool") or not isinstance(self.default, (bool, int, float)):
+                raise SignatureError(f"default {self.default!r} is no {self.dtype}")
 
     @property
     def symbols(self) -> tuple[str, ...]:
@@ -71,19 +78,24 @@ class TensorSpec:
         """Return the shape with each symbolic dimension replaced by its size."""
         return tuple(sizes[s] if isinstance(s, str) else s for s in self.shape)
 
+    def sizes(self, shape: tuple[int, ...]) -> dict[str, int]:
+        """The size that an array of this shape gives to each symbolic dimension."""
+        return {s: n for s, n in zip(self.shape, shape, strict=False) if isinstance(s, str)}
+
     def __str__(self) -> str:
         return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
 
     def to_json(self) -> dict[str, Any]:
         spec: dict[str, Any] = {"dtype": self.dtype, "shape": list(self.shape)}
-        for bound in ("low", "high"):
-            if getattr(self, bound) is not None:
-                spec[bound] = getattr(self, bound)
+        for name in ("low", "high", "default"):
+            if getattr(self, name) is not None:
+                spec[name] = getattr(self, name)
         return spec
 
     @classmethod
     def from_json(cls, spec: Mapping[str, Any]) -> TensorSpec:
-        return cls(spec["dtype"], tuple(spec["shape"]), low=spec.get("low"), high=spec.get("high"))
+        more = {name: spec.get(name) for name in ("low", "high", "default")}
+        return cls(spec["dtype"], tuple(spec["shape"]), **more)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +182,27 @@ class Signature:
             if spec.high is not None and array.size and array.max() > spec.high:
                 raise SignatureError(f"input {name!r}: {array.max()} is above {spec.high}")
         return sizes
+
+    def with_defaults(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """`tensors`, and beside them those that were left out and have a default, of the sizes that the
+        others have.
+
+        Raises:
+            SignatureError: one that was left out has a dimension that no other input has.
+        """
+        missing = [n for n, spec in self.inputs.items() if n not in tensors and spec.default is not None]
+        sizes: dict[str, int] = {}
+        for name, array in tensors.items():
+            if name in self.inputs:
+                sizes |= self.inputs[name].sizes(array.shape)
+        filled = dict(tensors)
+        for name in missing:
+            spec = self.inputs[name]
+            unknown = [s for s in spec.symbols if s not in sizes]
+            if unknown:
+                raise SignatureError(f"input {name!r} is missing, and nothing says what {unknown[0]!r} is")
+            filled[name] = np.full(spec.resolve(sizes), spec.default, dtype=spec.dtype)
+        return {name: filled[name] for name in (*self.inputs, *filled) if name in filled}
 
     def check_outputs(self, tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
         """Hold output arrays against the signature; return the size of each symbolic dimension.

@@ -1,0 +1,91 @@
+"""A file of weights into a model: `.pt` and `.pth` (a state_dict) and `.safetensors`; runs nothing in it.
+
+load_weights(model, Path("mobilenet_v2.safetensors"))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torchport.errors import TrainingError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_DATA_PARALLEL = "module."
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a state_dict into `model`.
+
+    A checkpoint that holds it under "state_dict", "model_state_dict" or "model" is opened, and names that
+    all begin with "module.", as DataParallel writes them, lose that.
+
+    Raises:
+        TrainingError: truncated, not a state_dict, keys or shapes that do not fit, NaN or Inf.
+    """
+    import torch
+
+    state = _unwrapped(_read(path))
+    plain = isinstance(state, dict) and all(
+        isinstance(k, str) and torch.is_tensor(v) and v.layout == torch.strided and not v.is_meta
+        for k, v in state.items()
+    )
+    if not plain:
+        raise TrainingError(f"{path}: holds no state_dict: names to plain tensors are expected")
+    own_names = model.state_dict()
+    if state and all(k.startswith(_DATA_PARALLEL) for k in state) and not set(state) & set(own_names):
+        state = {k.removeprefix(_DATA_PARALLEL): v for k, v in state.items()}
+    for name, own in own_names.items():
+        if name in state and state[name].is_complex() != own.is_complex():
+            raise TrainingError(f"{path} does not fit {type(model).__name__}: {name} is {state[name].dtype}")
+    refuse_nonfinite(state, str(path))
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as err:
+        detail = " ".join(line.strip() for line in str(err).splitlines()[1:4])
+        raise TrainingError(f"{path} does not fit {type(model).__name__}: {detail}") from err
+
+
+def refuse_nonfinite(state: Mapping[str, torch.Tensor], source: str) -> None:
+    """Raise where a tensor of `state` holds NaN or Inf."""
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise TrainingError(
+                f"{source}: {name} holds NaN or Inf: lower the learning rate, look at the data, "
+                "or take another checkpoint"
+            )
+
+
+def _read(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        try:
+            from safetensors import SafetensorError
+            from safetensors.torch import load_file
+        except ImportError as err:
+            raise TrainingError(f"{path} needs safetensors: pip install safetensors") from err
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError, ValueError) as err:
+            raise TrainingError(f"{path}: not a readable safetensors file: {err}") from err
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as err:  # torch.load ends a damaged file as RuntimeError, EOFError, KeyError and more.
+        raise TrainingError(
+            f"{path}: not a readable state_dict (truncated, or more than tensors in it): "
+            "save it with torch.save(model.state_dict(), path)"
+        ) from err
+
+
+def _unwrapped(state: Any) -> Any:
+    if isinstance(state, dict):
+        for name in _WRAPPERS:
+            if isinstance(state.get(name), dict):
+                return state[name]
+    return state

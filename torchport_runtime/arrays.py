@@ -1,0 +1,105 @@
+"""numpy's files, `.npy` and `.npz`, as requests and answers: read with bounds, never unpickled.
+
+tensors = read_arrays(content, signature)       # by input name
+write_arrays({"y": array}, "npz")               # bytes
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.lib import format as npy
+
+from torchport_runtime.errors import BadRequest
+from torchport_runtime.signature import Signature
+
+MAX_BYTES = 256 * 2**20
+"""Of a request's arrays together, once unpacked."""
+
+_NPY, _NPZ = b"\x93NUMPY", b"PK\x03\x04"
+
+
+def array_format(content: Any) -> str | None:
+    """ "npy" or "npz" where the bytes begin like such a file, else None."""
+    if isinstance(content, bytes):
+        if content.startswith(_NPY):
+            return "npy"
+        if content.startswith(_NPZ):
+            return "npz"
+    return None
+
+
+def read_arrays(content: bytes, signature: Signature) -> dict[str, np.ndarray]:
+    """The inputs in a file's bytes: an `.npy` is the only input, an `.npz` names them.
+
+    Arrays keep their dtype: what does not fit the signature is refused where that is checked.
+
+    Raises:
+        BadRequest: damaged, too large once unpacked (413), pickled objects, no name where one is needed.
+    """
+    if array_format(content) == "npy":
+        needed = [name for name, spec in signature.inputs.items() if spec.default is None]
+        names = needed or list(signature.inputs)
+        if len(names) != 1:
+            raise BadRequest(f"an .npy file holds one array, this model takes {names}: send an .npz of them")
+        return {names[0]: _read(content, names[0])}
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            total = sum(entry.file_size for entry in archive.infolist())
+            if total > MAX_BYTES:
+                raise BadRequest(f"the .npz unpacks to {total} bytes, more than {MAX_BYTES}", status=413)
+            members = {e.filename.removesuffix(".npy"): archive.read(e) for e in archive.infolist()}
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError, RuntimeError) as err:
+        raise BadRequest(f"the .npz file is damaged or truncated: {err}") from err
+    except Exception as err:  # Decompressors have errors of their own: zlib.error, lzma.LZMAError.
+        if isinstance(err, BadRequest):
+            raise
+        raise BadRequest(f"the .npz file is damaged: {err}") from err
+    return {name: _read(member, name) for name, member in members.items()}
+
+
+def write_arrays(arrays: Mapping[str, np.ndarray], kind: str) -> bytes:
+    """The bytes of an `.npy` (of the only array) or an `.npz` file; the same arrays give the same bytes.
+
+    Raises:
+        BadRequest: several arrays for an .npy.
+    """
+    if kind == "npy":
+        if len(arrays) != 1:
+            raise BadRequest(f"an .npy file holds one array, this model gives {list(arrays)}: ask for npz")
+        return _written(next(iter(arrays.values())))
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0)), _written(array))
+    return buffer.getvalue()
+
+
+def _written(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    npy.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _read(content: bytes, name: str) -> np.ndarray:
+    """One array; its header is held against the bytes that follow before any memory is taken for it."""
+    file = io.BytesIO(content)
+    try:
+        version = npy.read_magic(file)
+        read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[version]
+        shape, fortran, dtype = read_header(file)
+    except (ValueError, KeyError, EOFError) as err:
+        raise BadRequest(f"{name!r} is no readable .npy file: {str(err)[:200]}") from err
+    if dtype.hasobject:
+        raise BadRequest(f"{name!r} holds Python objects: numbers are expected")
+    wanted, got = math.prod(shape) * dtype.itemsize, len(content) - file.tell()
+    if wanted != got:
+        raise BadRequest(f"{name!r}: {dtype}{list(shape)} has {wanted} bytes, {got} came: truncated?")
+    values = np.frombuffer(content, dtype, offset=file.tell())
+    array = values.reshape(shape, order="F" if fortran else "C")
+    return np.ascontiguousarray(array.astype(dtype.newbyteorder("="))).reshape(shape)

@@ -1,0 +1,89 @@
+"""Requests that share one run of a graph: what they must have in common, how their rows are joined,
+and how the outputs are given back to each.
+
+    outputs = run_together(signature, [tensors_a, tensors_b], padding={}, infer=backend.run)
+    outputs[0]                       # what belongs to tensors_a
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from torchport_runtime.signature import Signature, TensorSpec
+
+Tensors = dict[str, np.ndarray]
+
+
+def common_sizes(
+    signature: Signature, tensors: Tensors, padding: Mapping[str, float]
+) -> tuple[tuple[str, int], ...]:
+    """The sizes that requests must share to be run together: all but the batch and what is padded."""
+    free = _padded_dims(signature, padding) | {signature.batch_dim}
+    return tuple(sorted((s, n) for s, n in _sizes(signature, tensors).items() if s not in free))
+
+
+def run_together(
+    signature: Signature,
+    parts: Sequence[Tensors],
+    padding: Mapping[str, float],
+    infer: Callable[[Tensors], Tensors],
+) -> list[Tensors]:
+    """Run the rows of several requests in batches that the signature allows; each one's own outputs.
+
+    Inputs named in `padding` are filled up with its values to the longest of the requests, and outputs
+    are cut to the sizes that each request would have had alone.
+    """
+    batch_dim = signature.batch_dim
+    if batch_dim is None:
+        return [infer(part) for part in parts]
+    rows = [len(next(iter(part.values()))) for part in parts]
+    joined = {name: _joined([part[name] for part in parts], padding.get(name)) for name in parts[0]}
+    limit = signature.dims[batch_dim][1]
+    pieces = [
+        infer({name: array[start : start + limit] for name, array in joined.items()})
+        for start in range(0, sum(rows), limit)
+    ]
+    outputs = {name: np.concatenate([p[name] for p in pieces]) for name in pieces[0]}
+    ends = np.cumsum(rows)[:-1]
+    split = {name: np.split(array, ends) for name, array in outputs.items()}
+    padded = _padded_dims(signature, padding)
+    sizes = [_sizes(signature, part) for part in parts]
+    return [
+        {name: _cut(split[name][i], signature.outputs.get(name), padded, sizes[i]) for name in split}
+        for i in range(len(parts))
+    ]
+
+
+def _sizes(signature: Signature, tensors: Tensors) -> dict[str, int]:
+    return {s: n for name, a in tensors.items() for s, n in signature.inputs[name].sizes(a.shape).items()}
+
+
+def _padded_dims(signature: Signature, padding: Mapping[str, float]) -> set[str]:
+    named = (signature.inputs[name].symbols for name in padding if name in signature.inputs)
+    return {symbol for symbols in named for symbol in symbols} - {signature.batch_dim or ""}
+
+
+def _joined(arrays: list[np.ndarray], fill: float | None) -> np.ndarray:
+    """The requests' rows one after another, filled up to the longest where there is a fill value."""
+    if fill is not None:
+        longest = np.max([array.shape[1:] for array in arrays], axis=0)
+        arrays = [
+            np.pad(
+                array,
+                [(0, 0), *((0, int(n) - size) for n, size in zip(longest, array.shape[1:], strict=True))],
+                constant_values=fill,
+            )
+            for array in arrays
+        ]
+    return np.concatenate(arrays)
+
+
+def _cut(
+    array: np.ndarray, spec: TensorSpec | None, padded: set[str], sizes: Mapping[str, int]
+) -> np.ndarray:
+    """One request's part of an output, without what stands for its padding."""
+    if spec is None or len(spec.shape) != array.ndim:
+        return array
+    return array[tuple(slice(sizes[s]) if s in padded else slice(None) for s in spec.shape)]
