@@ -30,7 +30,7 @@ from torchport.export import exported_backends
 from torchport.hashing import sha256_bytes, sha256_file
 from torchport.recipe import Recipe
 from torchport.recipe_file import find_handler
-from torchport.store import Store, write_bytes
+from torchport.store import Store, remove_strays, write_bytes
 from torchport_runtime.options import ARTIFACT_SUFFIX
 
 EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -76,10 +76,17 @@ def package(
             )
     with folder.lock():
         require_certificate(recipe, folder)
-        with tempfile.TemporaryDirectory(prefix="torchport-package-") as name:
-            content = _zip(_layout(recipe, folder.path, backends, Path(name)))
+        try:
+            with tempfile.TemporaryDirectory(prefix="torchport-package-") as name:
+                content = _zip(_layout(recipe, folder.path, backends, Path(name)))
+        except OSError as err:
+            raise ArchiveError(
+                f"cannot write the archive's files below {tempfile.gettempdir()}: {err.strerror or err}; "
+                "nothing was changed"
+            ) from err
         digest = sha256_bytes(content)
         path = store.archive(recipe.name, recipe.version)
+        remove_strays(path.parent, path.name)
         if path.is_file() and sha256_file(path) == digest and not force:
             return PackageResult(False, path, digest)
         write_bytes(path, content)

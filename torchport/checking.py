@@ -28,6 +28,7 @@ from torchport.loading import load
 from torchport.recipe import Example, Recipe, Request
 from torchport.store import Store, write_json
 from torchport.torchserve import start
+from torchport.torchserve_guard import guard
 from torchport.torchserve_setup import Ports
 from torchport.user_code import running
 from torchport.versions import library_versions
@@ -77,7 +78,8 @@ def check(
         alone.path.mkdir()
         _link(archive, alone.path / archive.name)
         tell("starting TorchServe")
-        with start(alone, Path(name) / "run", ports=Ports.free(), environment=environment) as server:
+        run = Path(name) / "run"
+        with guard(run), start(alone, run, ports=Ports.free(), environment=environment) as server:
             tell("asking")
             with server.client() as client, load(archive, backend=backend) as model:
                 answers, failures = _compare_requests(recipe, client, model.predict)

@@ -51,6 +51,10 @@ def main() -> None:
     except TorchportError as err:
         show.problem(str(err))
         sys.exit(err.exit_code)
+    except OSError as err:
+        # A disk that is full or a folder that cannot be written, where no stage had a better word for it.
+        show.problem(f"{err.strerror or err}: {err.filename or ''}; stages write whole files or none")
+        sys.exit(2)
     except KeyboardInterrupt:
         show.problem("interrupted; what was finished is kept, and training goes on from its checkpoint")
         sys.exit(130)

@@ -82,36 +82,44 @@ def probe(
         given = Signature(inputs=inputs, outputs={"output": TensorSpec("float32", (1,))}, dims=bounds)
     except SignatureError as err:
         raise RecipeError(f"inputs: {err}: give --dim name:least,greatest") from err
-    base = {s: n for name, a in example_inputs(given).items() for s, n in inputs[name].sizes(a.shape).items()}
-    first = _run(model, random_inputs(given, base, 0), names)
-    varied = {}
-    for symbol, size in base.items():
-        low, high = given.dims[symbol]
-        if low < high:
-            other = size + 1 if size < high else size - 1
-            sizes = base | {symbol: other}
-            varied[symbol] = (other, _run(model, random_inputs(given, sizes, 0), names))
-    ends = [
-        _run(model, random_inputs(given, {s: given.dims[s][end] for s in base}, 0), names) for end in (0, 1)
-    ]
+    drawn = example_inputs(given)
+    base = {s: n for name, array in drawn.items() for s, n in inputs[name].sizes(array.shape).items()}
+
+    def shapes(sizes: dict[str, int]) -> dict[str, np.ndarray]:
+        return _run(model, random_inputs(given, sizes, 0), names)
+
+    first = shapes(base)
+    varied = {
+        symbol: [(other, shapes(base | {symbol: other})) for other in _other_sizes(base[symbol], bounds)]
+        for symbol, bounds in given.dims.items()
+    }
+    ends = [shapes({s: given.dims[s][end] for s in base}) for end in (0, 1)]
     outputs: dict[str, TensorSpec] = {}
     all_dims = dict(given.dims)
     for name, array in first.items():
         shape: list[int | str] = []
         for axis, size in enumerate(array.shape):
-            follows = [s for s, (_, other) in varied.items() if other[name].shape[axis] != size]
-            exact = [s for s in follows if base[s] == size and varied[s][0] == varied[s][1][name].shape[axis]]
+            seen = {
+                s: [(other, outs[name].shape[axis]) for other, outs in runs] for s, runs in varied.items()
+            }
+            follows = [s for s, pairs in seen.items() if any(got != size for _, got in pairs)]
             if not follows:
                 shape.append(size)
-            elif follows == exact and len(exact) == 1:
-                shape.append(exact[0])
-            else:
+                continue
+            (symbol, *others) = follows
+            if others or size != base[symbol] or any(other != got for other, got in seen[symbol]):
                 symbol = f"{name}_{axis}"
                 low, high = sorted(end[name].shape[axis] for end in ends)
                 all_dims[symbol] = (low, high)
-                shape.append(symbol)
+            shape.append(symbol)
         outputs[name] = TensorSpec(str(array.dtype), tuple(shape))
     return Signature(inputs=inputs, outputs=outputs, dims=all_dims)
+
+
+def _other_sizes(size: int, bounds: tuple[int, int]) -> list[int]:
+    """Sizes near, since a stride hides a change of one, and at both ends."""
+    low, high = bounds
+    return sorted({n for n in (low, size - 1, size + 1, size + 2, high) if low <= n <= high} - {size})
 
 
 def _run(model: nn.Module, inputs: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, np.ndarray]:

@@ -26,6 +26,9 @@ from packaging.version import InvalidVersion, Version
 from torchport.errors import StaleError, TorchportError
 from torchport.hashing import sha256_file
 
+_STRAY = re.compile(r"\.[a-z0-9_]{8}\Z")
+"""The end that `tempfile.mkstemp` gives to a name."""
+
 _ARCHIVE = re.compile(r"(?P<name>.+)-(?P<version>[^-]+)\.mar\Z")
 
 
@@ -49,6 +52,13 @@ def write_bytes(path: Path, content: bytes) -> None:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
         raise TorchportError(f"cannot write {path}: {err.strerror or err}; nothing was changed") from err
+
+
+def remove_strays(folder: Path, name: str = "*") -> None:
+    """Remove what a killed `write_bytes` left of files of that name; for whoever holds the lock."""
+    for path in folder.glob(f".{name}.*"):
+        if _STRAY.search(path.name):
+            path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -126,6 +136,7 @@ class BuildFolder:
         except OSError as err:
             raise TorchportError(f"cannot write {self.path}: {err.strerror or err}") from err
         try:
+            remove_strays(self.path)
             yield
         finally:
             held.release()

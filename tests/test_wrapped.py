@@ -1,0 +1,214 @@
+"""Models that nobody here wrote: their signature from a description, their road from the command line."""
+
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import torchport
+from tests.conftest import ROOT
+from torchport.errors import RecipeError, TrainingError
+from torchport.probing import parse_dim, parse_input, probe
+from torchport.recipe_file import load_recipe
+from torchport.weights import load_weights
+from torchport_runtime import TensorSpec, write_arrays
+
+REPO = str(ROOT / "tests" / "example_repo")
+PAIR = {
+    "repo": REPO,
+    "entry": "pair_encoder",
+    "source": "local",
+    "input": ["left:int64:batch,time:0..99", "right:int64:batch,time:0..99"],
+    "dim": ["time:1,32"],
+}
+PICTURES = {
+    "repo": REPO,
+    "entry": "segmenter",
+    "source": "local",
+    "input": ["image:float32:batch,3,height,width"],
+    "dim": ["height:8,64", "width:8,64"],
+}
+
+
+def test_two_token_inputs_and_a_vector():
+    signature = load_recipe("hub", PAIR).signatures()["main"]
+    assert signature.inputs["left"] == TensorSpec("int64", ("batch", "time"), low=0.0, high=99.0)
+    assert dict(signature.outputs) == {"output": TensorSpec("float32", ("batch", 384))}
+    assert dict(signature.dims) == {"batch": (1, 16), "time": (1, 32)}
+
+
+def test_a_fully_convolutional_network_with_two_outputs():
+    signature = load_recipe("hub", PICTURES).signatures()["main"]
+    assert signature.outputs["edges"].shape == ("batch", 1, "height", "width")
+    assert signature.outputs["classes"].shape == ("batch", 5, "classes_2", "classes_3")
+    assert signature.dims["classes_2"] == (4, 32)
+
+
+def test_outputs_get_the_names_that_are_given():
+    class Two(nn.Module):
+        def forward(self, x):
+            return x.sum(1), x.argmax(1)
+
+    inputs = {"x": TensorSpec("float32", ("batch", 4))}
+    signature = probe(Two(), inputs, {}, ["total", "best"])
+    assert signature.outputs["total"] == TensorSpec("float32", ("batch",))
+    assert signature.outputs["best"].dtype == "int64"
+    assert list(probe(Two(), inputs, {}).outputs) == ["output_0", "output_1"]
+    with pytest.raises(RecipeError, match="1 output names for 2 outputs"):
+        probe(Two(), inputs, {}, ["total"])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "given", "reason"),
+    [
+        ("hub", PAIR | {"source": "gitlab"}, "github or local"),
+        ("hub", PAIR | {"source": "github"}, "--trust-repo"),
+        ("hub", PAIR | {"repo": "nowhere"}, "no hubconf.py"),
+        ("hub", PAIR | {"entry": "pair_encoders"}, "entry 'pair_encoders'"),
+        ("hub", PAIR | {"argument": ["width"]}, "name=value is expected"),
+        ("hub", PAIR | {"argument": ["widht=3"]}, "widht"),
+        ("hub", PAIR | {"dim": []}, "'time' has no bounds.*--dim"),
+        ("hub", PAIR | {"dim": ["time:1"]}, "name:least,greatest"),
+        (
+            "hub",
+            PAIR | {"input": ["left:int64:batch,time:0..99"]},
+            "PairEncoder on inputs left int64.*forward",
+        ),
+        ("hub", PAIR | {"input": ["left:int65:batch"]}, "did you mean 'int64'"),
+        ("hub", PAIR | {"input": ["left"]}, "name:dtype:dims is expected"),
+        ("pretrained", {"model": "torchvision.models", "input": ["x:float32:batch"]}, "module:callable"),
+        ("pretrained", {"model": "no.such:thing", "input": ["x:float32:batch"]}, "is it installed"),
+        ("pretrained", {"model": "torch.nn:Lineer", "input": ["x:float32:batch"]}, "Lineer"),
+        (
+            "pretrained",
+            {"model": "os:getcwd", "input": ["x:float32:batch"]},
+            "gives str, expected an nn.Module",
+        ),
+    ],
+)
+def test_what_is_wrong_is_told(recipe, given, reason):
+    with pytest.raises(RecipeError, match=reason):
+        load_recipe(recipe, given)
+
+
+def test_descriptions():
+    assert parse_input("x:float32:batch,4:-1..1.5") == (
+        "x",
+        TensorSpec("float32", ("batch", 4), low=-1.0, high=1.5),
+    )
+    assert parse_dim("time:1,512") == ("time", (1, 512))
+
+
+def command(*arguments, cwd):
+    done = subprocess.run(
+        [sys.executable, "-m", "torchport", *arguments], cwd=cwd, capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_from_the_command_line_by_stages_and_by_the_models_name(tmp_path):
+    torch.manual_seed(1)
+    weights = nn.Linear(4, 3).state_dict()
+    save_file(weights, tmp_path / "w.safetensors")
+    store = ["--store", str(tmp_path / "store")]
+    description = [
+        "--model",
+        "torch.nn:Linear",
+        "--argument",
+        "in_features=4",
+        "--argument",
+        "out_features=3",
+    ]
+    description += ["--input", "x:float32:batch,4", "--name", "line"]
+    code, said = command(
+        "train", "pretrained", *description, "--weights", "w.safetensors", *store, cwd=tmp_path
+    )
+    assert code == 0, said
+    # Later stages know it by its name, with the parameters that it was made with.
+    for stage in ("export", "verify", "package"):
+        code, said = command(stage, "line", *store, cwd=tmp_path)
+        assert code == 0, said
+    code, said = command("train", "line", *store, cwd=tmp_path)
+    assert code == 0, said
+    assert "unchanged" in said
+    code, said = command("list", *store, cwd=tmp_path)
+    assert "Any module:callable with given weights" in said
+    assert "needs --model, --input" in said
+    with torchport.load(tmp_path / "store" / "line-1.0.mar") as model:
+        x = np.ones((2, 4), np.float32)
+        expected = x @ weights["weight"].numpy().T + weights["bias"].numpy()
+        np.testing.assert_allclose(model.predict(x.tolist()), expected, rtol=1e-6)
+        loaded = np.load(io.BytesIO(model.predict(write_arrays({"x": x}, "npz"))))
+        np.testing.assert_allclose(loaded["output"], expected, rtol=1e-6)
+
+
+def test_a_mistyped_option_of_the_command_is_told(tmp_path):
+    code, said = command("train", "linear", "--sede", "3", cwd=tmp_path)
+    assert code == 2
+    assert "no parameter 'sede'" in said
+    assert "--seed" in said
+    code, said = command("train", "--epochs", "3", "linear", cwd=tmp_path)
+    assert code == 2
+    assert "name it first" in said
+
+
+def test_weights_in_other_wrappings(tmp_path):
+    given = nn.Linear(3, 2)
+    for index, state in enumerate(
+        (
+            {"state_dict": given.state_dict(), "epoch": 3},
+            {f"module.{name}": tensor for name, tensor in given.state_dict().items()},
+        )
+    ):
+        path = tmp_path / f"{index}.pt"
+        torch.save(state, path)
+        model = nn.Linear(3, 2)
+        load_weights(model, path)
+        assert torch.equal(model.weight, given.weight)
+    (tmp_path / "bad.safetensors").write_bytes(b"not one")
+    with pytest.raises(TrainingError, match="not a readable safetensors"):
+        load_weights(nn.Linear(3, 2), tmp_path / "bad.safetensors")
+
+
+def test_a_backend_that_may_fail_is_written_down(write_recipe, store):
+    from torchport.archive import package
+    from torchport.export import export
+    from torchport.parity import verify
+    from torchport.training import train
+
+    branching = (
+        "return nn.Linear(3, 2)",
+        """class Branch(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layer = nn.Linear(3, 2)
+
+            def forward(self, x):
+                y = self.layer(x)
+                return y if self.layer.weight.sum() > 9 else -y
+
+        return Branch()""",
+    )
+    settings = (
+        "inputs =",
+        "torchscript, ships = 'script', ('torchscript',)\n"
+        "    optional_backends = ('onnxruntime', 'pt2')\n    inputs =",
+    )
+    recipe = load_recipe(write_recipe(branching, settings))
+    folder = store.build("tiny", "1.0")
+    train(recipe, folder)
+    failed = export(recipe, folder).record["failed"]
+    assert set(failed) == {"onnxruntime", "pt2"}
+    assert "tiny_recipe.py:" in failed["pt2"]
+    result = verify(recipe, folder)
+    assert not result.failures
+    assert {r["backend"] for r in result.certificate["results"]} == {"torchscript"}
+    assert set(result.certificate["not_exported"]) == {"onnxruntime", "pt2"}
+    assert package(recipe, store).done
+    with pytest.raises(RecipeError, match="'pt2' is not among those"):
+        package(recipe, store, backends=["pt2"])

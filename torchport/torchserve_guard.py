@@ -1,0 +1,58 @@
+"""Stops a TorchServe when whoever started it has gone, by SIGKILL too.
+
+    with guard(run):
+        with start(store, run) as server: ...
+
+The guard is a process that waits for the end of its standard input, which is this process's end.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torchport.torchserve import running
+
+GRACE_S = 10.0
+"""A server that was just being started writes down its pid within this time."""
+
+
+@contextmanager
+def guard(run: Path) -> Iterator[None]:
+    """While inside, a TorchServe with this run folder is stopped should this process be killed, and the
+    run folder's parent, which is taken for a temporary folder of it, is removed."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "torchport.torchserve_guard", str(run)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield
+    finally:
+        process.communicate(b"ended, and cleaned up after itself")
+
+
+def main() -> None:
+    """Wait, then stop what is left."""
+    run = Path(sys.argv[1])
+    if sys.stdin.read():
+        return
+    deadline = time.monotonic() + GRACE_S
+    while time.monotonic() < deadline:
+        server = running(run)
+        if server is not None:
+            server.stop()
+            break
+        time.sleep(0.1)
+    shutil.rmtree(run.parent, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
