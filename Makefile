@@ -10,7 +10,7 @@ STAMP := $(VENV)/installed
 
 .DEFAULT_GOAL := help
 .PHONY: help install train export verify package ship check-served torchserve torchserve-stop query infer list \
-        zoo test check clean
+        zoo gallery test check clean
 
 help: ## the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,14 +60,17 @@ zoo: $(STAMP) ## ship every kind of model and hold each against its goal; exit 1
 	$(BIN)/python tests/example_repo/make_checkpoint.py .cache/example/squeezenet.safetensors
 	$(TORCHPORT) zoo export/zoo.yaml
 
+gallery: $(STAMP) ## docs/gallery.md, with pictures, from what zoo shipped
+	$(BIN)/python docs/make_gallery.py
+
 test: $(STAMP) ## all tests, real TorchServe included
 	$(BIN)/python -m pytest
 
-check: $(STAMP) ## ruff, mypy, and the tests that start no server
+check: $(STAMP) ## ruff, mypy, and the tests that start no server and train no zoo
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not serving"
+	$(BIN)/python -m pytest -m "not serving and not slow"
 
 clean: ## remove what was built; the virtual environment stays
 	rm -rf model_store .run .cache build dist logs key_file.json .pytest_cache .mypy_cache .ruff_cache

@@ -44,10 +44,10 @@ TINY = """
 """
 
 
-def run_stages(recipe: Recipe, store: Store, *, seed: int = 0) -> Path:
+def run_stages(recipe: Recipe, store: Store, *, seed: int = 0, weights: Path | None = None) -> Path:
     """Train, export, verify and package; returns the archive."""
     folder = store.build(recipe.name, recipe.version)
-    train(recipe, folder, seed=seed)
+    train(recipe, folder, seed=seed, weights=weights)
     export(recipe, folder)
     result = verify(recipe, folder)
     assert not result.failures
