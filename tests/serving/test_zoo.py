@@ -57,6 +57,55 @@ EXAMPLES = {
 }
 
 
+def file(image, kind="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def turned():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # Rotate by 90 degrees to display.
+    return exif
+
+
+PICTURES = {
+    "bomb": (file(Image.new("1", (20_000, 20_000))), 413),
+    "animated": (
+        file(
+            Image.new("L", (20, 30)), "GIF", save_all=True, append_images=[Image.new("L", (20, 30), 200)] * 3
+        ),
+        200,
+    ),
+    "turned": (file(Image.new("RGB", (40, 20)), "JPEG", exif=turned()), 200),
+    "palette": (file(Image.new("P", (30, 30)), transparency=0), 200),
+    "sixteen bits": (file(Image.fromarray(np.full((20, 20), 40_000, np.uint16))), 200),
+    "cmyk": (file(Image.new("CMYK", (20, 20)), "JPEG"), 200),
+    "one pixel": (file(Image.new("L", (1, 1))), 200),
+    "truncated": (file(Image.effect_noise((90, 90), 50))[:-500], 400),
+    "a text": (b"I am a text file", 400),
+    "nothing": (b"", 400),
+}
+"""What image handlers are sent, each with the status of the answer."""
+
+TEXTS = {
+    "a megabyte": (b"word " * 200_000, 413),
+    "controls": (b"a \x00 gem \x1b[31m of \x7f a film", 200),
+    "scripts": ("gem пример 例子 مثال \u200f👩‍🚀 e\u0301".encode(), 200),
+    "unknown": ("例子".encode(), 200),
+    "not utf-8": (b"caf\xe9", 400),
+    "nothing": (b"", 400),
+    "white space": (b" \t\r\n", 400),
+    "a lone surrogate": (b'{"text": "\\ud800"}', 400),
+}
+"""What text handlers are sent."""
+
+HOSTILE = (
+    (PICTURES, ("digits_vgg11", "digits_detector", "digits_vae")),
+    (TEXTS, ("sentiment", "translate_en_fr")),
+)
+
+
 @dataclass
 class Shipped:
     recipe: Recipe
@@ -115,6 +164,12 @@ def answers(zoo, tmp_path_factory):
                 name: list(pool.map(lambda r, n=shipped.recipe.name: ask(client, n, r), shipped.requests()))
                 for name, shipped in zoo.items()
             }
+            got[backend]["hostile"] = {
+                (name, what): post(server, zoo[name], body)
+                for bodies, names in HOSTILE
+                for what, (body, _) in bodies.items()
+                for name in names
+            }
             got[backend]["explained"] = {
                 name: explained(server, zoo[name]) for name in ("digits_vgg11", "sentiment", "digits_vae")
             }
@@ -127,12 +182,16 @@ def ask(client, name, request):
     )
 
 
+def post(server, shipped, body, route="predictions", content_type="application/octet-stream"):
+    url = f"http://127.0.0.1:{server.ports.inference}/{route}/{shipped.recipe.name}"
+    answer = requests.post(url, data=body, headers={"Content-Type": content_type}, timeout=60)
+    is_json = "json" in answer.headers.get("Content-Type", "")
+    return answer.status_code, answer.json() if is_json else answer.content
+
+
 def explained(server, shipped):
     request = shipped.recipe.requests()[0]
-    url = f"http://127.0.0.1:{server.ports.inference}/explanations/{shipped.recipe.name}"
-    headers = {"Content-Type": request.content_type}
-    answer = requests.post(url, data=request.content, headers=headers, timeout=60)
-    return answer.status_code, answer.json()
+    return post(server, shipped, request.content, "explanations", request.content_type)
 
 
 @pytest.mark.parametrize("name", [*SMALL, *EXAMPLES])
@@ -151,6 +210,19 @@ def test_backends_agree_on_held_out_inputs_over_http(answers, zoo, name):
         else:
             # Texts and labels equal, pictures within a grey level, numbers within float32's rounding.
             assert same_answer(one, other, rtol=1e-3, atol=1e-5), (one, other)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "torchscript"])
+def test_hostile_inputs_get_an_answer_or_a_reason(answers, backend):
+    expected = {
+        (name, what): status
+        for bodies, names in HOSTILE
+        for what, (_, status) in bodies.items()
+        for name in names
+    }
+    got = answers[backend]["hostile"]
+    assert {key: status for key, (status, _) in got.items()} == expected
+    assert all(said["message"] and said["code"] == status for status, said in got.values() if status != 200)
 
 
 def test_explanations_need_gradients(answers):
