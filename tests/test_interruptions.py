@@ -20,6 +20,8 @@ from torchport.recipe_file import load_recipe
 from torchport.store import Store
 from torchport.training import train
 
+pytestmark = pytest.mark.slow
+
 STAGES = {
     "train": lambda recipe, store: train(recipe, store.build(recipe.name, recipe.version)),
     "export": lambda recipe, store: export(recipe, store.build(recipe.name, recipe.version)),

@@ -27,7 +27,7 @@ err = Console(stderr=True, soft_wrap=True, highlight=False)
 out = Console(soft_wrap=True, highlight=False)
 if not out.is_terminal:
     # A file has no width: tables are as wide as they need to be.
-    out = Console(soft_wrap=True, highlight=False, width=160)
+    out = Console(soft_wrap=True, highlight=False, width=400)
 
 
 def say(message: str) -> None:
