@@ -241,7 +241,13 @@ class Pt2Backend(_TorchBackend):
     """A `.pt2` file, a torch.export program run by torch."""
 
     def _load(self, path: Path) -> Any:
-        program = self._torch.export.load(str(path))
+        quiet = logging.getLogger("torch")
+        before = quiet.level
+        quiet.setLevel(logging.ERROR)  # It warns of symbols of loops, which are as they were written.
+        try:
+            program = self._torch.export.load(str(path))
+        finally:
+            quiet.setLevel(before)
         if self.device != "cpu":
             from torch.export.passes import move_to_device_pass
 

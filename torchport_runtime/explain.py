@@ -60,14 +60,16 @@ def integrated_gradients(
         scores: torch.Tensor = backend.differentiable(others)[output]
         return scores
 
-    attributions, delta = IntegratedGradients(forward).attribute(
-        tensors[name],
-        baselines=torch.zeros_like(tensors[name]),
-        target=target,
-        n_steps=steps,
-        internal_batch_size=16,
-        return_convergence_delta=True,
-    )
+    # cuDNN's recurrent layers have gradients in training mode only; torch's own have them always.
+    with torch.backends.cudnn.flags(enabled=False):
+        attributions, delta = IntegratedGradients(forward).attribute(
+            tensors[name],
+            baselines=torch.zeros_like(tensors[name]),
+            target=target,
+            n_steps=steps,
+            internal_batch_size=16,
+            return_convergence_delta=True,
+        )
     return attributions.detach().cpu().numpy().astype(np.float32), float(delta.abs().max())
 
 

@@ -69,7 +69,7 @@ class InferenceRequest:
         hint = f" (form fields came: {', '.join(others)[:80]})" if others else ""
         raise BadRequest(
             f"the request has no body{hint}: send JSON with the header "
-            "'Content-Type: application/json' (curl --json '[4.0]'), a file with curl -T FILE"
+            "'Content-Type: application/json' (curl --json BODY), a file with curl -T FILE"
         )
 
     @property
