@@ -15,13 +15,12 @@ from collections import OrderedDict
 from contextlib import redirect_stdout
 from typing import NamedTuple
 
+import _digits
 import numpy as np
 import torch
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import nn
 from torchvision.models.detection import FCOS
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -56,10 +55,11 @@ class Scene(NamedTuple):
 
 def split() -> tuple[list[Digit], list[Digit]]:
     """Training and held-out digits: a fifth is held out, the same for every seed."""
-    scans = load_digits()
-    digits = [(cut(image), int(kind)) for image, kind in zip(scans.images, scans.target, strict=True)]
-    train, test = train_test_split(digits, test_size=0.2, stratify=scans.target, random_state=0)
-    return train, test
+    train, test, train_kinds, test_kinds = _digits.split()
+    return (
+        [(cut(scan), int(kind)) for scan, kind in zip(train, train_kinds, strict=True)],
+        [(cut(scan), int(kind)) for scan, kind in zip(test, test_kinds, strict=True)],
+    )
 
 
 def cut(scan: np.ndarray) -> Image.Image:

@@ -75,6 +75,7 @@ def test_several_inputs_come_by_name():
         ({}, "'x' is missing"),
         ([[[4.0]]], "expected float32"),
         (b"[" * 100_000, "nested too deep"),
+        (b"[1" + b"0" * 5000 + b"]", "too long"),
     ],
 )
 def test_bad_bodies_say_what_is_wrong(body, reason):

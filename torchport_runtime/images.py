@@ -62,7 +62,10 @@ def decode_image(content: bytes, mode: str = "RGB") -> Image.Image:
     if upright.mode in ("I;16", "I;16B", "I;16L", "I"):
         grey = np.asarray(upright).astype(np.float64)
         upright = Image.fromarray(np.clip(np.rint(grey / 257), 0, 255).astype(np.uint8))
-    return upright.convert(mode)
+    with warnings.catch_warnings():
+        # That a palette with transparency should become RGBA: alpha is dropped here, as said above.
+        warnings.simplefilter("ignore", UserWarning)
+        return upright.convert(mode)
 
 
 @dataclass(frozen=True, kw_only=True)

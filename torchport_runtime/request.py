@@ -118,6 +118,8 @@ class InferenceRequest:
             ) from err
         except RecursionError as err:
             raise BadRequest("the body's JSON is nested too deep") from err
+        except ValueError as err:  # Python reads no whole number of more than 4,300 digits.
+            raise BadRequest(f"the body's JSON holds a number that is too long: {err}") from err
 
     def param(self, name: str, default: int, *, low: int, high: int) -> int:
         """A whole number from a form's field (`curl -F k=3`) or the query; `default` where there is none.
