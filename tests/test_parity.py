@@ -234,8 +234,9 @@ CORRECT = {
 
         def requests(self):
             ids = np.array([[1, 2], [3, 4]])
-            sent = {"ids": ids.tolist(), "mask": ids.tolist()}
-            return [Request(json=sent, tensors={"ids": ids, "mask": ids})]
+            mask = np.array([[1, 1], [1, 0]])
+            sent = {"ids": ids.tolist(), "mask": mask.tolist()}
+            return [Request(json=sent, tensors={"ids": ids, "mask": mask})]
     """,
     "two dynamic sizes and two outputs": """
     class Net(nn.Module):
