@@ -92,6 +92,17 @@ def test_packaging_names_a_changed_handler(write_recipe, store):
         package(recipe, store)
 
 
+def test_requirements_travel_and_are_bound(write_recipe, store):
+    path = write_recipe(("inputs =", 'requirements = ("tokenizers>=0.20",)\n    inputs ='))
+    archive = run_stages(load_recipe(path), store)
+    contents = inspect_archive(archive)
+    assert not contents.problems
+    assert contents.manifest["model"]["requirementsFile"] == "requirements.txt"
+    changed = archive.with_name("changed-1.0.mar")
+    rewrite(archive, changed, {"requirements.txt": b"something-else\n"})
+    assert inspect_archive(changed).problems == ("requirements.txt is not what parity.json was made for",)
+
+
 def test_a_backend_that_was_not_exported(built, store):
     recipe, folder = built(("    inputs =", '    backends = ships = ("onnxruntime",)\n    inputs ='))
     verify(recipe, folder)

@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from torchport.certificate import require_certificate, runtime_folder
+from torchport.certificate import REQUIREMENTS, require_certificate, requirements, runtime_folder
 from torchport.errors import ArchiveError, RecipeError
 from torchport.export import exported_backends
 from torchport.hashing import sha256_bytes, sha256_file
@@ -115,6 +115,7 @@ def _layout(recipe: Recipe, build: Path, backends: Sequence[str], work: Path) ->
         shutil.copytree(build / "assets", extra / "assets")
     config = work / "model-config.yaml"
     config.write_text(yaml.safe_dump(model_config(recipe, backends), sort_keys=False), encoding="utf-8")
+    (work / REQUIREMENTS).write_bytes(requirements(recipe))
     temporary, out = work / "tmp", work / "out"
     temporary.mkdir()
     out.mkdir()
@@ -127,6 +128,7 @@ def _layout(recipe: Recipe, build: Path, backends: Sequence[str], work: Path) ->
         *("--handler", str(find_handler(recipe))),
         *("--extra-files", str(extra)),
         *("--config-file", str(config)),
+        *(("--requirements-file", str(work / REQUIREMENTS)) if recipe.requirements else ()),
         *("--archive-format", "no-archive"),
         *("--export-path", str(out)),
     ]

@@ -9,7 +9,7 @@ from typing import Any
 import torchport_runtime
 from torchport.errors import StaleError
 from torchport.export import exported_backends
-from torchport.hashing import sha256_file, sha256_json, sha256_tree
+from torchport.hashing import sha256_bytes, sha256_file, sha256_json, sha256_tree
 from torchport.recipe import Recipe
 from torchport.recipe_file import find_handler
 from torchport.store import BuildFolder, read_json
@@ -17,6 +17,8 @@ from torchport.training import require_training
 from torchport_runtime import BackendOptions
 
 FORMAT = 1
+REQUIREMENTS = "requirements.txt"
+"""In an archive: what its handler needs beside the runtime; the name that TorchServe's archiver gives it."""
 
 
 def runtime_folder() -> Path:
@@ -52,7 +54,13 @@ def binding(recipe: Recipe, folder: BuildFolder) -> dict[str, Any]:
         "runtime": runtime_digest(runtime_folder()),
         "assets": training["assets"],
         "options": {b: backend_options(recipe, b).numerics() for b in exported_backends(recipe, folder)},
+        "requirements": {REQUIREMENTS: sha256_bytes(requirements(recipe))} if recipe.requirements else {},
     }
+
+
+def requirements(recipe: Recipe) -> bytes:
+    """The archive's requirements.txt."""
+    return "".join(f"{line}\n" for line in recipe.requirements).encode()
 
 
 def backend_options(recipe: Recipe, backend: str, device: str | None = None) -> BackendOptions:

@@ -135,6 +135,8 @@ class Recipe:
         goals: what the metrics of `score` have to reach, such as {"accuracy": ">= 0.97"}.
         options: how the backend runs (device, threads, ...).
         serving: workers, batch size, time limits.
+        requirements: packages that the handler needs beside the runtime's, such as "tokenizers>=0.20"; they
+            travel as the archive's requirements.txt, which TorchServe installs where it is told to.
     """
 
     name: str
@@ -151,6 +153,7 @@ class Recipe:
     goals: Mapping[str, str] = _NOTHING
     options: BackendOptions = BackendOptions()
     serving: Serving = Serving()
+    requirements: Sequence[str] = ()
 
     path: Path
     """The file this recipe was loaded from."""

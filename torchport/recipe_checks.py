@@ -10,6 +10,7 @@ import sysconfig
 from collections.abc import Mapping
 from difflib import get_close_matches
 
+from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
 
 from torchport.errors import RecipeError
@@ -97,6 +98,11 @@ def _check_settings(recipe: Recipe, where: str) -> None:
             raise RecipeError(
                 f"{where}: {attribute} = {getattr(recipe, attribute)!r}: {kind.__name__}(...) is expected"
             )
+    try:
+        for requirement in recipe.requirements:
+            Requirement(requirement)
+    except (InvalidRequirement, TypeError) as err:
+        raise RecipeError(f"{where}: requirements {recipe.requirements!r}: {err}") from err
     if not isinstance(recipe.goals, Mapping):
         raise RecipeError(f"{where}: goals = {recipe.goals!r}: names to '>= number' are expected")
     for metric, goal in recipe.goals.items():
