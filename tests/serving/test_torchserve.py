@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -309,3 +310,20 @@ def test_plain_torchserve_from_the_root_of_the_tree(shipped, linear_archive, tmp
             assert abs(client.predict("linear", json=[4.0])[0] - 14) < 2
     finally:
         subprocess.run([*torchserve, "--stop", "--foreground"], **run)
+
+
+def test_a_check_that_is_killed_leaves_no_server_behind(shipped, linear_archive, tmp_path):
+    command = [sys.executable, "-m", "torchport", "check", "linear", "--store", str(shipped.path)]
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"TMPDIR": str(tmp_path)})
+    deadline = time.monotonic() + 60
+    while not (records := list(tmp_path.glob("torchport-check-*/run/server.json"))):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    server = psutil.Process(read_json(records[0])["pid"])
+    process.kill()
+    process.wait()
+    server.wait(60)
+    while list(tmp_path.glob("torchport-check-*")):
+        assert time.monotonic() < deadline + 60
+        time.sleep(0.05)
