@@ -99,6 +99,7 @@ class Sentiment(Recipe):
     handler_options = {"labels": list(LABELS), "max_tokens": MAX_TOKENS}
     goals = {"accuracy": ">= 0.76"}
     serving = Serving(batch_size=16)
+    requirements = ("tokenizers>=0.20",)
 
     def configure(self, *, epochs: int = 7) -> None:
         self.epochs = epochs

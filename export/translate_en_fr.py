@@ -76,6 +76,7 @@ class TranslateEnFr(Recipe):
         "max_target": SEARCH["limit"],
     }
     goals = {"bleu": ">= 32", "bleu_over_lookup": ">= 1.35"}
+    requirements = ("tokenizers>=0.20",)
 
     def configure(self, *, epochs: int = 30):
         self.epochs = epochs
