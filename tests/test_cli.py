@@ -174,3 +174,21 @@ def test_what_does_not_run_can_be_stopped(tmp_path):
     assert done.returncode == 0
     assert "no TorchServe started by torchport runs" in done.stdout
     assert torchport("torchserve", "status", "--run", tmp_path).returncode == 1
+
+
+def test_a_list_with_a_recipe_that_fails_ends_with_1(write_recipe, tmp_path):
+    path = write_recipe(("return nn.Linear(3, 2)", "return nn.Linear(4, 2)"))
+    listed = tmp_path / "list.yaml"
+    listed.write_text(f"- recipe: {path}\n")
+    done = torchport("zoo", str(listed), "--store", str(tmp_path / "store"))
+    assert done.returncode == 1
+    assert "MISSED" in done.stdout
+    assert "mat1 and mat2" in done.stderr
+    for text, reason in (
+        ("- recipes: x", "a list of entries"),
+        ("- recipe: x\n  wieghts: y", "did you mean 'weights'"),
+    ):
+        listed.write_text(text)
+        done = torchport("zoo", str(listed))
+        assert done.returncode == 2
+        assert reason in done.stderr
