@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from torchport.answers import same_answer
 from torchport.certificate import backend_options
 from torchport.errors import BackendError, RecipeError
 from torchport.recipe import Recipe, Request
@@ -105,7 +106,26 @@ def compare_requests(recipe: Recipe, folder: BuildFolder) -> tuple[int, list[str
                     handler.encode(request, handler.infer(request.graph, tensors))
         except RecipeError as err:
             failures.append(f"{where}: {err}")
+    if handler.backends and not failures:
+        failures += _batch_mates(recipe, handler, requests)
     return len(requests), failures
+
+
+def _batch_mates(recipe: Recipe, handler: Handler, requests: list[Request]) -> Iterator[str]:
+    """Requests whose answer is another among the others than alone: through padding that the model does
+    not mask, or an `infer` that mixes rows.
+    """
+    together = handler.answer([InferenceRequest(sent.fields()) for sent in requests])
+    for index, (sent, answer) in enumerate(zip(requests, together, strict=True)):
+        (alone,) = handler.answer([InferenceRequest(sent.fields())])
+        if alone.status != 200:
+            yield f"handler {recipe.handler}, request {index}: it is refused: {alone.value}"
+        elif answer.status != 200 or not same_answer(alone.value, answer.value):
+            yield (
+                f"handler {recipe.handler}, request {index}: alone it is answered with "
+                f"{str(alone.value)[:200]}, in a batch with the recipe's other requests with "
+                f"{str(answer.value)[:200]}: does padding reach the answer?"
+            )
 
 
 def _differences(tensors: Any, expected: Mapping[str, np.ndarray]) -> Iterator[str]:
