@@ -92,7 +92,7 @@ def test_another_label_and_a_picture(loaded):
     assert answer["label"] == "owl"
     drawn, context = ask(made, draw="1")
     assert context.types[0] == "image/png"
-    assert Image.open(io.BytesIO(drawn)).size == (32, 32)
+    assert Image.open(io.BytesIO(drawn)).size == (256, 256)
     wrong, context = ask(made, label="cow")
     assert context.statuses[0][0] == 400
     assert "one of cat, dog, owl" in wrong["message"]

@@ -19,6 +19,9 @@ from PIL import Image
 from torchport_runtime.backends import Backend, TorchScriptBackend
 from torchport_runtime.errors import BackendError, BadRequest
 
+LEAST_SIDE = 256
+"""Pixels of a heat map's longer side, about, where the attributions are fewer."""
+
 
 def integrated_gradients(
     backend: Backend,
@@ -73,8 +76,12 @@ def integrated_gradients(
     return attributions.detach().cpu().numpy().astype(np.float32), float(delta.abs().max())
 
 
-def heat_map(attributions: np.ndarray, scale: int = 4) -> bytes:
-    """A PNG of [height, width] attributions: red spoke for the answer, blue against it, white neither."""
+def heat_map(attributions: np.ndarray) -> bytes:
+    """A PNG of [height, width] attributions: red spoke for the answer, blue against it, white neither.
+
+    Each becomes a square of pixels, so that small ones can be seen.
+    """
+    scale = max(1, LEAST_SIDE // max(attributions.shape))
     strength = attributions / max(float(np.abs(attributions).max()), 1e-12)
     fade = 1 - np.abs(strength)
     red, blue = np.where(strength < 0, fade, 1.0), np.where(strength > 0, fade, 1.0)
