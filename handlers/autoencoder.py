@@ -48,7 +48,7 @@ class Autoencoder(runtime.Handler):
             wanted = pictures.sampling(request)
             return {self.latent: pictures.noise(wanted["seed"], wanted["n"], self.latent_shape)}
         request.graph = "encoder"
-        pictures.refuse_unknown_fields(request, ["side_by_side"])
+        request.refuse_unknown_fields(["side_by_side"])
         self._side_by_side(request)  # A wrong one must fail here, alone, before the model has run for it.
         image = runtime.decode_image(request.content, self.transform.mode)
         return {self.image: self.transform(image)[None]}

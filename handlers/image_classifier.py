@@ -41,6 +41,7 @@ class ImageClassifier(runtime.Handler):
 
     def decode(self, request: runtime.InferenceRequest) -> dict[str, np.ndarray]:
         # A wrong k must fail here, alone, before the model has run for it.
+        request.refuse_unknown_fields(["draw", "label"] if request.wants_explanation else ["k"])
         request.param("k", self.top_k, low=1, high=len(self.labels))
         (name,) = self.signature.inputs
         image = runtime.decode_image(request.content, self.transform.mode)

@@ -89,6 +89,7 @@ class ObjectDetector(runtime.Handler):
 
     def _wishes(self, request: runtime.InferenceRequest) -> tuple[int, float, bool]:
         """What the form's fields ask for: boxes at most, least score, whether to draw."""
+        request.refuse_unknown_fields(["max_boxes", "min_score_percent", "draw"])
         most = request.param("max_boxes", self.decoder.max_boxes, low=1, high=self.decoder.candidates)
         percent = request.param("min_score_percent", -1, low=0, high=100)
         draw = request.param("draw", 0, low=0, high=1)

@@ -24,6 +24,7 @@ class Tensor(runtime.Handler):
     """For every model of one graph."""
 
     def decode(self, request: runtime.InferenceRequest) -> dict[str, np.ndarray]:
+        request.refuse_unknown_fields(["output"])
         output = self.output(request)
         if output == "npy" and len(self.signature.outputs) > 1:
             raise runtime.BadRequest(

@@ -7,7 +7,7 @@
     curl --json '{"text": "A gem."}' http://127.0.0.1:8080/explanations/sentiment
     {"label": "positive", "probability": 0.98, "tokens": [["A", 0.02], ["gem", 3.1], ...], "delta": 0.01}
 
-A token's number is how much it moved the label's logit, by integrated gradients over its vector;
+The form's field `label` asks about another label than the likeliest. A token's number is how much it moved the label's logit, by integrated gradients over its vector;
 `delta` is what their sum misses of the logit's change. It needs the TorchScript backend.
 
 The model has two graphs, so that there are vectors to take gradients of: `embedding`, tokens
@@ -37,6 +37,7 @@ class TextClassifier(runtime.Handler):
 
     def decode(self, request: runtime.InferenceRequest) -> dict[str, np.ndarray]:
         request.graph = "embedding"
+        request.refuse_unknown_fields(["label"] if request.wants_explanation else [])
         tokens, _ = pad([self.encoder.encode(text)[0] for text in decode_texts(request)])
         return {"tokens": tokens}
 
@@ -57,12 +58,16 @@ class TextClassifier(runtime.Handler):
             raise runtime.BadRequest(f"{len(texts)} texts: one is explained at a time")
         inputs = self.vectors(tensors["tokens"])
         logits = self.backends["main"].run(inputs)["logits"][0]
+        label = request.text_param("label", self.labels[int(logits.argmax())])
+        if label not in self.labels:
+            raise runtime.BadRequest(f"label={label[:40]!r}: one of {', '.join(self.labels)} is expected")
+        target = self.labels.index(label)
         attributions, delta = runtime.integrated_gradients(
-            self.backends["main"], inputs, name="vectors", output="logits", target=int(logits.argmax())
+            self.backends["main"], inputs, name="vectors", output="logits", target=target
         )
         shares = attributions[0].sum(axis=-1).astype(np.float64)
         pieces = self.encoder.pieces(texts[0])
-        return self.verdict(logits) | {
+        return self.verdict(logits, target) | {
             "tokens": [[piece, float(share)] for piece, share in zip(pieces, shares, strict=True)],
             "delta": delta,
         }
@@ -71,8 +76,8 @@ class TextClassifier(runtime.Handler):
         """The inputs of `main`: the tokens' vectors, and where there are tokens."""
         return self.backends["embedding"].run({"tokens": tokens}) | {"mask": tokens != 0}
 
-    def verdict(self, logits: np.ndarray) -> dict[str, Any]:
-        """The likeliest label of logits [classes], and its probability."""
+    def verdict(self, logits: np.ndarray, target: int | None = None) -> dict[str, Any]:
+        """The label at `target`, the likeliest unless given, of logits [classes]; and its probability."""
         scores = np.exp(logits.astype(np.float64) - logits.max())
-        best = int(logits.argmax())
+        best = int(logits.argmax()) if target is None else target
         return {"label": self.labels[best], "probability": float(scores[best] / scores.sum())}

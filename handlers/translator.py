@@ -26,6 +26,9 @@ from torchport_runtime.decoding import beam_search
 from torchport_runtime.text import TextEncoder, decode_texts, pad
 from torchport_runtime.ui_strings import UiString, source_tokens
 
+MAX_TEXTS = 16
+"""Of one request: long ones take half a second each, and a server gives a whole batch one minute."""
+
 
 class Translator(runtime.Handler):
     """Texts enter at the encoder; the decoder is asked for all of a batch's next tokens at once."""
@@ -53,6 +56,7 @@ class Translator(runtime.Handler):
 
     def decode(self, request: runtime.InferenceRequest) -> dict[str, np.ndarray]:
         request.graph = "encoder"
+        request.refuse_unknown_fields([])
         return {"tokens": pad([tokens for _, tokens, _ in self._read(request)])[0]}
 
     def infer(self, graph: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -87,7 +91,10 @@ class Translator(runtime.Handler):
         return answers if request.batched else answers[0]
 
     def _read(self, request: runtime.InferenceRequest) -> list[tuple[UiString, np.ndarray, bool]]:
-        return [source_tokens(self.encoder, text, self.end) for text in decode_texts(request)]
+        return [
+            source_tokens(self.encoder, text, self.end)
+            for text in decode_texts(request, limit_texts=MAX_TEXTS)
+        ]
 
     def _written(self, string: UiString, tokens: np.ndarray) -> str:
         return string.restore(self.encoder.decode(token for token in tokens if token != self.end))

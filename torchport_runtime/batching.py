@@ -61,6 +61,9 @@ def _sizes(signature: Signature, tensors: Tensors) -> dict[str, int]:
 
 
 def _padded_dims(signature: Signature, padding: Mapping[str, float]) -> set[str]:
+    known = {symbol for spec in signature.inputs.values() for symbol in spec.symbols}
+    if any(set(spec.symbols) - known for spec in signature.outputs.values()):
+        return set()  # A size that follows a padded one, half of it say: nothing tells where to cut.
     named = (signature.inputs[name].symbols for name in padding if name in signature.inputs)
     return {symbol for symbols in named for symbol in symbols} - {signature.batch_dim or ""}
 

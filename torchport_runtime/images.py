@@ -60,8 +60,11 @@ def decode_image(content: bytes, mode: str = "RGB") -> Image.Image:
     except Exception as err:  # Pillow's decoders raise many kinds on hostile bytes, all of them "bad image".
         raise BadRequest(f"the image is damaged or truncated: {err}") from err
     if upright.mode in ("I;16", "I;16B", "I;16L", "I"):
-        grey = np.asarray(upright).astype(np.float64)
-        upright = Image.fromarray(np.clip(np.rint(grey / 257), 0, 255).astype(np.uint8))
+        # By a table, so that a large picture costs a byte a pixel here and not eight.
+        grey = np.asarray(upright)
+        if grey.dtype != np.uint16:
+            grey = np.clip(grey, 0, 65535).astype(np.uint16)
+        upright = Image.fromarray(np.rint(np.arange(65536) / 257).astype(np.uint8)[grey])
     with warnings.catch_warnings():
         # That a palette with transparency should become RGBA: alpha is dropped here, as said above.
         warnings.simplefilter("ignore", UserWarning)

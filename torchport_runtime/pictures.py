@@ -109,7 +109,7 @@ def sampling(
         BadRequest: no JSON object, an unknown name, no whole number, one out of bounds, one given twice.
     """
     bounds = {"seed": (0, MAX_SEED), "n": (1, most), **(also or {})}
-    refuse_unknown_fields(request, bounds)
+    request.refuse_unknown_fields(bounds)
     fields = {name for name in request.fields if name in bounds}
     given = _json_object(request, needed=not fields)
     wanted = {"seed": 0, "n": min(DEFAULT_N, most)}
@@ -147,18 +147,6 @@ def has_json_object(request: InferenceRequest) -> bool:
     if isinstance(body, str) and body[:64].lstrip()[:1] == "{":
         return '"b64"' not in body[:64]
     return isinstance(body, Mapping) and "b64" not in body
-
-
-def refuse_unknown_fields(request: InferenceRequest, known: Iterable[str]) -> None:
-    """A form's field that nobody asks for is a mistyped one.
-
-    Raises:
-        BadRequest: there is one.
-    """
-    names = list(known)
-    for name in request.fields:
-        if name not in ("body", "data") and name not in names:
-            raise BadRequest(f"unknown field {str(name)[:40]!r}: {did_you_mean(str(name)[:40], names)}")
 
 
 def _json_object(request: InferenceRequest, *, needed: bool) -> Mapping[str, Any]:

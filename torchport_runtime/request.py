@@ -11,7 +11,7 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -143,6 +143,17 @@ class InferenceRequest:
             return default
         return bytes(value).decode("utf-8", "replace") if _is_bytes(value) else str(value)
 
+    def refuse_unknown_fields(self, known: Iterable[str]) -> None:
+        """A form's field that nobody asks for is a mistyped one.
+
+        Raises:
+            BadRequest: there is one.
+        """
+        names = list(known)
+        for name in self.fields:
+            if name not in ("body", "data") and name not in names:
+                raise BadRequest(f"unknown field {str(name)[:40]!r}: {did_you_mean(str(name)[:40], names)}")
+
     def values(self, signature: Signature, outputs: Mapping[str, np.ndarray]) -> Any:
         """Outputs as JSON: one row without the batch's dimension; by name where there are several outputs."""
         one_row = signature.batch_dim is not None and not self.batched
@@ -174,6 +185,8 @@ class InferenceRequest:
             is_row = signature.batch_dim is not None and array.ndim == len(spec.shape) - 1
             tensors[name] = array[None] if is_row else array
             batched.add(not is_row)
+        if not batched:
+            raise BadRequest(f"nothing was given: at least one of {list(signature.inputs)} is expected")
         if len(batched) > 1:
             raise BadRequest("some inputs are one row and others are several: send the same of each")
         self.batched = batched.pop() and signature.batch_dim is not None
@@ -230,7 +243,10 @@ def _array(name: str, value: Any, spec: TensorSpec) -> np.ndarray:
     if array.size == 0:
         raise BadRequest(f"input {name!r}: 0 rows or 0 values, expected {spec}")
     if array.dtype.kind == "O" and all(type(v) in (int, float) for v in array.flat):
-        array = array.astype(np.float64)  # Whole numbers beyond 64 bits.
+        try:
+            array = array.astype(np.float64)  # Whole numbers beyond 64 bits.
+        except OverflowError as err:
+            raise BadRequest(f"input {name!r}: too great a number for {spec.dtype}") from err
     if array.dtype.kind not in "biuf":
         raise BadRequest(f"input {name!r}: text, null or an object for a number, expected {spec}")
     if (array.dtype.kind == "b") != (wanted.kind == "b"):

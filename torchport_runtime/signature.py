@@ -68,6 +68,17 @@ class TensorSpec:
             is_bool = isinstance(self.default, bool)
             if is_bool != (self.dtype == "bool") or not isinstance(self.default, (bool, int, float)):
                 raise SignatureError(f"default {self.default!r} is no {self.dtype}")
+            self._check_default(float(self.default))
+
+    def _check_default(self, value: float) -> None:
+        dtype = np.dtype(self.dtype)
+        limits = np.iinfo(dtype) if dtype.kind in "iu" else np.finfo(dtype) if dtype.kind == "f" else None
+        fits = limits is None or float(limits.min) <= value <= float(limits.max)
+        if not fits or (dtype.kind in "iu" and value != int(value)):
+            raise SignatureError(f"default {self.default!r} is nothing that {self.dtype} can hold")
+        below = self.low is not None and value < self.low
+        if below or (self.high is not None and value > self.high):
+            raise SignatureError(f"default {self.default!r} is not between {self.low} and {self.high}")
 
     @property
     def symbols(self) -> tuple[str, ...]:
@@ -191,10 +202,18 @@ class Signature:
             SignatureError: one that was left out has a dimension that no other input has.
         """
         missing = [n for n, spec in self.inputs.items() if n not in tensors and spec.default is not None]
+        if not missing:
+            return dict(tensors)
+        if not tensors:
+            raise SignatureError(f"nothing was given: at least one of {', '.join(self.inputs)} is expected")
         sizes: dict[str, int] = {}
         for name, array in tensors.items():
             if name in self.inputs:
                 sizes |= self.inputs[name].sizes(array.shape)
+        for symbol, size in sizes.items():
+            # Before anything is made of that size.
+            if symbol != self.batch_dim and size > self.dims[symbol][1]:
+                raise SignatureError(f"{symbol!r} is {size}, expected at most {self.dims[symbol][1]}")
         filled = dict(tensors)
         for name in missing:
             spec = self.inputs[name]
