@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from torchport.errors import RecipeError
+from torchport.user_code import importing_from
 from torchport.wrapped import WrappedModel, parse_arguments
 
 
@@ -46,12 +47,19 @@ class Hub(WrappedModel):
         if self.source == "local" and not (Path(self.repo) / "hubconf.py").is_file():
             raise RecipeError(f"--repo {self.repo}: there is no hubconf.py in it")
         try:
-            model = torch.hub.load(
-                self.repo, self.entry, source=self.source, trust_repo=True, verbose=False, **self.arguments
-            )
+            with importing_from(Path(self.repo if self.source == "local" else torch.hub.get_dir()).resolve()):
+                model = torch.hub.load(
+                    self.repo,
+                    self.entry,
+                    source=self.source,
+                    trust_repo=True,
+                    verbose=False,
+                    **self.arguments,
+                )
         except (OSError, RuntimeError, ValueError, TypeError, ImportError, AttributeError) as err:
             raise RecipeError(f"torch.hub, entry {self.entry!r} of {self.repo}: {err}") from err
         return self.checked(model, self.entry)
 
     def dependencies(self):
-        return Path(self.repo).rglob("*.py") if self.source == "local" else ()
+        code = Path(self.repo).rglob("*.py") if self.source == "local" else ()
+        return [*super().dependencies(), *code]

@@ -4,17 +4,18 @@
         --input image:float32:batch,3,224,224
     torchport query mobilenet_v2 --data inputs.npz --output outputs.npz
 
+An input is name:dtype:dims; token ids have bounds, and what may be left out of a request a default:
+`--input tokens:int64:batch,time:0..999 --input mask:bool:batch,time=true --dim time:1,128`.
 `--weights` takes .pt, .pth and .safetensors. What else there is: `--argument num_classes=10` for the
 callable, `--dim time:1,512` for the bounds of a dimension (batch: 1 to 16), `--outputs logits` for the
 outputs' names, `--sample FILE.npz` for real inputs, `--name` and `--model-version` for the archive's.
 """
 
 import importlib
-import sys
-import sysconfig
 from pathlib import Path
 
 from torchport.errors import RecipeError
+from torchport.user_code import imported_files, importing_from
 from torchport.wrapped import WrappedModel, parse_arguments
 
 
@@ -40,11 +41,9 @@ class Pretrained(WrappedModel):
         module, _, path = self.model.partition(":")
         if not module or not path:
             raise RecipeError(f"--model {self.model!r}: module:callable is expected")
-        here = str(Path.cwd())
-        if here not in sys.path:
-            sys.path.append(here)  # Last, so that nothing here can shadow a package.
         try:
-            found = importlib.import_module(module)
+            with importing_from(Path.cwd()):
+                found = importlib.import_module(module)
             for part in path.split("."):
                 found = getattr(found, part)
         except (ImportError, AttributeError) as err:
@@ -52,6 +51,4 @@ class Pretrained(WrappedModel):
         return self.checked(found(**self.arguments), self.model)
 
     def dependencies(self):
-        file = Path(getattr(sys.modules[self.model.partition(":")[0]], "__file__", None) or "/")
-        if file.is_file() and not file.is_relative_to(sysconfig.get_path("purelib")):
-            yield file
+        return [*super().dependencies(), *imported_files(Path.cwd())]

@@ -7,7 +7,8 @@
     curl --json '{"text": "A gem."}' http://127.0.0.1:8080/explanations/sentiment
     {"label": "positive", "probability": 0.98, "tokens": [["A", 0.02], ["gem", 3.1], ...], "delta": 0.01}
 
-The form's field `label` asks about another label than the likeliest. A token's number is how much it moved the label's logit, by integrated gradients over its vector;
+The form's field `label` asks about another label than the likeliest. A token's number is how much it
+moved the label's logit, by integrated gradients over its vector;
 `delta` is what their sum misses of the logit's change. It needs the TorchScript backend.
 
 The model has two graphs, so that there are vectors to take gradients of: `embedding`, tokens

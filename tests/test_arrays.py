@@ -60,9 +60,32 @@ def bomb():
     return buffer.getvalue()
 
 
+def lying(method):
+    """A zip of one large member that says it has 100 bytes."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        archive.writestr("x.npy", bytes(300 * 2**20))
+    content = bytearray(buffer.getvalue())
+    central = content.rindex(b"PK\x01\x02")
+    content[central + 24 : central + 28] = (100).to_bytes(4, "little")
+    return bytes(content)
+
+
+def header(text):
+    raw = text.encode() + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(raw).to_bytes(2, "little") + raw
+
+
 @pytest.mark.parametrize(
     ("content", "status"),
     [
+        (lying(zipfile.ZIP_BZIP2), 400),
+        (lying(zipfile.ZIP_DEFLATED), 400),
+        (header("{'descr': '<f4', 'fortran_order': False, 'shape': (-1, -1)}"), 400),
+        (header("{'descr': '<f4', 'fortran_order': False, 'shape': (0, 1180591620717411303424)}"), 400),
+        (header("{'descr': '|V0', 'fortran_order': False, 'shape': (1,)}"), 400),
+        (header("{'descr': ('<i8', (2,)), 'fortran_order': False, 'shape': ()}"), 400),
+        (header("[" * 9000), 400),
         (huge_header(), 400),
         (pickled(), 400),
         (bomb(), 413),

@@ -13,7 +13,7 @@ class Reader(runtime.Handler):
 """
 
 
-def verified(built, tmp_path, pooled):
+def verified(built, tmp_path, pooled, requests="[1, 2, 3], [4]"):
     """What parity says of a model of any length, two requests of other lengths, and a handler that pads."""
     folder = tmp_path / "recipes"
     folder.mkdir()
@@ -43,7 +43,7 @@ def verified(built, tmp_path, pooled):
             ),
             (
                 '[Request(json=[1.0, 2.0, 3.0], tensors={"x": np.array([[1, 2, 3]], np.float32)})]',
-                '[Request(json=t, tensors={"tokens": np.array([t])}) for t in ([1, 2, 3], [4])]',
+                '[Request(json=t, tensors={"tokens": np.array([t])}) for t in (' + requests + ")]",
             ),
             ('"regressor"', '"reader"'),
         )
@@ -53,6 +53,11 @@ def verified(built, tmp_path, pooled):
 def test_padding_that_reaches_the_answer_fails(built, tmp_path):
     result = verified(built, tmp_path, "self.table(tokens).mean(1)")
     assert any("request 1" in f and "does padding reach the answer" in f for f in result.failures)
+
+
+def test_one_request_is_enough_to_see_it(built, tmp_path):
+    result = verified(built, tmp_path, "self.table(tokens).mean(1)", requests="[1, 2, 3],")
+    assert any("request 0" in f and "padding reaches the answer" in f for f in result.failures)
 
 
 def test_padding_that_is_masked_passes(built, tmp_path):

@@ -75,6 +75,36 @@ def test_what_is_left_out_has_its_default():
     assert "give it in all or in none" in ask(made, some)[0]["message"]
 
 
+def test_nothing_is_made_of_a_size_that_is_not_allowed():
+    made = reader()
+    assert "'time' is 30000" in ask(made, [1] * 30000)[0]["message"]
+    every = Signature(
+        inputs={"x": TensorSpec("float32", ("batch", 1), default=0.0)},
+        outputs={"y": TensorSpec("float32", ("batch", 1))},
+    )
+    made.signatures = {"main": every}
+    assert "nothing was given" in ask(made, {})[0]["message"]
+
+
+def test_a_size_that_follows_a_padded_one_keeps_requests_apart():
+    half = Signature(
+        inputs=TEXT.inputs,
+        outputs={"half": TensorSpec("float32", ("batch", "half"))},
+        dims={"time": (1, 8), "batch": (1, 4), "half": (1, 4)},
+    )
+    made = reader()
+    made.signatures = {"main": half}
+
+    class Halves(Sums):
+        def run(self, inputs):
+            self.shapes.append(inputs["tokens"].shape)
+            return {"half": inputs["tokens"][:, ::2].astype(np.float32)}
+
+    made.backends = {"main": Halves()}
+    assert ask(made, [1, 2, 3], [4]) == [[1.0, 3.0], [4.0]]
+    assert made.backends["main"].shapes == [(1, 3), (1, 1)]
+
+
 def test_a_default_needs_known_sizes_and_its_dtype():
     alone = Signature(
         inputs={
@@ -88,6 +118,16 @@ def test_a_default_needs_known_sizes_and_its_dtype():
         alone.with_defaults({"x": np.zeros((1, 1), np.float32)})
     with pytest.raises(SignatureError, match="default 1 is no bool"):
         TensorSpec("bool", (1,), default=1)
+    for dtype, default, reason in (
+        ("int64", 1.5, "can hold"),
+        ("uint8", 300, "can hold"),
+        ("float32", float("nan"), "can hold"),
+        ("float16", 1e10, "can hold"),
+    ):
+        with pytest.raises(SignatureError, match=reason):
+            TensorSpec(dtype, (1,), default=default)
+    with pytest.raises(SignatureError, match="not between"):
+        TensorSpec("int64", (1,), low=1, default=0)
     assert TensorSpec.from_json(TensorSpec("bool", (1,), default=True).to_json()).default is True
 
 

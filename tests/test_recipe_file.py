@@ -31,6 +31,7 @@ def test_the_shipped_recipes_load():
         ("def requests(self):", "def other(self):", r"method requests\(self\) is missing"),
         ('"float32", ("batch", 3)', '"flaot32", ("batch", 3)', r"tiny_recipe.py:9: .*did you mean 'float32'"),
         ('"tiny", "1.0"', '"tiny", "one"', "version 'one'"),
+        ('"tiny", "1.0"', '"tiny", "1-2"', "version '1-2': no '-'"),
         ('"tiny", "1.0"', '"tiny model", "1.0"', "name 'tiny model'"),
         ('"tiny", "1.0"', '"torch", "1.0"', "'torch' is the name of an installed package"),
         ("inputs =", "input =", "did you mean 'inputs'"),
@@ -88,3 +89,31 @@ def test_what_a_recipe_imports_from_its_folder_is_among_its_sources(write_recipe
 def test_a_change_within_the_second_that_keeps_the_size_is_seen(write_recipe):
     for version in ("1.0", "1.1", "1.2"):
         assert load_recipe(write_recipe(('"1.0"', f'"{version}"'))).version == version
+
+
+def test_files_of_one_name_beside_two_recipes(write_recipe, tmp_path):
+    recipes = []
+    for width in (3, 4):
+        path = write_recipe(
+            ("import torch\n", "import torch\nimport tiny_parts\n"),
+            ("return nn.Linear(3, 2)", "return nn.Linear(tiny_parts.WIDTH, 2)"),
+        )
+        folder = tmp_path / f"folder_{width}"
+        path.parent.rename(folder)
+        (folder / "tiny_parts.py").write_text(f"WIDTH = {width}\n")
+        recipes.append(load_recipe(folder / path.name))
+    assert [recipe.build().in_features for recipe in recipes] == [3, 4]
+    assert [set(recipe.sources) for recipe in recipes] == [{"tiny_recipe.py", "tiny_parts.py"}] * 2
+
+
+def test_a_package_beside_the_recipe_with_relative_imports(write_recipe):
+    path = write_recipe(("import torch\n", "import torch\nfrom tiny_package.net import WIDTH\n"))
+    package = path.parent / "tiny_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "net.py").write_text("from .layers import WIDTH\n")
+    (package / "layers.py").write_text("WIDTH = 3\n")
+    before = load_recipe(path).sources
+    assert {"tiny_package/__init__.py", "tiny_package/net.py", "tiny_package/layers.py"} < set(before)
+    (package / "layers.py").write_text("WIDTH = 33\n")
+    assert load_recipe(path).sources != before

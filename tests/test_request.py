@@ -66,6 +66,7 @@ def test_several_inputs_come_by_name():
         ([True], "true and false for numbers"),
         ([10**30, "a"], "text, null or an object"),
         ([2**200], "too great a number"),
+        ([10**400], "too great a number"),
         ([[4.0], [5.0, 6.0]], "different lengths"),
         ([], "0 rows"),
         ({"instances": []}, "at least one row"),

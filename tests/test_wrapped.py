@@ -101,6 +101,10 @@ def test_descriptions():
         "x",
         TensorSpec("float32", ("batch", 4), low=-1.0, high=1.5),
     )
+    assert parse_input("mask:bool:batch,time=true")[1] == TensorSpec("bool", ("batch", "time"), default=True)
+    assert parse_input("h:float32:batch,4:-1..1=0")[1].default == 0
+    with pytest.raises(RecipeError, match="after ="):
+        parse_input("mask:bool:batch,time=yes")
     assert parse_dim("time:1,512") == ("time", (1, 512))
 
 
@@ -157,6 +161,42 @@ def test_a_mistyped_option_of_the_command_is_told(tmp_path):
     assert "name it first" in said
 
 
+def test_the_code_of_one_repository_is_never_taken_for_anothers(tmp_path):
+    for name, function in (("one", "relu"), ("two", "sigmoid")):
+        repo = tmp_path / name
+        repo.mkdir()
+        (repo / "net.py").write_text(
+            "import torch\nclass Net(torch.nn.Module):\n"
+            f"    def forward(self, x):\n        return torch.{function}(x)\n"
+        )
+        (repo / "hubconf.py").write_text("from net import Net\ndef tiny():\n    return Net()\n")
+    x = torch.tensor([[-1.0, 1.0]])
+    given = {"entry": "tiny", "source": "local", "input": ["x:float32:batch,2"]}
+    one, two, again = (load_recipe("hub", given | {"repo": str(tmp_path / n)}) for n in ("one", "two", "one"))
+    for recipe, expected in ((one, x.relu()), (two, x.sigmoid()), (again, x.relu()), (two, x.sigmoid())):
+        assert torch.equal(recipe.build()(x), expected)
+    assert one.sources == again.sources != two.sources
+
+
+def test_what_a_module_here_imports_is_among_the_sources(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_layers.py").write_text("SCALE = 2.0\n")
+    (tmp_path / "my_net.py").write_text(
+        "import torch\nfrom my_layers import SCALE\nclass Net(torch.nn.Module):\n"
+        "    def forward(self, x):\n        return x * SCALE\n"
+    )
+    np.savez(tmp_path / "sample.npz", x=np.ones((8, 2), np.float32))
+    given = {"model": "my_net:Net", "input": ["x:float32:batch,2"], "sample": "sample.npz"}
+    before = load_recipe("pretrained", given).sources
+    assert load_recipe("pretrained", given).sources == before
+    (tmp_path / "my_layers.py").write_text("SCALE = 5.00\n")
+    changed = load_recipe("pretrained", given)
+    assert changed.sources != before
+    assert changed.build()(torch.ones(1, 1)).item() == 5
+    np.savez(tmp_path / "sample.npz", x=np.zeros((8, 2), np.float32))
+    assert load_recipe("pretrained", given).sources != changed.sources
+
+
 def test_weights_in_other_wrappings(tmp_path):
     given = nn.Linear(3, 2)
     for index, state in enumerate(
@@ -170,6 +210,17 @@ def test_weights_in_other_wrappings(tmp_path):
         model = nn.Linear(3, 2)
         load_weights(model, path)
         assert torch.equal(model.weight, given.weight)
+    two = {"model": given.state_dict(), "state_dict": given.state_dict()}
+    beside = {"model": given.state_dict(), **given.state_dict()}
+    quantised = {name: (tensor * 127).round().to(torch.int8) for name, tensor in given.state_dict().items()}
+    for state, reason in (
+        (two, "state_dict and model"),
+        (beside, "beside 'model'"),
+        (quantised, "is torch.int8"),
+    ):
+        torch.save(state, tmp_path / "wrong.pt")
+        with pytest.raises(TrainingError, match=reason):
+            load_weights(nn.Linear(3, 2), tmp_path / "wrong.pt")
     (tmp_path / "bad.safetensors").write_bytes(b"not one")
     with pytest.raises(TrainingError, match="not a readable safetensors"):
         load_weights(nn.Linear(3, 2), tmp_path / "bad.safetensors")

@@ -75,7 +75,10 @@ def package(
                 f"{', '.join(exported)}"
             )
     with folder.lock():
-        require_certificate(recipe, folder)
+        certificate = require_certificate(recipe, folder)
+        for backend in backends:
+            if not all(r["passed"] for r in certificate["results"] if r["backend"] == backend):
+                raise ArchiveError(f"backend {backend!r} did not pass parity: see parity.json")
         try:
             with tempfile.TemporaryDirectory(prefix="torchport-package-") as name:
                 content = _zip(_layout(recipe, folder.path, backends, Path(name)))

@@ -170,6 +170,8 @@ def _problems(contents: ArchiveContents) -> Iterator[str]:
     for name in ("signature.json", *served, *bound["handler"], *required, *assets):
         if name not in digests:
             yield f"{name} is missing"
+    if not all(r["passed"] for r in certificate["results"] if r["backend"] == options.backend):
+        yield f"the backend {options.backend} did not pass parity"
     if options.numerics() != bound["options"].get(options.backend):
         yield f"the options of {options.backend} in the model config are not those of parity.json"
     handler_options = (contents.config.get("torchport") or {}).get("handler") or {}
@@ -221,6 +223,8 @@ def _refuse_hostile(path: Path, infos: list[zipfile.ZipInfo]) -> None:
             raise ArchiveError(f"{path}: the name {info.filename!r} leads out of the archive: refused")
         if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise ArchiveError(f"{path}: {info.filename!r} is a link or a device: refused")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ArchiveError(f"{path}: {info.filename!r} is packed by a method that nobody needs: refused")
         if info.filename in seen:
             raise ArchiveError(f"{path}: {info.filename!r} is in it twice: refused")
         if info.file_size > MAX_RATIO * max(info.compress_size, 1024):

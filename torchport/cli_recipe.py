@@ -43,7 +43,8 @@ def given_recipe(
         return _load(ctx, given, arguments, cache)
     recipe = _load(ctx, given, {}, cache)
     record = store.build(recipe.name, recipe.version).training_record() or {}
-    if record.get("parameters", recipe.parameters) == recipe.parameters:
+    same_file = Path(record.get("recipe_file", recipe.path)).name == recipe.path.name
+    if not same_file or record.get("parameters", recipe.parameters) == recipe.parameters:
         return recipe
     return load_recipe(given, record["parameters"], cache)
 

@@ -55,12 +55,13 @@ def restart_server(
     port: PortOpt = 8080,
     run: RunOpt = RUN,
 ) -> None:
-    """Stop the TorchServe on this port and start one on what the store holds now."""
-    from torchport.torchserve import require_startable
+    """Start TorchServe on what the store holds now; one that runs on this port is stopped first."""
+    from torchport.torchserve import require_startable, running
 
     # Before the old one is stopped: what cannot start must not cost what runs.
     require_startable(Store(store), ts_config)
-    stop_server(port, run)
+    if running(_run_folder(run, port)) is not None:
+        stop_server(port, run)
     start_server(store, ts_config, port, run)
 
 

@@ -60,6 +60,7 @@ def answer(value: Any, output: Path | None = None) -> None:
 
 def exchange(sent: str, got: Any) -> None:
     shown = json.dumps(got, ensure_ascii=False) if not isinstance(got, bytes) else f"{len(got)} bytes"
+    sent, shown = (text if len(text) <= 300 else f"{text[:300]}..." for text in (sent, shown))
     out.print(f"  {escape(sent)} [dim]->[/] [bold]{escape(shown)}[/]")
 
 
@@ -134,15 +135,16 @@ def archive(contents: ArchiveContents) -> None:
 
 def recipes(rows: Sequence[Mapping[str, str]]) -> None:
     """Recipes with task, state and held-out metric."""
-    table = Table("recipe", "version", "task", "state", "metrics", box=SIMPLE)
+    columns = ("recipe", "version", "task", "parameters", "state", "metrics")
+    table = Table(*columns, box=SIMPLE)
     for row in rows:
-        table.add_row(*(escape(row[k]) for k in ("recipe", "version", "task", "state", "metrics")))
+        table.add_row(*(escape(row[column]) for column in columns))
     out.print(table)
 
 
 def zoo_row(row: Row) -> None:
     """One line when a recipe of a list has ended."""
-    seconds = ", ".join(f"{stage} {took:.0f} s" for stage, took in row.seconds.items())
+    seconds = ", ".join(f"{stage} {took:.0f} s" for stage, took in row.seconds.items()) or "nothing was run"
     mark = "[green]passed[/]" if row.passed else f"[bold red]missed:[/] {escape(row.problem)}"
     out.print(f"[bold]{escape(row.recipe)}[/] {mark} [dim]({seconds})[/]")
 
@@ -160,10 +162,10 @@ def zoo(rows: Sequence[Row]) -> None:
         metrics = ", ".join(f"{k} {v:.4g}" if v is not None else f"{k} -" for k, v in shown.items())
         table.add_row(
             escape(row.recipe),
-            escape(metrics) or "parity",
+            escape(metrics) or ("parity" if row.exported else "-"),
             escape(", ".join(row.goals.values())) or "-",
             *(escape(row.exported.get(b, "-")) for b in ("torchscript", "onnxruntime", "pt2")),
-            f"{row.worst_error_to_bound:.0%}",
+            f"{row.worst_error_to_bound:.0%}" if row.exported else "-",
             f"{row.archive_bytes / 1e6:.1f}",
             str(row.answers),
             f"{row.seconds.get('train', 0):.0f}",

@@ -212,7 +212,10 @@ def random_inputs(signature: Signature, sizes: dict[str, int], seed: int) -> dic
 def random_tensor(spec: TensorSpec, shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
     dtype = np.dtype(spec.dtype)
     if dtype.kind == "b":
-        return generator.integers(0, 2, shape).astype(dtype)
+        mask = generator.integers(0, 2, shape).astype(dtype)
+        if mask.ndim > 1:
+            mask[..., 0] = True  # Nothing at all to attend to is NaN in most models; `zeros` tries that.
+        return mask
     if dtype.kind in "iu":
         low = 0 if spec.low is None else int(spec.low)
         high = max(low, 100) if spec.high is None else int(spec.high)

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import base64
 import inspect
-from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from torchport.answers import same_answer
 from torchport.certificate import backend_options
 from torchport.errors import BackendError, RecipeError
 from torchport.recipe import Recipe, Request
 from torchport.recipe_file import find_handler
-from torchport.store import BuildFolder
 from torchport.user_code import execute, running
-from torchport_runtime import Handler, InferenceRequest
+from torchport_runtime import Handler
 
 SAMPLE_BYTES = 256 * 1024
 """A sample request of more than this does not travel in the certificate."""
@@ -83,59 +80,3 @@ def recipe_requests(recipe: Recipe) -> list[Request]:
                 f"{recipe.path.name}: request {index}: tensors are to be numpy arrays by input name"
             )
     return requests
-
-
-def compare_requests(recipe: Recipe, folder: BuildFolder) -> tuple[int, list[str]]:
-    """Whether the handler turns each of the recipe's requests into the tensors that the recipe says, and
-    the exported model's outputs into an answer. Returns how many requests there were, and what failed.
-    """
-    path = find_handler(recipe)
-    handler = load_handler(recipe, folder.path)
-    failures = []
-    requests = recipe_requests(recipe)
-    for index, sent in enumerate(requests):
-        where = f"handler {recipe.handler}, request {index}"
-        request = InferenceRequest(sent.fields())
-        try:
-            with running(path, "decode"):
-                tensors = handler.read(request)
-                problems = list(_differences(tensors, sent.tensors))
-            failures += [f"{where}: {problem}" for problem in problems]
-            if not problems and handler.backends:
-                with running(path, "answer"):
-                    handler.encode(request, handler.infer(request.graph, tensors))
-        except RecipeError as err:
-            failures.append(f"{where}: {err}")
-    if handler.backends and not failures:
-        failures += _batch_mates(recipe, handler, requests)
-    return len(requests), failures
-
-
-def _batch_mates(recipe: Recipe, handler: Handler, requests: list[Request]) -> Iterator[str]:
-    """Requests whose answer is another among the others than alone: through padding that the model does
-    not mask, or an `infer` that mixes rows.
-    """
-    together = handler.answer([InferenceRequest(sent.fields()) for sent in requests])
-    for index, (sent, answer) in enumerate(zip(requests, together, strict=True)):
-        (alone,) = handler.answer([InferenceRequest(sent.fields())])
-        if alone.status != 200:
-            yield f"handler {recipe.handler}, request {index}: it is refused: {alone.value}"
-        elif answer.status != 200 or not same_answer(alone.value, answer.value):
-            yield (
-                f"handler {recipe.handler}, request {index}: alone it is answered with "
-                f"{str(alone.value)[:200]}, in a batch with the recipe's other requests with "
-                f"{str(answer.value)[:200]}: does padding reach the answer?"
-            )
-
-
-def _differences(tensors: Any, expected: Mapping[str, np.ndarray]) -> Iterator[str]:
-    if set(tensors) != set(expected):
-        yield f"tensors {sorted(tensors)}, expected {sorted(expected)}"
-        return
-    for name, wanted in expected.items():
-        got = tensors[name]
-        if got.dtype != wanted.dtype or got.shape != wanted.shape:
-            yield f"{name!r} is {got.dtype}{list(got.shape)}, expected {wanted.dtype}{list(wanted.shape)}"
-        elif not np.array_equal(got, wanted):
-            worst = float(np.abs(got.astype(np.float64) - wanted.astype(np.float64)).max())
-            yield f"{name!r} differs from the recipe's tensor by up to {worst:.3g}"

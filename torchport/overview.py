@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from torchport.errors import MissingParameter, StaleError, TorchportError
+from torchport.hashing import sha256_file
+from torchport.recipe import Recipe
 from torchport.recipe_file import load_recipe, recipe_paths
 from torchport.store import BuildFolder, Store, read_json
 
@@ -14,7 +16,7 @@ def overview(store: Store) -> list[dict[str, str]]:
     rows = []
     named = set()
     for name, path in sorted(recipe_paths().items()):
-        row = {"recipe": name, "version": "", "task": "", "state": "", "metrics": ""}
+        row = dict.fromkeys(("version", "task", "parameters", "state", "metrics"), "") | {"recipe": name}
         try:
             recipe = load_recipe(path)
         except MissingParameter as err:
@@ -25,17 +27,26 @@ def overview(store: Store) -> list[dict[str, str]]:
             continue
         folder = store.build(recipe.name, recipe.version)
         named.add(folder.path)
-        rows.append(row | {"task": recipe.task} | _row(store, folder))
+        takes = [f"--{name.replace('_', '-')} {value}" for name, value in recipe.parameters.items()]
+        rows.append(row | {"task": recipe.task, "parameters": " ".join(takes)} | _row(store, folder, recipe))
     for path in sorted((store.path / ".build").glob("*/*")):
         folder = store.build(path.parent.name, path.name)
         if path.is_dir() and folder.path not in named:
             task = (folder.training_record() or {}).get("task", "(a recipe file elsewhere)")
-            rows.append({"recipe": folder.name, "task": task} | _row(store, folder))
+            rows.append({"recipe": folder.name, "task": task, "parameters": ""} | _row(store, folder))
     return rows
 
 
-def _row(store: Store, folder: BuildFolder) -> dict[str, str]:
-    return {"version": folder.version, "state": _state(store, folder), "metrics": _metrics(folder)}
+def _row(store: Store, folder: BuildFolder, recipe: Recipe | None = None) -> dict[str, str]:
+    state = _state(store, folder)
+    before = (folder.training_record() or {"inputs": {}})["inputs"].get("sources", {})
+    if recipe is not None and before:
+        now = recipe.sources
+        if {n: s for n, s in now.items() if n != "(parameters)"} != {
+            n: s for n, s in before.items() if n != "(parameters)"
+        }:
+            state += ", recipe changed since"
+    return {"version": folder.version, "state": state, "metrics": _metrics(folder)}
 
 
 def _metrics(folder: BuildFolder) -> str:
@@ -54,7 +65,8 @@ def _metrics(folder: BuildFolder) -> str:
 def _state(store: Store, folder: BuildFolder) -> str:
     """The last stage that was done."""
     served = read_json(folder.serving) or {}
-    if served.get("passed"):
+    archive = store.archive(folder.name, folder.version)
+    if served.get("passed") and archive.is_file() and served.get("archive_sha256") == sha256_file(archive):
         return "served, goal missed" if served.get("missed") else "served and checked"
     if store.archive(folder.name, folder.version).is_file():
         return "packaged"

@@ -20,6 +20,9 @@ from torchport.recipe import Recipe
 from torchport_runtime.suggest import did_you_mean
 
 _TYPES = (int, float, str, bool, Path, list[str])
+TAKEN = frozenset(["seed", "weights", "force", "store", "cache", "device", "backend", "help"])
+"""Options of the commands that load a recipe, which never reach it."""
+
 _WORDS = {"true": True, "false": False}
 
 
@@ -40,6 +43,9 @@ def configure(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
                 f"{file}: configure: {parameter}: a keyword-only parameter (after *) of one of the types "
                 "int, float, str, bool, Path, list[str] is expected"
             )
+    for name in signature.parameters:
+        if name in TAKEN:
+            raise RecipeError(f"{file}: configure: {name!r} is an option of torchport's: choose another name")
     for name in given:
         if name not in signature.parameters:
             nearest = did_you_mean(name, signature.parameters) if signature.parameters else "it takes none"

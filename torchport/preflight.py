@@ -7,7 +7,7 @@ from torch import nn
 from torchport.cases import parity_cases
 from torchport.errors import RecipeError
 from torchport.export import check_eager_outputs, example_inputs, model_graphs
-from torchport.handler_file import handler_class
+from torchport.handler_file import handler_class, recipe_requests
 from torchport.recipe import Recipe
 from torchport.recipe_file import find_handler
 from torchport.user_code import running
@@ -32,3 +32,4 @@ def check_untrained(recipe: Recipe) -> None:
         signature = signatures[graph]
         check_eager_outputs(recipe, graph, module.eval(), signature, example_inputs(signature))
         next(parity_cases(recipe, graph, signature))
+    recipe_requests(recipe)

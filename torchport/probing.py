@@ -7,6 +7,7 @@ signature.outputs                # {"output": TensorSpec("float32", ("batch", 10
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +24,14 @@ BATCH = (1, 16)
 
 
 def parse_input(text: str) -> tuple[str, TensorSpec]:
-    """`name:dtype:dims`, and where the values have bounds `name:dtype:dims:low..high`.
+    """`name:dtype:dims`; where the values have bounds `name:dtype:dims:low..high`; and with `=value` at
+    the end where a request may leave it out, such as `mask:bool:batch,time=true`.
 
     Raises:
         RecipeError: anything else.
     """
-    parts = text.split(":")
+    described, _, default_text = text.partition("=")
+    parts = described.split(":")
     if len(parts) not in (3, 4) or not all(parts):
         raise RecipeError(
             f"input {text!r}: name:dtype:dims is expected, such as image:float32:batch,3,224,224"
@@ -41,8 +44,14 @@ def parse_input(text: str) -> tuple[str, TensorSpec]:
             low, high = (float(bound) for bound in parts[3].split("..", 1))
         except ValueError as err:
             raise RecipeError(f"input {text!r}: bounds such as 0..999 are expected at its end") from err
+    default = None
+    if default_text:
+        try:
+            default = json.loads(default_text)
+        except ValueError as err:
+            raise RecipeError(f"input {text!r}: a number, true or false is expected after =") from err
     try:
-        return name, TensorSpec(dtype, shape, low=low, high=high)
+        return name, TensorSpec(dtype, shape, low=low, high=high, default=default)
     except SignatureError as err:
         raise RecipeError(f"input {text!r}: {err}") from err
 
@@ -132,7 +141,8 @@ def _run(model: nn.Module, inputs: Mapping[str, np.ndarray], names: Sequence[str
     except Exception as err:  # forward is somebody's code: whatever it raises is the answer.
         raise RecipeError(
             f"{type(model).__name__} on inputs {shapes}: {type(err).__name__}: {str(err)[:300]} (are the "
-            "inputs in the order of forward, with its shapes, dtypes and bounds?)"
+            "inputs in the order of forward, with its shapes and dtypes? Token ids want bounds: "
+            "--input tokens:int64:batch,time:0..49)"
         ) from err
     if isinstance(returned, Mapping):
         named = dict(returned)

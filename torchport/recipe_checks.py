@@ -9,6 +9,7 @@ import sys
 import sysconfig
 from collections.abc import Mapping
 from difflib import get_close_matches
+from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
@@ -61,6 +62,8 @@ def check_recipe(recipe: Recipe, where: str) -> None:
         Version(recipe.version)
     except (InvalidVersion, TypeError) as err:
         raise RecipeError(f"{where}: version {recipe.version!r}: a string such as '1.0' is expected") from err
+    if "-" in recipe.version:
+        raise RecipeError(f"{where}: version {recipe.version!r}: no '-', which ends the name in a file's")
     _check_settings(recipe, where)
     with running(recipe.path, f"class {type(recipe).__name__}"):
         signatures = recipe.signatures()
@@ -127,7 +130,9 @@ def refuse_shadowing(stem: str, what: str) -> None:
             raise RecipeError(f"{what}: {stem!r} is not a name for it: choose another") from None
         origin = spec.origin if spec else None
         libraries = tuple(sysconfig.get_path(kind) for kind in ("purelib", "platlib"))
-        shadowed = origin is not None and origin.startswith(libraries)
+        # The recipes that torchport brings are found by that name, and shadow nothing.
+        ours = origin is not None and Path(origin).parent.name in ("recipes", "handlers")
+        shadowed = origin is not None and origin.startswith(libraries) and not ours
     if shadowed:
         raise RecipeError(
             f"{what}: {stem!r} is the name of an installed package, which it would shadow: "

@@ -20,7 +20,7 @@ from torchport.hashing import sha256_file, sha256_json
 from torchport.parameters import configure
 from torchport.recipe import Recipe
 from torchport.recipe_checks import check_class, check_recipe, refuse_shadowing
-from torchport.user_code import execute, running
+from torchport.user_code import execute, importing_from, running
 from torchport_runtime.suggest import did_you_mean
 
 _IN_CHECKOUT = {"recipes": "export"}
@@ -84,6 +84,7 @@ def load_recipe(
             f"choose another name, such as {path.stem}_recipe.py"
         )
     module = _execute(path)
+    sources = _sources(path, module)
     classes = [
         value
         for value in vars(module).values()
@@ -101,7 +102,7 @@ def load_recipe(
         recipe.cache = cache
         recipe.parameters = configure(recipe, parameters)
     check_recipe(recipe, where)
-    recipe.sources = _sources(path, module)
+    recipe.sources = sources
     if recipe.parameters:
         recipe.sources["(parameters)"] = sha256_json(recipe.parameters)
     with running(path, "dependencies"):
@@ -135,11 +136,8 @@ def find_handler(recipe: Recipe) -> Path:
 def _execute(path: Path) -> ModuleType:
     # The module's name goes into exported artifacts, so it must not depend on the folder.
     name = f"torchport_recipe_{re.sub(r'[^A-Za-z0-9_]', '_', path.stem)}"
-    folder = str(path.parent)
-    if folder not in sys.path:
-        # Last, so that a file beside the recipe cannot shadow a package.
-        sys.path.append(folder)
-    return execute(path, name)
+    with importing_from(path.parent):
+        return execute(path, name)
 
 
 def _sources(path: Path, module: ModuleType) -> dict[str, str]:
@@ -163,6 +161,12 @@ def _imported_names(module: ModuleType) -> set[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return names
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                package = getattr(module, "__package__", None) or ""
+                parts = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*parts, *([base] if base else [])])
+            names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    # A package's own file runs before the module in it.
+    return names | {name.rpartition(".")[0] for name in names}

@@ -17,7 +17,11 @@ def train(recipe: Recipe, store: Store, seed: int, weights: Path | None, force: 
     folder = store.build(recipe.name, recipe.version)
     result = run(recipe, folder, seed=seed, weights=weights, force=force, show=show.progress)
     numbers = ", ".join(f"{k} {v:.5g}" for k, v in result.record["metrics"].items())
-    show.stage("train", result.done, result.why, numbers or "weights as given")
+    source = result.record.get("weights_from")
+    detail = numbers or ("weights as given" if source == "a file" else "trained")
+    if source == "build":
+        detail = f"no training and no --weights: as build() gives it, seed {result.record['seed']}"
+    show.stage("train", result.done, result.why, detail)
     return result.done
 
 
@@ -48,7 +52,9 @@ def verify(recipe: Recipe, store: Store, force: bool, devices: list[str] | None)
         shown = "\n  ".join(result.failures[:20])
         more = f"\n  and {len(result.failures) - 20} more in parity.json" if len(result.failures) > 20 else ""
         raise ParityError(f"{recipe.name} {recipe.version} did not pass parity:\n  {shown}{more}")
-    show.stage("verify", result.done, result.why, "every export computes what was trained")
+    failed = sorted({r["backend"] for r in result.certificate["results"] if not r["passed"]})
+    but = f", but not {', '.join(failed)}, which is optional and will not ship" if failed else ""
+    show.stage("verify", result.done, result.why, f"every export computes what was trained{but}")
     return result.done
 
 
@@ -78,5 +84,6 @@ def check(recipe: Recipe, store: Store, backend: str | None) -> None:
     for request, answer in zip(recipe_requests(recipe), result.answers, strict=True):
         body = request.content
         sent = body.decode() if request.body is None else f"{request.content_type} of {len(body)} bytes"
-        show.exchange(sent, answer)
+        params = "".join(f", {name}={value}" for name, value in request.params.items())
+        show.exchange(sent + params, answer)
     require(result)

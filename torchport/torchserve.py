@@ -34,6 +34,7 @@ from torchport.torchserve_setup import (
     server_command,
 )
 
+STARTING, PID_FILE = "starting.json", ".model_server.pid"
 READY_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 30.0
 
@@ -92,6 +93,7 @@ class TorchServe:
         psutil.wait_procs([*alive, *workers], timeout=5)
         shutil.rmtree(self.temporary, ignore_errors=True)
         self.key_file.unlink(missing_ok=True)
+        (self.run / STARTING).unlink(missing_ok=True)
         (self.run / "server.json").unlink(missing_ok=True)
 
     def __enter__(self) -> TorchServe:
@@ -112,6 +114,19 @@ def running(run: Path) -> TorchServe | None:
         run, Ports(**record["ports"]), record["pid"], record["started"], Path(record["temporary"])
     )
     return server if server.is_running() else None
+
+
+def launched(run: Path) -> TorchServe | None:
+    """The server that was being started with this run folder by a process that is gone, once it runs."""
+    record = read_json(run / STARTING, "temporary")
+    if record is None:
+        return None
+    temporary = Path(record["temporary"])
+    pid_file = temporary / PID_FILE
+    if not pid_file.is_file() or not pid_file.read_text().strip().isdigit():
+        return None
+    pid = int(pid_file.read_text())
+    return TorchServe(run, Ports(), pid, _started(pid), temporary)
 
 
 def require_startable(
@@ -164,6 +179,7 @@ def start(
     run = run.resolve()
     # The worker sockets' paths must stay below 108 characters, so not below the run folder.
     temporary = Path(tempfile.mkdtemp(prefix="torchserve-"))
+    write_json(run / STARTING, {"temporary": str(temporary)})
     properties |= {"model_store": str(store.path.resolve()), "load_models": "all"}
     properties |= addresses(ports) | dict(settings or {})
     (run / "config.properties").write_text(
@@ -190,7 +206,7 @@ def start(
             start_new_session=True,
             check=False,
         )
-    pid_file = temporary / ".model_server.pid"
+    pid_file = temporary / PID_FILE
     if done.returncode or not pid_file.is_file():
         shutil.rmtree(temporary, ignore_errors=True)
         raise ServerError(f"TorchServe did not start:\n{(run / 'console.log').read_text()[-2000:]}")

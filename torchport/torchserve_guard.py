@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from torchport.torchserve import running
+from torchport.torchserve import launched, running
 
-GRACE_S = 10.0
-"""A server that was just being started writes down its pid within this time."""
+GRACE_S = 60.0
+"""A server that was just being started writes down its pid within this time, on a busy machine too."""
 
 
 @contextmanager
@@ -44,9 +44,9 @@ def main() -> None:
     run = Path(sys.argv[1])
     if sys.stdin.read():
         return
-    deadline = time.monotonic() + GRACE_S
+    deadline = time.monotonic() + (GRACE_S if run.is_dir() else 0)
     while time.monotonic() < deadline:
-        server = running(run)
+        server = running(run) or launched(run)
         if server is not None:
             server.stop()
             break

@@ -65,6 +65,12 @@ def train(
         given_before = (record or {"inputs": {}})["inputs"].get("weights_file")
         if recipe.train is None and weights is None and given_before:
             inputs["weights_file"] = given_before  # They are in the store.
+        made_by = Path((record or {}).get("recipe_file", recipe.path)).name
+        if made_by != recipe.path.name and not force:
+            raise TrainingError(
+                f"{recipe.name} {recipe.version} in this store was made by {made_by}: choose another name or "
+                "version, or put this one in its place with --force"
+            )
         why = _why_train(record, inputs, folder)
         if record is not None and why is None and not force:
             return TrainingResult(False, record, "unchanged recipe and seed")
@@ -87,6 +93,7 @@ def train(
             "recipe_file": str(recipe.path),
             "task": recipe.task,
             "parameters": dict(recipe.parameters),
+            "weights_from": "a file" if inputs["weights_file"] else "training" if recipe.train else "build",
             "inputs": inputs,
             "metrics": metrics,
             "seed": seed,

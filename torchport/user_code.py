@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import linecache
 import sys
+import sysconfig
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 
 from torchport.errors import RecipeError, TorchportError
+
+_EXTRAS = {
+    **dict.fromkeys(("torch", "torchvision", "sklearn", "onnx", "safetensors"), "train"),
+    **dict.fromkeys(("pycocotools", "sacrebleu", "tokenizers"), "zoo"),
+}
+"""What brings a package that a recipe may miss."""
 
 
 @contextmanager
@@ -27,7 +35,54 @@ def running(path: Path, what: str, error: type[TorchportError] = RecipeError) ->
         raise error(f"{Path(err.filename or path).name}:{err.lineno}: syntax error: {err.msg}") from err
     except (Exception, SystemExit) as err:
         said = str(err).strip()[:400]
+        if isinstance(err, ModuleNotFoundError) and err.name in _EXTRAS:
+            said += f" (pip install 'torchport[{_EXTRAS[err.name]}]')"
         raise error(f"{where(err, path)}: {what}: {type(err).__name__}: {said}") from err
+
+
+_folders: set[Path] = set()
+_brought: set[str] = set()
+
+
+@contextmanager
+def importing_from(folder: Path) -> Iterator[None]:
+    """While inside, a plain import finds the files of `folder` last; and it finds these, and as they are
+    now, though another folder's file of the same name was imported before.
+    """
+    for other in _folders - {folder}:
+        with suppress(ValueError):
+            sys.path.remove(str(other))
+    for name in _brought:
+        sys.modules.pop(name, None)
+    _brought.clear()
+    _folders.add(folder)
+    if str(folder) not in sys.path:
+        # Last, so that a file beside the recipe cannot shadow a package.
+        sys.path.append(str(folder))
+    importlib.invalidate_caches()
+    before = set(sys.modules)
+    try:
+        yield
+    finally:
+        _brought.update(name for name in set(sys.modules) - before if _is_of(sys.modules[name], folder))
+
+
+def _is_of(module: ModuleType, folder: Path) -> bool:
+    """Whether a module is a user's file in `folder`: not a package that is installed below it."""
+    file = Path(getattr(module, "__file__", None) or "/").resolve()
+    folder = folder.resolve()
+    libraries = [Path(sysconfig.get_path(kind)).resolve() for kind in ("purelib", "platlib", "stdlib")]
+    installed = any(
+        file.is_relative_to(library) and not folder.is_relative_to(library) for library in libraries
+    )
+    own = module.__name__.partition(".")[0] in ("torchport", "torchport_runtime")
+    return file.is_relative_to(folder) and not installed and not own
+
+
+def imported_files(folder: Path) -> list[Path]:
+    """The files of `folder` that the last `importing_from` it brought in."""
+    found = (getattr(sys.modules.get(name), "__file__", None) for name in _brought)
+    return sorted({Path(file).resolve() for file in found if file and Path(file).is_relative_to(folder)})
 
 
 def execute(path: Path, name: str) -> ModuleType:

@@ -41,13 +41,13 @@ def load_weights(model: nn.Module, path: Path) -> None:
     if state and all(k.startswith(_DATA_PARALLEL) for k in state) and not set(state) & set(own_names):
         state = {k.removeprefix(_DATA_PARALLEL): v for k, v in state.items()}
     for name, own in own_names.items():
-        if name in state and state[name].is_complex() != own.is_complex():
+        if name in state and _kind(state[name]) != _kind(own):
             raise TrainingError(f"{path} does not fit {type(model).__name__}: {name} is {state[name].dtype}")
     refuse_nonfinite(state, str(path))
     try:
         model.load_state_dict(state)
     except RuntimeError as err:
-        detail = " ".join(line.strip() for line in str(err).splitlines()[1:4])
+        detail = " ".join(f"{line.strip()[:300]}" for line in str(err).splitlines()[1:4])
         raise TrainingError(f"{path} does not fit {type(model).__name__}: {detail}") from err
 
 
@@ -83,9 +83,18 @@ def _read(path: Path) -> Any:
         ) from err
 
 
+def _kind(tensor: torch.Tensor) -> tuple[bool, bool]:
+    """Whole numbers in a float parameter's place are a quantised checkpoint, not its weights."""
+    return tensor.is_complex(), tensor.is_floating_point()
+
+
 def _unwrapped(state: Any) -> Any:
-    if isinstance(state, dict):
-        for name in _WRAPPERS:
-            if isinstance(state.get(name), dict):
-                return state[name]
-    return state
+    """The state_dict in a checkpoint that holds one, and only one, under a usual name."""
+    if not isinstance(state, dict):
+        return state
+    inside = [name for name in _WRAPPERS if isinstance(state.get(name), dict)]
+    if len(inside) > 1:
+        raise TrainingError(f"the checkpoint holds {' and '.join(inside)}: save the one that is meant")
+    if inside and any(hasattr(value, "shape") for value in state.values()):
+        raise TrainingError(f"the checkpoint holds tensors beside {inside[0]!r}: save the state_dict alone")
+    return state[inside[0]] if inside else state

@@ -56,9 +56,21 @@ class WrappedModel(Recipe):
         self.name = re.sub(r"[^A-Za-z0-9_-]", "_", name)
         if not inputs:
             raise RecipeError("--input is missing: name:dtype:dims, such as image:float32:batch,3,224,224")
-        bounds = dict(parse_dim(text) for text in dims)
-        self._signature = probe(self.build(), dict(parse_input(text) for text in inputs), bounds, outputs)
+        specs, bounds = [parse_input(text) for text in inputs], [parse_dim(text) for text in dims]
+        for what, names in (
+            ("--input", [name for name, _ in specs]),
+            ("--dim", [name for name, _ in bounds]),
+            ("--outputs", list(outputs)),
+        ):
+            for name in names:
+                if names.count(name) > 1:
+                    raise RecipeError(f"{what} {name!r} is given twice")
+        self._signature = probe(self.build(), dict(specs), dict(bounds), outputs)
         self._sample = sample
+
+    def dependencies(self) -> Iterable[Path]:
+        """The file of samples; a subclass adds the files that the model's code is in."""
+        return () if self._sample is None else (self._sample,)
 
     def signatures(self) -> dict[str, Signature]:
         return {"main": self._signature}

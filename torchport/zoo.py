@@ -98,7 +98,14 @@ def ship_all(
     tell: Callable[[str], None] = lambda message: None,
 ) -> Iterator[Row]:
     """Train, export, verify, package and check each entry; a row for each, as it ends."""
+    loads = []
     for entry in entries:
+        try:
+            load_recipe(entry.recipe, entry.parameters, cache)
+            loads.append(entry)
+        except TorchportError as err:  # Told before the others begin, which may take hours.
+            yield Row(recipe=entry.recipe, problem=str(err))
+    for entry in loads:
         row = Row(recipe=entry.recipe)
         try:
             _ship(entry, row, store, seed, cache, show, tell)

@@ -1,0 +1,127 @@
+"""Whether a recipe's handler reads requests as the recipe says, and answers each as if it were alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from torchport.answers import RTOL, same_answer
+from torchport.errors import RecipeError
+from torchport.export import random_inputs
+from torchport.handler_file import load_handler, recipe_requests
+from torchport.recipe import Recipe, Request
+from torchport.recipe_file import find_handler
+from torchport.store import BuildFolder
+from torchport.user_code import running
+from torchport_runtime import Handler, InferenceRequest, Signature
+from torchport_runtime.batching import common_sizes, run_together
+
+
+def compare_requests(recipe: Recipe, folder: BuildFolder) -> tuple[int, list[str]]:
+    """Whether the handler turns each of the recipe's requests into the tensors that the recipe says, and
+    the exported model's outputs into an answer. Returns how many requests there were, and what failed.
+    """
+    path = find_handler(recipe)
+    handler = load_handler(recipe, folder.path)
+    failures = []
+    requests = recipe_requests(recipe)
+    for index, sent in enumerate(requests):
+        where = f"handler {recipe.handler}, request {index}"
+        request = InferenceRequest(sent.fields())
+        try:
+            with running(path, "decode"):
+                tensors = handler.read(request)
+                expected = handler.signatures[request.graph].with_defaults(dict(sent.tensors))
+                problems = list(_differences(tensors, expected))
+            failures += [f"{where}: {problem}" for problem in problems]
+            if not problems and handler.backends:
+                with running(path, "answer"):
+                    handler.encode(request, handler.infer(request.graph, tensors))
+        except RecipeError as err:
+            failures.append(f"{where}: {err}")
+    if handler.backends and not failures:
+        failures += _batch_mates(recipe, handler, requests)
+        failures += _padding(recipe, handler, requests)
+    return len(requests), failures
+
+
+def _batch_mates(recipe: Recipe, handler: Handler, requests: list[Request]) -> Iterator[str]:
+    """Requests whose answer is another among the others than alone: through padding that the model does
+    not mask, or an `infer` that mixes rows.
+    """
+    together = handler.answer([InferenceRequest(sent.fields()) for sent in requests])
+    for index, (sent, answer) in enumerate(zip(requests, together, strict=True)):
+        (alone,) = handler.answer([InferenceRequest(sent.fields())])
+        if alone.status != 200:
+            yield f"handler {recipe.handler}, request {index}: it is refused: {alone.value}"
+        elif answer.status != 200 or not same_answer(alone.value, answer.value):
+            yield (
+                f"handler {recipe.handler}, request {index}: alone it is answered with "
+                f"{str(alone.value)[:200]}, in a batch with the recipe's other requests with "
+                f"{str(answer.value)[:200]}: does padding reach the answer?"
+            )
+
+
+def _differences(tensors: Any, expected: Mapping[str, np.ndarray]) -> Iterator[str]:
+    if set(tensors) != set(expected):
+        yield f"tensors {sorted(tensors)}, expected {sorted(expected)}"
+        return
+    for name, wanted in expected.items():
+        got = tensors[name]
+        if got.dtype != wanted.dtype or got.shape != wanted.shape:
+            yield f"{name!r} is {got.dtype}{list(got.shape)}, expected {wanted.dtype}{list(wanted.shape)}"
+        elif not np.array_equal(got, wanted):
+            worst = float(np.abs(got.astype(np.float64) - wanted.astype(np.float64)).max())
+            yield f"{name!r} differs from the recipe's tensor by up to {worst:.3g}"
+
+
+def _padding(recipe: Recipe, handler: Handler, requests: list[Request]) -> Iterator[str]:
+    """Requests that are answered otherwise beside the longest input there can be, which the handler's
+    `padding` fills them up to."""
+    for index, sent in enumerate(requests):
+        request = InferenceRequest(sent.fields())
+        tensors = handler.read(request)
+        signature = handler.signatures[request.graph]
+        longest = _longest_mate(signature, tensors, handler.padding)
+        if longest is None:
+            continue
+
+        def infer(inputs: dict[str, np.ndarray], graph: str = request.graph) -> dict[str, np.ndarray]:
+            return handler.infer(graph, inputs)
+
+        (alone,) = run_together(signature, [tensors], handler.padding, infer)
+        beside, _ = run_together(signature, [tensors, longest], handler.padding, infer)
+        for name, value in alone.items():
+            other = beside[name]
+            close = value.shape == other.shape and (
+                np.allclose(value, other, rtol=RTOL, atol=RTOL * _scale(value), equal_nan=True)
+                if value.dtype.kind == "f"
+                else np.array_equal(value, other)
+            )
+            if not close:
+                yield (
+                    f"handler {recipe.handler}, request {index}: {name!r} differs beside a longer request: "
+                    "the handler's padding reaches the answer: mask it in the model, or leave padding out"
+                )
+
+
+def _longest_mate(
+    signature: Signature, tensors: Mapping[str, np.ndarray], padding: Mapping[str, float]
+) -> dict[str, np.ndarray] | None:
+    """A row of random inputs whose padded dimensions are at their greatest; None where nothing is padded."""
+    if signature.batch_dim is None:
+        return None
+    sizes = {s: n for name, a in tensors.items() for s, n in signature.inputs[name].sizes(a.shape).items()}
+    shared = dict(common_sizes(signature, dict(tensors), padding))
+    free = set(sizes) - set(shared) - {signature.batch_dim}
+    if not free:
+        return None
+    greatest = {symbol: signature.dims[symbol][1] for symbol in free}
+    return random_inputs(signature, {**sizes, **greatest, signature.batch_dim: 1}, seed=0)
+
+
+def _scale(value: np.ndarray) -> float:
+    finite = np.abs(value[np.isfinite(value)])
+    return float(finite.max(initial=0.0))
