@@ -47,6 +47,9 @@ def test_your_own_model_from_a_wheel(tmp_path):
     listed = torchport("list")
     assert "linear" in listed.stdout
     assert "digits_resnet18" in listed.stdout
+    assert "does not load" not in listed.stdout
+    trained = torchport("train", "linear")
+    assert trained.returncode == 0, trained.stderr
 
 
 def test_every_command_and_target_that_is_named_exists():

@@ -161,6 +161,27 @@ def test_a_mistyped_option_of_the_command_is_told(tmp_path):
     assert "name it first" in said
 
 
+def test_weights_that_nobody_gave_are_said_to_be_so(tmp_path):
+    description = [
+        "--model",
+        "torch.nn:Linear",
+        "--argument",
+        "in_features=4",
+        "--argument",
+        "out_features=3",
+    ]
+    description += ["--input", "x:float32:batch,4", "--store", str(tmp_path)]
+    code, said = command("train", "pretrained", *description, cwd=tmp_path)
+    assert code == 0
+    assert "no training and no --weights: as build() gives it, seed 0" in said
+    # The same name and version by another recipe is not put in its place unasked.
+    linear = (ROOT / "export" / "linear.py").read_text().replace('"linear"', '"Linear"')
+    (tmp_path / "mine.py").write_text(linear)
+    code, said = command("train", "mine.py", "--store", str(tmp_path), cwd=tmp_path)
+    assert code == 2
+    assert "was made by pretrained.py" in said
+
+
 def test_the_code_of_one_repository_is_never_taken_for_anothers(tmp_path):
     for name, function in (("one", "relu"), ("two", "sigmoid")):
         repo = tmp_path / name
