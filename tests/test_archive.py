@@ -103,6 +103,31 @@ def test_requirements_travel_and_are_bound(write_recipe, store):
     assert inspect_archive(changed).problems == ("requirements.txt is not what parity.json was made for",)
 
 
+def test_a_certificate_that_says_two_things(linear_archive, tmp_path):
+    with zipfile.ZipFile(linear_archive) as archive:
+        certificate = archive.read("parity.json").replace(
+            b'"passed": true', b'"passed": false, "passed": true', 1
+        )
+    changed = rewrite(linear_archive, tmp_path / "linear-1.0.mar", {"parity.json": certificate})
+    with pytest.raises(ArchiveError, match="a name comes twice"):
+        inspect_archive(changed)
+
+
+def test_an_optional_backend_that_fails_parity_is_told_and_stays_out(built, store, monkeypatch):
+    from torchport_runtime.backends import Pt2Backend
+
+    settings = ("    inputs =", '    optional_backends = ("pt2",)\n    inputs =')
+    recipe, folder = built(settings)
+    run = Pt2Backend.run
+    monkeypatch.setattr(Pt2Backend, "run", lambda self, x: {n: a * 1.01 for n, a in run(self, x).items()})
+    result = verify(recipe, folder)
+    assert not result.failures
+    assert result.certificate["optional_failures"]
+    with pytest.raises(ArchiveError, match="'pt2' did not pass parity"):
+        package(recipe, store, backends=["pt2"])
+    assert package(recipe, store).done
+
+
 def test_a_backend_that_was_not_exported(built, store):
     recipe, folder = built(("    inputs =", '    backends = ships = ("onnxruntime",)\n    inputs ='))
     verify(recipe, folder)
@@ -179,6 +204,9 @@ def _with_manifest(**model):
         (_with_config(lambda c: c["torchport"].update(tf32=True)), "options of onnxruntime"),
         (_with_manifest(handler="torchport_runtime/errors.py"), "manifest's handler"),
         (_with_manifest(modelName="other"), "manifest's model other 1.0"),
+        (_with_manifest(requirementsFile="main.onnx"), "the manifest says requirementsFile 'main.onnx'"),
+        (_with_manifest(serializedFile="main.pt"), "the manifest says serializedFile"),
+        (_with_manifest(configFile="onnxruntime.py"), "the manifest says configFile"),
     ],
 )
 def test_whatever_differs_from_the_certificate_is_named(linear_archive, tmp_path, changes, problem):

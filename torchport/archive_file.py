@@ -29,6 +29,9 @@ MAX_RATIO = 1000
 """An archive of more files or bytes, or with an entry that grows more than this, is refused."""
 
 _MANIFEST = "MAR-INF/MANIFEST.json"
+_NAMES = {"configFile": "model-config.yaml", "requirementsFile": "requirements.txt"}
+_MODEL_KEYS = frozenset(["modelName", "modelVersion", "handler", *_NAMES])
+"""What torchport's own manifests say of a model; TorchServe would load more than that, unproven."""
 _CHUNK = 1 << 20
 
 
@@ -177,6 +180,9 @@ def _problems(contents: ArchiveContents) -> Iterator[str]:
     handler_options = (contents.config.get("torchport") or {}).get("handler") or {}
     if sha256_json(handler_options) != bound["handler_options"]:
         yield "the handler's options in the model config are not those of parity.json"
+    for key, value in model.items():
+        if key not in _MODEL_KEYS or (key in _NAMES and value != _NAMES[key]):
+            yield f"the manifest says {key} {value!r}, which torchport's archives do not"
     if [model.get("handler")] != list(bound["handler"]):
         yield f"the manifest's handler {model.get('handler')!r} is not that of parity.json"
     if (contents.name, contents.version) != (certificate["recipe"], certificate["version"]):
@@ -203,12 +209,21 @@ def _parse(path: Path, name: str, contents: dict[str, bytes]) -> dict[str, Any]:
         return {}
     try:
         text = contents[name].decode("utf-8")
-        value = json.loads(text) if name.endswith(".json") else yaml.safe_load(text)
+        is_json = name.endswith(".json")
+        value = json.loads(text, object_pairs_hook=_each_once) if is_json else yaml.safe_load(text)
     except (ValueError, RecursionError, yaml.YAMLError) as err:
         raise ArchiveError(f"{path}: {name} cannot be read ({err})") from err
     if not isinstance(value, dict):
         raise ArchiveError(f"{path}: {name} holds {type(value).__name__}, expected an object")
     return value
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, in which a name that comes twice says two things."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name comes twice in one object")
+    return found
 
 
 def _refuse_hostile(path: Path, infos: list[zipfile.ZipInfo]) -> None:

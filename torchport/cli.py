@@ -85,7 +85,7 @@ def train(
     store: StoreOpt = STORE,
     cache: CacheOpt = CACHE,
 ) -> None:
-    """Train a recipe: weights.pt and training.json."""
+    """Train a recipe: weights.pt and training.json. Other options are the recipe's own: see torchport list."""
     target = Store(store)
     loaded = given_recipe(ctx, recipe, target, cache, as_trained=False)
     stages.train(loaded, target, seed, weights, force)
@@ -160,7 +160,10 @@ def ship(
     store: StoreOpt = STORE,
     cache: CacheOpt = CACHE,
 ) -> None:
-    """All of it: train, export, verify, package, check; prints a running server's answers."""
+    """All of it: train, export, verify, package, check; prints a running server's answers.
+
+    Other options are the recipe's own parameters: torchport list shows them.
+    """
     target = Store(store)
     loaded = given_recipe(ctx, recipe, target, cache, as_trained=False)
     worked = [
