@@ -85,7 +85,7 @@ def train(
     store: StoreOpt = STORE,
     cache: CacheOpt = CACHE,
 ) -> None:
-    """Train a recipe: weights.pt and training.json. Other options are the recipe's own: see torchport list."""
+    """Train a recipe: weights.pt and training.json. Other options are the recipe's own parameters."""
     target = Store(store)
     loaded = given_recipe(ctx, recipe, target, cache, as_trained=False)
     stages.train(loaded, target, seed, weights, force)
