@@ -35,7 +35,8 @@ CLASSIFIER = """
             yield {"image": np.random.default_rng(0).standard_normal((4, 3, 8, 8)).astype(np.float32)}
 
         def requests(self):
-            return [Request(body=b"", tensors={})]
+            picture = np.zeros((1, 3, 8, 8), np.float32)
+            return [Request(body=b"not asked here", tensors={"image": picture})]
 """
 
 

@@ -117,3 +117,14 @@ def test_a_package_beside_the_recipe_with_relative_imports(write_recipe):
     assert {"tiny_package/__init__.py", "tiny_package/net.py", "tiny_package/layers.py"} < set(before)
     (package / "layers.py").write_text("WIDTH = 33\n")
     assert load_recipe(path).sources != before
+
+
+def test_the_path_of_python_is_left_as_it_was_but_for_the_recipes_folder(write_recipe, tmp_path, monkeypatch):
+    import sys
+
+    here = str(tmp_path / "recipes")
+    path = write_recipe()
+    monkeypatch.syspath_prepend(here)
+    load_recipe(path)
+    load_recipe("linear")
+    assert here in sys.path

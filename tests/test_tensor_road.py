@@ -99,7 +99,7 @@ def test_files_and_lengths_and_what_does_not_fit(archive):
         assert answer["new_state"].dtype == np.float32
         for body, reason in (
             ({"tokens": [50]}, "50 is above 49"),
-            ({"tokens": [1] * 21}, "'time' is 21, expected 1 to 20"),
+            ({"tokens": [1] * 21}, "'time' is 21, expected at most 20"),
             ({"tokens": [1, 2], "mask": [True]}, "'time' is"),
             ({"tokens": [1, 2], "state": [0.0] * 15}, "expected float32"),
             ({"mask": [True]}, "'tokens' is missing"),

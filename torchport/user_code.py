@@ -40,7 +40,7 @@ def running(path: Path, what: str, error: type[TorchportError] = RecipeError) ->
         raise error(f"{where(err, path)}: {what}: {type(err).__name__}: {said}") from err
 
 
-_folders: set[Path] = set()
+_appended: set[str] = set()
 _brought: set[str] = set()
 
 
@@ -49,16 +49,17 @@ def importing_from(folder: Path) -> Iterator[None]:
     """While inside, a plain import finds the files of `folder` last; and it finds these, and as they are
     now, though another folder's file of the same name was imported before.
     """
-    for other in _folders - {folder}:
+    for other in _appended - {str(folder)}:
         with suppress(ValueError):
-            sys.path.remove(str(other))
+            sys.path.remove(other)
+        _appended.discard(other)
     for name in _brought:
         sys.modules.pop(name, None)
     _brought.clear()
-    _folders.add(folder)
     if str(folder) not in sys.path:
         # Last, so that a file beside the recipe cannot shadow a package.
         sys.path.append(str(folder))
+        _appended.add(str(folder))
     importlib.invalidate_caches()
     before = set(sys.modules)
     try:
