@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from torchport import Example, Recipe, Request, TensorSpec
+from torchport import Example, Recipe, Request, Serving, TensorSpec
 
 POINTS, EPOCHS, LEARNING_RATE = 100, 1000, 0.01
 
@@ -26,6 +26,7 @@ class Linear(Recipe):
     name, version, handler = "linear", "1.0", "regressor"
     inputs = {"x": TensorSpec("float32", ("batch", 1))}
     outputs = {"y": TensorSpec("float32", ("batch", 1))}
+    serving = Serving(batch_size=32)
 
     heldout_seed = 10**6  # Far from any seed that one trains with.
 

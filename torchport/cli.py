@@ -32,6 +32,7 @@ from torchport.cli_options import (
     WeightsOpt,
 )
 from torchport.cli_recipe import TAKES_PARAMETERS, given_recipe
+from torchport.cli_serve import serve
 from torchport.errors import TorchportError
 from torchport.store import Store
 
@@ -42,6 +43,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(cli_torchserve.app, name="torchserve")
+app.command()(serve)
 
 
 def main() -> None:

@@ -32,8 +32,8 @@ _STRAY = re.compile(r"\.[a-z0-9_]{8}\Z")
 _ARCHIVE = re.compile(r"(?P<name>.+)-(?P<version>[^-]+)\.mar\Z")
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` to `path`, whole or not at all.
+def write_bytes(path: Path, content: bytes, mode: int = 0o644) -> None:
+    """Write `content` to `path`, whole or not at all; never readable by more than `mode` says.
 
     Raises:
         TorchportError: the folder cannot be written, or the disk is full; `path` is as it was.
@@ -46,7 +46,7 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-            os.fchmod(file.fileno(), 0o644)
+            os.fchmod(file.fileno(), mode)
         os.replace(temporary, path)
     except OSError as err:
         if temporary is not None:

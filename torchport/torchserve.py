@@ -23,13 +23,13 @@ from typing import Any
 
 from torchport.client import Client
 from torchport.errors import RequestError, ServerError
+from torchport.properties import read_properties
 from torchport.recipe_file import packaged_folder
 from torchport.store import Store, read_json, write_json
 from torchport.torchserve_setup import (
     Ports,
     addresses,
     find_java_home,
-    properties_of,
     refuse_taken,
     server_command,
 )
@@ -139,7 +139,7 @@ def require_startable(
     """
     if not store.archives():
         raise ServerError(f"no archives in {store.path}: torchport ship linear makes one")
-    properties = properties_of(config or packaged_folder("deploy") / "config.properties")
+    properties = read_properties(config or packaged_folder("deploy") / "config.properties")
     return find_java_home(), server_command(python), properties
 
 

@@ -96,16 +96,6 @@ def refuse_taken(ports: Ports) -> None:
                 ) from err
 
 
-def properties_of(path: Path) -> dict[str, str]:
-    """Keys and values of a Java properties file, as far as TorchServe's own reader goes."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as err:
-        raise ServerError(f"cannot read {path}: {err.strerror}") from err
-    pairs = (line.split("=", 1) for line in map(str.strip, lines) if line and line[0] not in "#!")
-    return {pair[0].strip(): pair[1].strip() for pair in pairs if len(pair) == 2}
-
-
 def addresses(ports: Ports) -> dict[str, str]:
     """The keys of `config.properties` that put TorchServe on these ports of the loopback address."""
     numbers = asdict(ports)

@@ -8,6 +8,7 @@ and how the outputs are given back to each.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 
 import numpy as np
 
@@ -20,6 +21,8 @@ def common_sizes(
     signature: Signature, tensors: Tensors, padding: Mapping[str, float]
 ) -> tuple[tuple[str, int], ...]:
     """The sizes that requests must share to be run together: all but the batch and what is padded."""
+    if len(signature.dims) == 1 and signature.batch_dim is not None:
+        return ()
     free = _padded_dims(signature, padding) | {signature.batch_dim}
     return tuple(sorted((s, n) for s, n in _sizes(signature, tensors).items() if s not in free))
 
@@ -45,14 +48,20 @@ def run_together(
         infer({name: array[start : start + limit] for name, array in joined.items()})
         for start in range(0, sum(rows), limit)
     ]
-    outputs = {name: np.concatenate([p[name] for p in pieces]) for name in pieces[0]}
-    ends = np.cumsum(rows)[:-1]
-    split = {name: np.split(array, ends) for name, array in outputs.items()}
-    padded = _padded_dims(signature, padding)
-    sizes = [_sizes(signature, part) for part in parts]
+    outputs = pieces[0]
+    if len(pieces) > 1:
+        outputs = {name: np.concatenate([piece[name] for piece in pieces]) for name in outputs}
+    ends = list(accumulate(rows))
+    shares = [
+        {name: array[end - count : end] for name, array in outputs.items()}
+        for count, end in zip(rows, ends, strict=True)
+    ]
+    padded = _padded_dims(signature, padding) if padding else set()
+    if not padded:
+        return shares
     return [
-        {name: _cut(split[name][i], signature.outputs.get(name), padded, sizes[i]) for name in split}
-        for i in range(len(parts))
+        {name: _cut(array, signature.outputs.get(name), padded, _sizes(signature, part)) for name, array in share.items()}
+        for share, part in zip(shares, parts, strict=True)
     ]
 
 
@@ -70,6 +79,8 @@ def _padded_dims(signature: Signature, padding: Mapping[str, float]) -> set[str]
 
 def _joined(arrays: list[np.ndarray], fill: float | None) -> np.ndarray:
     """The requests' rows one after another, filled up to the longest where there is a fill value."""
+    if len(arrays) == 1:
+        return arrays[0]
     if fill is not None:
         longest = np.max([array.shape[1:] for array in arrays], axis=0)
         arrays = [

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
@@ -139,7 +139,7 @@ class Handler:
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[Any]:
         """TorchServe's entry point: one row per request in, one body per request out."""
-        requests = [InferenceRequest(row, _headers(context, i)) for i, row in enumerate(data)]
+        requests = [InferenceRequest(row, _RequestHeaders(context, i)) for i, row in enumerate(data)]
         bodies = []
         for index, answer in enumerate(self.answer(requests)):
             body, answer = _serialise(answer)
@@ -232,7 +232,7 @@ def _serialise(answer: Answer) -> tuple[bytes, Answer]:
     if isinstance(answer.value, (bytes, bytearray)):
         return bytes(answer.value), answer
     try:
-        text = json.dumps(answer.value, allow_nan=False, ensure_ascii=False, default=_plain)
+        text = _JSON.encode(answer.value)
     except (TypeError, ValueError, RecursionError) as err:
         if isinstance(err, ValueError) and "Out of range float" in str(err):
             refusal = BadRequest("the model's answer to this input is NaN or Inf", status=422)
@@ -248,6 +248,9 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} is nothing that JSON can say")
 
 
+_JSON = json.JSONEncoder(allow_nan=False, ensure_ascii=False, default=_plain)
+
+
 def _phrase(status: int) -> str:
     return HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else ""
 
@@ -261,10 +264,38 @@ def _fault(what: str) -> Answer:
     )
 
 
-def _headers(context: Any, index: int) -> dict[str, str]:
-    """The request's headers, names in lower case; form parts' own headers are left out."""
-    try:
-        headers = context.get_all_request_header(index)
-    except (AttributeError, IndexError, TypeError):
-        return {}
-    return {key.lower(): value for key, value in headers.items() if isinstance(value, str)}
+class _RequestHeaders(Mapping[str, str]):
+    """A request's headers, names in lower case; form parts' own headers are left out.
+
+    Most handlers never look at them, so they are read from the context when one does.
+    """
+
+    def __init__(self, context: Any, index: int) -> None:
+        self._context, self._index = context, index
+        self._all: dict[str, str] | None = None
+
+    def __getitem__(self, name: str) -> str:
+        if name == "explain" and self._all is None:
+            try:
+                value = self._context.get_request_header(self._index, name)
+            except (AttributeError, IndexError, TypeError):
+                value = None
+            if isinstance(value, str):
+                return value
+            raise KeyError(name)
+        return self._read()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._read())
+
+    def __len__(self) -> int:
+        return len(self._read())
+
+    def _read(self) -> dict[str, str]:
+        if self._all is None:
+            try:
+                headers = self._context.get_all_request_header(self._index)
+            except (AttributeError, IndexError, TypeError):
+                headers = {}
+            self._all = {key.lower(): value for key, value in headers.items() if isinstance(value, str)}
+        return self._all

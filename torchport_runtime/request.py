@@ -239,7 +239,7 @@ def _array(name: str, value: Any, spec: TensorSpec) -> np.ndarray:
         array = np.asarray(value)
     except (ValueError, OverflowError, RecursionError) as err:
         raise BadRequest(f"input {name!r}: rows of different lengths, expected {spec}") from err
-    wanted = np.dtype(spec.dtype)
+    wanted = spec.numpy_dtype
     if array.size == 0:
         raise BadRequest(f"input {name!r}: 0 rows or 0 values, expected {spec}")
     if array.dtype.kind == "O" and all(type(v) in (int, float) for v in array.flat):
@@ -252,22 +252,33 @@ def _array(name: str, value: Any, spec: TensorSpec) -> np.ndarray:
     if (array.dtype.kind == "b") != (wanted.kind == "b"):
         wrong = "numbers for true and false" if wanted.kind == "b" else "true and false for numbers"
         raise BadRequest(f"input {name!r}: {wrong}, expected {spec}")
-    if not np.isfinite(array).all():
-        raise BadRequest(f"input {name!r} holds NaN or Inf: finite numbers are expected")
     if wanted.kind in "iu":
+        if not np.isfinite(array).all():
+            raise BadRequest(f"input {name!r} holds NaN or Inf: finite numbers are expected")
         limits = np.iinfo(wanted)
         # Beyond 2**53 a float64, which JSON's 1e18 becomes, no longer says which whole number it is.
         inexact = array.dtype.kind == "f" and bool((np.abs(array) >= 2**53).any())
         whole = not inexact and bool((array == np.floor(array)).all())
         if not whole or array.min() < limits.min or array.max() > limits.max:
             raise BadRequest(f"input {name!r}: not a whole number that {spec.dtype} can hold")
-    with np.errstate(over="ignore"):
+    if array.dtype != wanted:
+        if wanted.kind == "f" and not _fits(array, wanted):
+            if not np.isfinite(array).all():
+                raise BadRequest(f"input {name!r} holds NaN or Inf: finite numbers are expected")
+            raise BadRequest(f"input {name!r}: too great a number for {spec.dtype}")
         array = array.astype(wanted)
-    if not np.isfinite(array).all():
-        raise BadRequest(f"input {name!r}: too great a number for {spec.dtype}")
     if array.ndim not in (len(spec.shape), len(spec.shape) - 1):
         raise BadRequest(f"input {name!r}: shape {list(array.shape)}, expected {spec} or one row of it")
     return array
+
+
+def _fits(array: np.ndarray, wanted: np.dtype[Any]) -> bool:
+    """Whether every value is finite and stays so as a float of `wanted`; NaN compares as neither."""
+    greatest = _GREATEST[wanted.name]
+    return bool(-greatest <= array.min() and array.max() <= greatest)
+
+
+_GREATEST = {name: float(np.finfo(name).max) for name in ("float16", "float32", "float64")}
 
 
 def _refuse_empty(tensors: Mapping[str, np.ndarray]) -> None:

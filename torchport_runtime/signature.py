@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -80,10 +81,15 @@ class TensorSpec:
         if below or (self.high is not None and value > self.high):
             raise SignatureError(f"default {self.default!r} is not between {self.low} and {self.high}")
 
-    @property
+    @cached_property
     def symbols(self) -> tuple[str, ...]:
         """Names of the symbolic dimensions, in order."""
         return tuple(size for size in self.shape if isinstance(size, str))
+
+    @cached_property
+    def numpy_dtype(self) -> np.dtype[Any]:
+        """The dtype as numpy's object."""
+        return np.dtype(self.dtype)
 
     def resolve(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Return the shape with each symbolic dimension replaced by its size."""
@@ -164,7 +170,7 @@ class Signature:
         object.__setattr__(self, "outputs", MappingProxyType(dict(self.outputs)))
         object.__setattr__(self, "dims", MappingProxyType(dims))
 
-    @property
+    @cached_property
     def batch_dim(self) -> str | None:
         """The symbolic dimension that leads every input and output, or None: rows go one by one."""
         leading = {
@@ -246,17 +252,17 @@ class Signature:
             if name not in tensors:
                 raise SignatureError(f"{role} {name!r} is missing: expected {spec}")
             array = tensors[name]
-            got = f"{array.dtype}[{', '.join(map(str, array.shape))}]"
-            if str(array.dtype) != spec.dtype or array.ndim != len(spec.shape):
-                raise SignatureError(f"{role} {name!r}: got {got}, expected {spec}")
+            if array.dtype != spec.numpy_dtype or array.ndim != len(spec.shape):
+                raise SignatureError(f"{role} {name!r}: got {_described(array)}, expected {spec}")
             for size, want in zip(array.shape, spec.shape, strict=True):
                 if isinstance(want, int):
                     if size != want:
-                        raise SignatureError(f"{role} {name!r}: got {got}, expected {spec}")
+                        raise SignatureError(f"{role} {name!r}: got {_described(array)}, expected {spec}")
                     continue
                 if sizes.setdefault(want, size) != size:
                     raise SignatureError(
-                        f"{role} {name!r}: got {got}, but {want!r} is {sizes[want]} in another {role}"
+                        f"{role} {name!r}: got {_described(array)}, but {want!r} is {sizes[want]} in "
+                        f"another {role}"
                     )
                 low, high = self.dims[want]
                 if size < low or (size > high and want != unbounded):
@@ -285,3 +291,7 @@ class Signature:
             outputs={n: TensorSpec.from_json(s) for n, s in signature["outputs"].items()},
             dims={n: (b[0], b[1]) for n, b in signature["dims"].items()},
         )
+
+
+def _described(array: np.ndarray) -> str:
+    return f"{array.dtype}[{', '.join(map(str, array.shape))}]"

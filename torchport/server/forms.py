@@ -1,0 +1,115 @@
+"""A request's body as the named fields that handlers get, split up the way TorchServe does.
+
+fields_of(b"...", "multipart/form-data; boundary=x")       # [Field("data", "image/png", ...), ...]
+"""
+
+from __future__ import annotations
+
+from urllib.parse import parse_qsl
+
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from torchport.server.errors import InvalidRequest
+from torchport.server.wire import Field
+
+MAX_FIELDS = 1000
+
+
+def fields_of(body: bytes, content_type: str) -> list[Field]:
+    """The parts of a form; of any other body one field, `body`.
+
+    Raises:
+        InvalidRequest: a form that cannot be read.
+    """
+    kind = content_type.partition(";")[0].strip()
+    lower = kind.lower()
+    if lower.startswith("multipart/form-data"):
+        return _multipart(body, content_type)
+    if lower == "application/x-www-form-urlencoded":
+        return _urlencoded(body)
+    return [Field("body", kind, bytearray(body))]
+
+
+def _urlencoded(body: bytes) -> list[Field]:
+    try:
+        pairs = parse_qsl(
+            body.decode("utf-8"), keep_blank_values=True, errors="strict", max_num_fields=MAX_FIELDS
+        )
+    except (UnicodeDecodeError, ValueError) as err:
+        raise InvalidRequest(f"the form cannot be read: {err}") from err
+    return [Field(name, "", bytearray(value.encode())) for name, value in pairs]
+
+
+def _multipart(body: bytes, content_type: str) -> list[Field]:
+    _, options = parse_options_header(content_type.encode("latin-1", "replace"))
+    boundary = options.get(b"boundary")
+    if not boundary:
+        raise InvalidRequest("multipart/form-data without a boundary")
+    parts = _Parts()
+    parser = MultipartParser(
+        boundary,
+        {
+            "on_part_begin": parts.begin,
+            "on_part_data": parts.data,
+            "on_part_end": parts.end,
+            "on_header_field": parts.header_field,
+            "on_header_value": parts.header_value,
+            "on_header_end": parts.header_end,
+            "on_end": parts.finish,
+        },
+    )
+    try:
+        parser.write(body)
+        parser.finalize()
+    except MultipartParseError as err:
+        raise InvalidRequest(f"the form cannot be read: {err}") from err
+    if not parts.finished:
+        raise InvalidRequest("the form ends before its last boundary")
+    return parts.fields
+
+
+class _Parts:
+    """Collects what the parser finds."""
+
+    def __init__(self) -> None:
+        self.fields: list[Field] = []
+        self.finished = False
+        self._headers: dict[bytes, bytes] = {}
+        self._name, self._value, self._data = b"", b"", bytearray()
+
+    def begin(self) -> None:
+        if len(self.fields) >= MAX_FIELDS:
+            raise InvalidRequest(f"a form of more than {MAX_FIELDS} parts")
+        self._headers, self._data = {}, bytearray()
+
+    def header_field(self, data: bytes, start: int, end: int) -> None:
+        self._name += data[start:end]
+
+    def header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def header_end(self) -> None:
+        self._headers[self._name.lower()] = self._value
+        self._name = self._value = b""
+
+    def data(self, data: bytes, start: int, end: int) -> None:
+        self._data += data[start:end]
+
+    def end(self) -> None:
+        _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
+        name = options.get(b"name")
+        if name is None:
+            raise InvalidRequest("a part of the form has no name")
+        # Without a file's name a part is plain text to TorchServe, whatever its content type says.
+        kind = self._headers.get(b"content-type", b"") if b"filename" in options else b""
+        self.fields.append(Field(name.decode("utf-8", "replace"), _mime_type(kind), self._data))
+
+    def finish(self) -> None:
+        self.finished = True
+
+
+def _mime_type(value: bytes) -> str:
+    return value.decode("latin-1").partition(";")[0].strip()
+
+

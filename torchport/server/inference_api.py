@@ -1,0 +1,229 @@
+"""The inference API: `/ping`, `/predictions`, `/explanations`, KServe's v1 paths, and what TorchServe
+keeps for older clients.
+
+Requests come as bodies of any type, as forms with named parts, or as JSON; see `forms`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+from torchport.server.access import Access, KeyKind
+from torchport.server.api import Api, Reply, Request, RequestCounts
+from torchport.server.errors import (
+    ApiError,
+    InternalError,
+    InvalidRequest,
+    MethodNotAllowed,
+    ResourceNotFound,
+)
+from torchport.server.forms import fields_of
+from torchport.server.job import Job, Kind
+from torchport.server.oip_api import OipApi
+from torchport.server.openapi import inference_description, model_description
+from torchport.server.registry import Registry
+from torchport.server.settings import ServerSettings
+from torchport.server.statistics import RouteStatistics
+from torchport.server.wire import Answer, Field, Row
+
+logger = logging.getLogger(__name__)
+
+_METHODS = ("POST", "PUT", "GET", "OPTIONS")
+_V1 = re.compile(r"(?P<model>[^:]+):(?P<verb>predict|explain)")
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+_OURS = ("content-length", "transfer-encoding", "connection", "x-request-id")
+
+
+class InferenceApi(Api):
+    """Answers what clients of models ask."""
+
+    key_kind = KeyKind.INFERENCE
+
+    def __init__(
+        self, settings: ServerSettings, access: Access, counts: RequestCounts, registry: Registry
+    ) -> None:
+        super().__init__(settings, access, counts)
+        self.registry = registry
+        self.draining = False
+        """Set when the server ends: it says so to who asks for its health, and still answers."""
+        self._oip = OipApi(self)
+
+    def answer(self, request: Request) -> Reply | Coroutine[Any, Any, Reply] | None:
+        segments = request.segments
+        first = segments[0]
+        if first in ("predictions", "explanations") and len(segments) >= 2:
+            version = segments[2] if len(segments) > 2 else None
+            return self._predict(
+                request,
+                segments[1],
+                version,
+                explain=first == "explanations",
+                url_path="/".join(segments[3:]),
+            )
+        if first == "ping" and len(segments) == 1:
+            return self._ping()
+        if first == "v2":
+            return self._oip.answer(request)
+        if segments == [""]:
+            if request.method != "OPTIONS":
+                raise MethodNotAllowed
+            return Reply.of_json(inference_description())
+        if segments == ["api-description"]:
+            return Reply.of_json(inference_description())
+        if first == "v1":
+            return self._kserve_v1(request)
+        if first == "invocations" and len(segments) == 1:
+            return self._predict(request, self._only_model(request), None)
+        if first == "models" and len(segments) == 3 and segments[2] == "invoke":
+            return self._predict(request, segments[1], None, with_query=True)
+        if len(segments) in (2, 3) and segments[-1] == "predict":
+            version = segments[1] if len(segments) == 3 else None
+            return self._predict(request, first, version, with_query=True)
+        raise ResourceNotFound
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether every model can answer, and the server is not ending."""
+        return not self.draining and self.registry.is_ready
+
+    def _ping(self) -> Reply:
+        if self.draining:
+            return Reply.of_json({"status": "Unhealthy"}, 503)
+        if self.registry.is_healthy:
+            return Reply.of_json({"status": "Healthy"})
+        return Reply.of_json({"status": "Unhealthy"}, 500)
+
+    def _only_model(self, request: Request) -> str:
+        name = request.query.get("model_name")
+        if name:
+            return name
+        if len(self.registry.models) == 1:
+            return next(iter(self.registry.models))
+        raise InvalidRequest("Parameter model_name is required.")
+
+    def _kserve_v1(self, request: Request) -> Reply | None:
+        segments = request.segments
+        if len(segments) != 3 or segments[1] != "models":
+            raise ResourceNotFound
+        match = _V1.fullmatch(segments[2])
+        if match is not None:
+            request.allow("POST", "PUT")
+            return self._predict(request, match["model"], None, explain=match["verb"] == "explain")
+        request.allow("GET")
+        version = self.registry.find(segments[2])
+        return Reply.of_json({"name": segments[2], "ready": bool(version.pool.ready)})
+
+    def _predict(
+        self,
+        request: Request,
+        name: str,
+        number: str | None,
+        *,
+        explain: bool = False,
+        url_path: str = "",
+        with_query: bool = False,
+    ) -> Reply | None:
+        request.allow(*_METHODS)
+        version = self.registry.find(name, number)
+        if request.method == "OPTIONS":
+            return Reply.of_json(model_description(version))
+        fields = fields_of(request.http.body, request.content_type)
+        if with_query:
+            pairs = request.query.items()
+            fields = [*(Field(key, "", bytearray(text.encode())) for key, text in pairs), *fields]
+        headers = request.http.headers
+        headers.append((b"url_path", url_path.encode("utf-8", "replace")))
+        headers.append((b"explain", b"True" if explain else b"False"))
+        route = self.registry.model(name).route(number)
+        version.submit(
+            Kind.EXPLAIN if explain else Kind.PREDICT,
+            Row(request.id, headers, fields),
+            _Prediction(self, request, route),
+            request.timeout(),
+        )
+        route.requests += 1
+        return None
+
+    def reply_of(self, answer: Answer) -> Reply:
+        """A worker's answer as it goes to the client."""
+        if answer.error:
+            error = ApiError(answer.body.decode("utf-8", "replace"))
+            error.http_status, error.kind = answer.status, answer.error
+            return Reply.of_error(error)
+        if len(answer.body) > self.settings.max_response_size:
+            size = f"{len(answer.body)} bytes, max_response_size is {self.settings.max_response_size}"
+            return Reply.of_error(InternalError(f"the model's answer is too large: {size}"))
+        return Reply(_status(answer), answer.body, answer_headers(answer))
+
+
+class _Prediction:
+    """Waits for a worker's answer and sends it on."""
+
+    __slots__ = ("_api", "_pieces", "_request", "_route")
+
+    def __init__(self, api: InferenceApi, request: Request, route: RouteStatistics) -> None:
+        self._api, self._request, self._route = api, request, route
+        self._pieces: asyncio.Queue[Answer | Exception | None] | None = None
+
+    @property
+    def is_gone(self) -> bool:
+        return self._request.http.connection.is_gone
+
+    def answered(self, job: Job, answer: Answer) -> None:
+        route, now = self._route, time.monotonic()
+        route.inference_us += (now - job.enqueued) * 1e6
+        route.queue_us += (job.started - job.enqueued) * 1e6
+        if self._pieces is None:
+            self._api.send(self._request, self._api.reply_of(answer))
+        else:
+            self._pieces.put_nowait(answer)
+            self._pieces.put_nowait(None)
+
+    def streamed(self, job: Job, piece: Answer) -> None:
+        if self._pieces is None:
+            self._pieces = asyncio.Queue()
+            self._api.in_background(self._stream(self._pieces))
+        self._pieces.put_nowait(piece)
+
+    def failed(self, job: Job, error: Exception) -> None:
+        if self._pieces is None:
+            self._api.send(self._request, self._api.reply_to(self._request, error))
+        else:
+            self._pieces.put_nowait(error)
+
+    async def _stream(self, pieces: asyncio.Queue[Answer | Exception | None]) -> None:
+        """Send pieces as they come."""
+        request, connection = self._request, self._request.http.connection
+        started = False
+        while (piece := await pieces.get()) is not None:
+            if isinstance(piece, Exception) or piece.error:
+                # A proper end would say that this was all: the client is to see that it was not.
+                logger.error("request %s: the stream is cut off: %s", request.id, piece)
+                connection.abort()
+                return
+            if not started:
+                started = True
+                headers = [*answer_headers(piece), *self._api.common_headers(request)]
+                await connection.start_chunks(_status(piece), headers)
+                self._api.sent(request, _status(piece))
+            await connection.send_chunk(piece.body)
+        connection.end_chunks()
+
+
+def _status(answer: Answer) -> int:
+    return answer.status if 200 <= answer.status <= 599 else 500
+
+
+def answer_headers(answer: Answer) -> list[tuple[bytes, bytes]]:
+    """The handler's headers, without those that the server writes and those that HTTP cannot carry."""
+    found = [(b"content-type", answer.content_type.encode("latin-1", "replace"))] if answer.content_type else []
+    for name, value in answer.headers:
+        if _HEADER_NAME.fullmatch(name) and _HEADER_VALUE.fullmatch(value) and name.lower() not in _OURS:
+            found.append((name.lower().encode(), value.encode("latin-1")))
+    return found

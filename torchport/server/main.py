@@ -1,0 +1,251 @@
+"""Runs a server from its start to its end.
+
+    run(settings, run_folder=Path(".run/serve-8080"), snapshots=True)
+
+SIGTERM and SIGINT: health turns 503, what was taken is answered, exit 0. A second one ends at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torchport
+from torchport.errors import ServerError
+from torchport.server import logs
+from torchport.server.access import Access
+from torchport.server.api import Api, RequestCounts
+from torchport.server.collector import ServerCollector
+from torchport.server.http_connection import HttpRequest, HttpServer
+from torchport.server.inference_api import InferenceApi
+from torchport.server.management_api import ManagementApi
+from torchport.server.metrics_api import MetricsApi
+from torchport.server.model_version import ModelVersion
+from torchport.server.registry import Registry
+from torchport.server.settings import ServerSettings
+from torchport.server.snapshot import Snapshots, read_last
+from torchport.server.starting import load_models
+from torchport.server.tls import tls_context
+from torchport.server.wire import Sample
+from torchport.store import write_json
+from torchport_runtime.backends import cuda_device_count
+
+logger = logging.getLogger(__name__)
+
+LIFELINE = "TORCHPORT_SERVER_LIFELINE"
+"""Number of a file descriptor whose end is this server's: whoever started it holds the other side."""
+
+
+def run(settings: ServerSettings, *, run_folder: Path, snapshots: bool) -> int:
+    """Serve until a signal says to end; the exit code.
+
+    Raises:
+        ServerError: the settings are unsafe or wrong, an address is taken.
+    """
+    logs.set_up(settings.log_format)
+    settings.require_safe()
+    if settings.ignored:
+        logger.warning("config.properties: not known here, ignored: %s", ", ".join(settings.ignored))
+    if snapshots and settings.model_snapshot is None:
+        last = read_last(run_folder / "config")
+        if last is not None:
+            from dataclasses import replace
+
+            logger.info("models as they were when the server ended (--ncs forgets them)")
+            settings = replace(settings, model_snapshot=last)
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(_Server(settings, run_folder, snapshots).run())
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:  # Windows has none.
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+class _Server:
+    def __init__(self, settings: ServerSettings, run_folder: Path, snapshots: bool) -> None:
+        self.settings, self._run_folder, self._keeps_snapshots = settings, run_folder, snapshots
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._servers: list[HttpServer] = []
+        self._grpc: Any = None
+
+    async def run(self) -> int:
+        settings = self.settings
+        self._listen_to_signals()
+        counts = RequestCounts()
+        gpus = cuda_device_count() if settings.number_of_gpu is None else settings.number_of_gpu
+        self.registry = Registry(
+            settings, gpus=gpus, changed=self._save_snapshot, samples_taken=self._add_samples
+        )
+        self._collector = ServerCollector(
+            self.registry, counts, system_metrics=not settings.disable_system_metrics
+        )
+        self._snapshots = Snapshots(self._run_folder / "config", self.registry)
+        access = Access(settings)
+        if access.enabled:
+            logger.info("tokens are on: the keys are in %s", access.path)
+        self.inference = InferenceApi(settings, access, counts, self.registry)
+        management = ManagementApi(settings, access, counts, self.registry)
+        metrics = MetricsApi(settings, access, counts, self._collector)
+        try:
+            await self._listen([self.inference, management, metrics])
+            loading = asyncio.get_running_loop().create_task(self._load())
+            await self._start_grpc(access)
+            self._announce()
+            await self._stop.wait()
+            loading.cancel()
+        finally:
+            await self._end()
+        return 0
+
+    async def _load(self) -> None:
+        started = time.perf_counter()
+        await load_models(self.registry, self.settings)
+        for version in self.registry.versions():
+            await version.pool.wait_ready(version.settings.min_workers, version.settings.startup_timeout)
+        ready = [v for v in self.registry.versions() if v.is_ready]
+        names = ", ".join(f"{v.model.name} {v.model.version}" for v in ready) or "none"
+        logger.info("ready after %.2f s: %s", time.perf_counter() - started, names)
+        self._save_snapshot()
+        gc.collect()
+        gc.freeze()  # What is there now stays: no collection needs to look at it again.
+
+    async def _listen(self, apis: list[Api]) -> None:
+        tls = tls_context(self.settings)
+        for address, api in _by_address(self.settings, apis):
+            secured = tls if address.scheme == "https" else None
+            server = HttpServer(api, address.host, address.port, self.settings, secured)
+            try:
+                await server.start()
+            except OSError as err:
+                raise ServerError(
+                    f"cannot listen on {address}: {err.strerror or err}: stop what listens there, or choose "
+                    "another with --port"
+                ) from err
+            self._servers.append(server)
+
+    async def _start_grpc(self, access: Access) -> None:
+        if not self.settings.enable_grpc:
+            return
+        from torchport.server.grpc_api import GrpcServers
+
+        self._grpc = GrpcServers(self.settings, access, self.registry, self.inference)
+        await self._grpc.start()
+
+    def _announce(self) -> None:
+        """Say where it listens, to people and to who started it."""
+        addresses = [server.url for server in self._servers]
+        inference, management, metrics = addresses if len(addresses) == 3 else (addresses * 3)[:3]
+        record = {
+            "pid": os.getpid(),
+            "version": torchport.__version__,
+            "inference": inference,
+            "management": management,
+            "metrics": metrics,
+        }
+        if self._grpc is not None:
+            record |= {"grpc_inference": self._grpc.inference_port, "grpc_management": self._grpc.management_port}
+        write_json(self._run_folder / "server.json", record)
+        logger.info("inference %s, management %s, metrics %s", inference, management, metrics)
+
+    def _save_snapshot(self) -> None:
+        if self._keeps_snapshots and not self._stop.is_set():
+            self._snapshots.save()
+
+    def _add_samples(self, version: ModelVersion, samples: list[Sample]) -> None:
+        self._collector.add_samples(version, samples)
+
+    # The end.
+
+    def _listen_to_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled, number)
+        if LIFELINE in os.environ:
+            descriptor = int(os.environ.pop(LIFELINE))
+
+            def watch() -> None:
+                with contextlib.suppress(OSError):
+                    os.read(descriptor, 1)
+                with contextlib.suppress(RuntimeError):
+                    loop.call_soon_threadsafe(self._signalled, signal.SIGTERM)
+
+            threading.Thread(target=watch, name="lifeline", daemon=True).start()
+
+    def _signalled(self, number: int) -> None:
+        if self._stop.is_set():
+            self._hurry.set()
+            return
+        logger.info("%s: answering what was taken, then ending", signal.Signals(number).name)
+        self._stop.set()
+
+    async def _end(self) -> None:
+        """Answer what was taken, for as long as that may take, and leave nothing behind."""
+        with contextlib.suppress(AttributeError):
+            self.inference.draining = True
+        deadline = time.monotonic() + self.settings.shutdown_timeout
+        while not self._hurry.is_set() and time.monotonic() < deadline and self._is_busy():
+            await asyncio.sleep(0.02)
+        grace = 0.0 if self._hurry.is_set() else max(0.0, deadline - time.monotonic())
+        if self._grpc is not None:
+            await self._grpc.stop(grace)
+        await asyncio.gather(*(server.stop(min(grace, 5.0)) for server in self._servers))
+        if hasattr(self, "registry"):
+            await self.registry.close(grace)
+        (self._run_folder / "server.json").unlink(missing_ok=True)
+        logger.info("ended")
+
+    def _is_busy(self) -> bool:
+        return any(version.in_flight or len(version.queue) for version in self.registry.serving())
+
+
+def _by_address(settings: ServerSettings, apis: list[Api]) -> list[tuple[Any, Any]]:
+    """The application for each address; where addresses are the same, one for both."""
+    found: dict[Any, list[Api]] = {}
+    for address, api in zip(settings.http_addresses, apis, strict=True):
+        key = address if address.port else (address, api)
+        found.setdefault(key, []).append(api)
+    joined = []
+    for key, members in found.items():
+        address = key[0] if isinstance(key, tuple) else key
+        joined.append((address, members[0] if len(members) == 1 else _Joined(members)))
+    return joined
+
+
+class _Joined:
+    """Several APIs on one address: the first that knows the resource answers."""
+
+    def __init__(self, apis: list[Api]) -> None:
+        self._apis = apis
+
+    def __call__(self, http: HttpRequest) -> None:
+        path = http.path.decode("latin-1")
+        first = path.split("/")[1] if "/" in path else ""
+        names = {"models": "ManagementApi", "token": "ManagementApi", "metrics": "MetricsApi"}
+        wanted = names.get(first)
+        if first == "models" and path.endswith("/invoke"):
+            wanted = None
+        for api in self._apis:
+            if type(api).__name__ == wanted:
+                api(http)
+                return
+        self._apis[0](http)
+
+
+if __name__ == "__main__":
+    sys.exit("torchport serve is the command")

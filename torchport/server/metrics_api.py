@@ -1,0 +1,60 @@
+"""The metrics API: `GET /metrics`, in Prometheus' text format; `?name[]=` picks families by name."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import parse_qs
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
+
+from torchport.server.access import Access, KeyKind
+from torchport.server.api import Api, Reply, Request, RequestCounts
+from torchport.server.errors import MethodNotAllowed, ResourceNotFound
+from torchport.server.openapi import metrics_description
+from torchport.server.settings import ServerSettings
+
+_HELP_OR_TYPE = re.compile(r"# (?:HELP|TYPE) (?P<name>[A-Za-z_:][A-Za-z0-9_:]*)")
+
+
+class MetricsApi(Api):
+    """Answers Prometheus."""
+
+    key_kind = KeyKind.INFERENCE
+
+    def __init__(
+        self, settings: ServerSettings, access: Access, counts: RequestCounts, collector: Collector
+    ) -> None:
+        super().__init__(settings, access, counts)
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(collector)
+
+    def answer(self, request: Request) -> Reply:
+        if request.segments == ["metrics"] and self.settings.enable_metrics_api:
+            request.allow("GET")
+            query = parse_qs(request.http.query.decode("latin-1"))
+            text = generate_latest(self._registry).decode()
+            names = query.get("name[]", []) + query.get("name", [])
+            body = (_only(text, set(names)) if names else text).encode()
+            return Reply(200, body, [(b"content-type", CONTENT_TYPE_LATEST.encode())])
+        if request.segments == ["api-description"]:
+            return Reply.of_json(metrics_description())
+        if request.segments == [""]:
+            if request.method != "OPTIONS":
+                raise MethodNotAllowed
+            return Reply.of_json(metrics_description())
+        raise ResourceNotFound
+
+
+def _only(text: str, names: set[str]) -> str:
+    """The lines of the families, or of the samples, with these names."""
+    kept, family = [], ""
+    for line in text.splitlines(keepends=True):
+        comment = _HELP_OR_TYPE.match(line)
+        if comment:
+            family = comment["name"]
+        name = family if comment else re.split(r"[{ ]", line, maxsplit=1)[0]
+        if family in names or name in names:
+            kept.append(line)
+    return "".join(kept)

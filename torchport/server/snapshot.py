@@ -1,0 +1,75 @@
+"""Which models run, and how, kept over a restart: TorchServe's `model_snapshot`, in a file of its format.
+
+    snapshot = Snapshots(folder, registry)
+    snapshot.save()                      # logs/config/20261123-170105123-snapshot.cfg
+    read_last(folder)
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from torchport.errors import TorchportError
+from torchport.properties import read_properties
+from torchport.server.registry import Registry
+from torchport.store import write_bytes
+
+logger = logging.getLogger(__name__)
+
+KEPT = 5
+"""How many snapshots are kept."""
+
+
+class Snapshots:
+    """Writes what the registry holds, whenever that has changed."""
+
+    def __init__(self, folder: Path, registry: Registry) -> None:
+        self._folder, self._registry = folder, registry
+
+    def save(self) -> None:
+        """Write a snapshot; a disk that is full costs the snapshot, not the server."""
+        name = f"{datetime.now():%Y%m%d-%H%M%S%f}"[:-3] + "-snapshot"
+        models: dict[str, Any] = {}
+        for model_name, model in self._registry.models.items():
+            models[model_name] = {
+                number: {
+                    "defaultVersion": number == model.default,
+                    "marName": version.model.url,
+                    "minWorkers": version.settings.min_workers,
+                    "maxWorkers": version.settings.max_workers,
+                    "batchSize": version.settings.batch_size,
+                    "maxBatchDelay": version.settings.max_batch_delay,
+                    "responseTimeout": version.settings.response_timeout,
+                    "startupTimeout": version.settings.startup_timeout,
+                }
+                for number, version in model.versions.items()
+            }
+        snapshot = {"name": f"{name}.cfg", "modelCount": len(models), "models": models}
+        text = f"model_snapshot={_escaped(json.dumps(snapshot))}\n"
+        try:
+            write_bytes(self._folder / f"{name}.cfg", text.encode())
+            for old in sorted(self._folder.glob("*-snapshot.cfg"))[:-KEPT]:
+                old.unlink(missing_ok=True)
+        except (OSError, TorchportError) as err:
+            logger.warning("no snapshot was written: %s", err)
+
+
+def read_last(folder: Path) -> dict[str, Any] | None:
+    """What the newest snapshot holds; None where there is none, or none that can be read."""
+    for path in sorted(folder.glob("*-snapshot.cfg"), reverse=True):
+        try:
+            value = json.loads(read_properties(path).get("model_snapshot", ""))
+        except (TorchportError, ValueError) as err:
+            logger.warning("%s cannot be read: %s", path, err)
+            continue
+        if isinstance(value, dict) and isinstance(value.get("models"), dict):
+            return value
+    return None
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\")

@@ -1,0 +1,65 @@
+"""A handler's return value as the bytes of each answer, the way that TorchServe makes them."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import sys
+from typing import Any
+
+from torchport.server.wire import Answer
+from torchport.server.worker.context import Context
+
+logger = logging.getLogger(__name__)
+
+
+def answers_of(values: Any, count: int, context: Context) -> list[Answer]:
+    """One answer for each of `count` rows; what cannot be an answer fails the whole batch."""
+    if not isinstance(values, list):
+        logger.warning("the handler returned %s: a list is expected", type(values).__name__)
+        return failed(503, "Invalid model predict output", count)
+    if len(values) != count:
+        logger.warning("the handler returned %d answers to %d requests", len(values), count)
+        return failed(503, "number of batch response mismatched", count)
+    try:
+        return [answer_of(value, index, context) for index, value in enumerate(values)]
+    except TypeError:
+        logger.warning("the handler's answer is nothing that can be sent", exc_info=True)
+        return failed(503, "Unsupported model output data type.", count)
+
+
+def answer_of(value: Any, index: int, context: Context) -> Answer:
+    """The answer to row `index`, with the status and the headers that the handler set for it.
+
+    Raises:
+        TypeError: neither bytes nor text nor a tensor nor anything that JSON can say.
+    """
+    status, phrase = context.get_response_status(index)
+    headers = {str(name): str(text) for name, text in context.get_response_headers(index).items()}
+    content_type = next((text for name, text in headers.items() if name.lower() == "content-type"), "")
+    return Answer(
+        status=int(status),
+        body=_body(value),
+        content_type=content_type,
+        headers=[pair for pair in headers.items() if pair[0].lower() != "content-type"],
+        phrase=phrase or "",
+    )
+
+
+def failed(status: int, message: str, count: int) -> list[Answer]:
+    """The same failure for every row, in the server's own shape of an error."""
+    return [Answer(status=status, body=message.encode(), error="InternalServerException")] * count
+
+
+def _body(value: Any) -> bytes:
+    if isinstance(value, (bytes, bytearray)):
+        return bytes(value)
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace")
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor):
+        buffer = io.BytesIO()
+        torch.save(value, buffer)
+        return buffer.getvalue()
+    return json.dumps(value, indent=2).encode()

@@ -1,0 +1,81 @@
+"""Finds what an archive's manifest names as its handler, by TorchServe's rules.
+
+entry = load_entry_point("regressor.py", envelope="")
+entry.initialize(context)
+entry.handle(data, context)
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+
+@dataclass(frozen=True)
+class EntryPoint:
+    """`owner` is the handler object, or None where the handler is a function."""
+
+    handle: Callable[[Any, Any], Any]
+    initialize: Callable[[Any], Any]
+    owner: Any = None
+
+
+def load_entry_point(handler: str, envelope: str = "") -> EntryPoint:
+    """The handler that `handler` names: `file.py`, `file.py:function`, `package.module`, or the name of
+    one of TorchServe's own, such as `image_classifier`.
+
+    `envelope` is one of TorchServe's request envelopes, such as `kserve`; "" for none.
+
+    Raises:
+        ImportError: no such module, or something that it imports is missing.
+        ValueError: the module has neither the function nor exactly one class.
+    """
+    name, _, function = handler.partition(":")
+    module = _import(name.rsplit("/", 1)[-1].removesuffix(".py"))
+    entry = _function(module, function or "handle") or _class(module)
+    if not envelope:
+        return entry
+    wrapper = _only_class(importlib.import_module(f"ts.torch_handler.request_envelope.{envelope}"))
+    return EntryPoint(wrapper(entry.handle).handle, entry.initialize, entry.owner)
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as err:
+        if err.name != name:
+            raise  # Something that the handler imports: that is what is missing.
+    try:
+        return importlib.import_module(f"ts.torch_handler.{name}")
+    except ModuleNotFoundError as err:
+        if err.name not in ("ts", f"ts.torch_handler.{name}"):
+            raise
+        ours = "" if err.name != "ts" else " (TorchServe's own handlers need it: pip install torchserve)"
+        raise ImportError(f"handler {name!r}: the archive has no {name}.py{ours}") from err
+
+
+def _function(module: ModuleType, name: str) -> EntryPoint | None:
+    function = getattr(module, name, None)
+    if not callable(function):
+        return None
+    return EntryPoint(function, lambda context: function(None, context))
+
+
+def _class(module: ModuleType) -> EntryPoint:
+    handler = _only_class(module)()
+    for method in ("initialize", "handle"):
+        if not hasattr(handler, method):
+            raise ValueError(f"class {type(handler).__name__} in {module.__name__} has no {method} method")
+    return EntryPoint(handler.handle, handler.initialize, handler)
+
+
+def _only_class(module: ModuleType) -> type[Any]:
+    classes = [v for v in vars(module).values() if isinstance(v, type) and v.__module__ == module.__name__]
+    if len(classes) != 1:
+        names = ", ".join(c.__name__ for c in classes) or "none"
+        raise ValueError(f"{module.__name__} is to define a function 'handle' or one class; it has {names}")
+    return classes[0]
+

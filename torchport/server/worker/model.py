@@ -1,0 +1,153 @@
+"""A loaded model: rows in, answers out, whatever its handler does.
+
+model = LoadedModel.load(order)
+model.predict(order.rows, send_piece)
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from torchport.server.wire import Answer, Field, InferRow, Load, Row, Sample
+from torchport.server.worker.answers import answers_of, failed
+from torchport.server.worker.context import Context, RequestProcessor
+from torchport.server.worker.entry_point import EntryPoint, load_entry_point
+from torchport.server.worker.metrics import Metrics
+from torchport.server.worker.streaming import StreamSocket
+
+logger = logging.getLogger(__name__)
+
+SERVER_VERSION = "0.12.0"
+"""The TorchServe that handlers are told they run on: some look for features by it."""
+
+
+class LoadedModel:
+    """One model version in this process."""
+
+    def __init__(self, order: Load, entry: EntryPoint, context: Context, metrics: Metrics) -> None:
+        self._order, self._entry, self._context, self._metrics = order, entry, context, metrics
+
+    @classmethod
+    def load(cls, order: Load) -> LoadedModel:
+        """Import the handler and let it load its model; the model's folder leads Python's path.
+
+        Raises:
+            Exception: whatever the handler raises.
+        """
+        folder = Path(order.folder)
+        os.chdir(folder)
+        sys.path.insert(0, str(folder))
+        inherited = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), inherited] if inherited else [str(folder)])
+        importlib.invalidate_caches()
+        manifest = json.loads((folder / "MAR-INF" / "MANIFEST.json").read_text(encoding="utf-8"))
+        manifest["model"] |= {"modelName": order.model, "handler": order.handler}
+        metrics = Metrics(order.model)
+        context = Context(
+            model_name=order.model,
+            model_dir=str(folder),
+            manifest=manifest,
+            batch_size=order.batch_size,
+            gpu=order.gpu,
+            limit_max_image_pixels=order.limit_max_image_pixels,
+            metrics=metrics,
+            model_yaml_config=_model_config(folder, manifest["model"].get("configFile")),
+            server_version=SERVER_VERSION,
+        )
+        entry = load_entry_point(order.handler, order.envelope)
+        entry.initialize(context)
+        return cls(order, entry, context, metrics)
+
+    @property
+    def describes(self) -> str:
+        """What runs the model, for the log."""
+        backends = getattr(self._entry.owner, "backends", None)
+        if not isinstance(backends, dict):
+            return self._order.handler
+        return ", ".join(f"{name}: {backend.provider}" for name, backend in backends.items())
+
+    def predict(self, rows: list[Row], send_piece: Callable[[int, Answer], None]) -> list[Answer]:
+        """Ask the handler. Whatever it raises is an answer; only the end of the process is not."""
+        ids = {index: row.id for index, row in enumerate(rows)}
+        places = {row.id: index for index, row in enumerate(rows)}
+        context = self._context
+        context.request_ids = ids
+        context.request_processor = [RequestProcessor(row) for row in rows]
+        context.cl_socket = StreamSocket(lambda id, answer: send_piece(places[id], answer))
+        self._metrics.set_request_ids(ids)
+        data = [{field.name: self._value(field) for field in row.fields} for row in rows]
+        started = time.perf_counter()
+        try:
+            values = self._entry.handle(data, context)
+        except MemoryError:
+            logger.exception("out of memory")
+            return failed(507, "Out of resources", len(rows))
+        except Exception as err:
+            # The handler is a user's: what it raises is the answer to this batch, as on TorchServe.
+            return self._fault(err, len(rows))
+        self._metrics.add_time("PredictionTime", round((time.perf_counter() - started) * 1000, 2))
+        return answers_of(values, len(rows), context)
+
+    def infer(self, rows: list[InferRow]) -> list[Answer]:
+        """Run tensors past the handler's decoding and encoding, for archives that torchport made."""
+        handler = self._entry.owner
+        if not hasattr(handler, "signatures"):
+            message = f"{self._order.model} has no signature: ask /predictions, or make its archive with torchport"
+            return [Answer(status=400, body=message.encode(), error="BadRequestException")] * len(rows)
+        from torchport.server.worker.tensors import answer_tensors
+
+        return answer_tensors(handler, rows)
+
+    @property
+    def signature(self) -> bytes:
+        """The graphs' signatures as JSON; empty for archives that torchport did not make."""
+        signatures = getattr(self._entry.owner, "signatures", None)
+        if not isinstance(signatures, dict):
+            return b""
+        return msgspec.json.encode({name: s.to_json() for name, s in signatures.items()})
+
+    def take_samples(self) -> list[Sample]:
+        """The handler's own metrics since the last call."""
+        return self._metrics.take()
+
+    def _value(self, field: Field) -> Any:
+        """A field as TorchServe gives it to handlers: JSON and text decoded where that can be done."""
+        if not self._order.decode_input:
+            return field.value
+        try:
+            if field.content_type == "application/json":
+                return json.loads(field.value.decode("utf-8"))
+            if field.content_type.startswith("text"):
+                return field.value.decode("utf-8")
+        except (ValueError, RecursionError):
+            pass  # The handler gets the bytes, and says what is wrong with them.
+        return field.value
+
+    def _fault(self, err: Exception, count: int) -> list[Answer]:
+        code, message = getattr(err, "error_code", None), getattr(err, "message", None)
+        if type(err).__name__ == "PredictionException" and isinstance(code, int):
+            logger.warning("the handler refused the batch: %s", message)
+            return failed(code, str(message), count)
+        logger.exception("the handler failed")
+        if "CUDA" in str(err):
+            return failed(507, "Out of resources", count)
+        return failed(503, "Prediction failed", count)
+
+
+def _model_config(folder: Path, name: str | None) -> dict[str, Any]:
+    if not name:
+        return {}
+    import yaml
+
+    config = yaml.safe_load((folder / name).read_text(encoding="utf-8"))
+    return config if isinstance(config, dict) else {}

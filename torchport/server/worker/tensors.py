@@ -1,0 +1,40 @@
+"""Tensors straight onto a graph: the Open Inference Protocol's side of a worker."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from torchport.server.wire import Answer, InferRow, Tensor
+
+
+def answer_tensors(handler: Any, rows: list[InferRow]) -> list[Answer]:
+    """Answers to all rows; those of equal sizes are run together, by the archive's own runtime."""
+    try:
+        from torchport_runtime.tensor_requests import TensorRequest, run_tensors
+    except ImportError:
+        message = b"this archive was packaged before it could take tensors: package it again"
+        return [Answer(status=400, body=message, error="BadRequestException")] * len(rows)
+    requests = [
+        TensorRequest(row.graph, {t.name: _array(t) for t in row.inputs}, tuple(row.outputs)) for row in rows
+    ]
+    answers = []
+    for result in run_tensors(handler, requests):
+        if isinstance(result, Exception):
+            status = getattr(result, "http_status", 500)
+            kind = "BadRequestException" if status < 500 else "InternalServerException"
+            answers.append(Answer(status=status, body=str(result).encode(), error=kind))
+        else:
+            tensors = [_tensor(name, array) for name, array in result.items()]
+            answers.append(Answer(status=200, body=b"", tensors=tensors))
+    return answers
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    # The front has held the number of bytes against the shape.
+    return np.frombuffer(tensor.data, dtype=np.dtype(tensor.dtype)).reshape(tensor.shape)
+
+
+def _tensor(name: str, array: np.ndarray) -> Tensor:
+    return Tensor(name, array.dtype.name, list(array.shape), np.ascontiguousarray(array).tobytes())
