@@ -23,19 +23,23 @@ def serve(
         Path | None, typer.Option("--model-store", help="the same as --store, as TorchServe calls it")
     ] = None,
     ncs: Annotated[
-        bool, typer.Option("--ncs", "--no-config-snapshots", help="forget models of an earlier run, keep none")
+        bool,
+        typer.Option("--ncs", "--no-config-snapshots", help="forget models of an earlier run, keep none"),
     ] = False,
     foreground: Annotated[bool, typer.Option(help="always so; kept for TorchServe's command lines")] = True,
     host: Annotated[str | None, typer.Option(help="the address for all three ports")] = None,
     port: Annotated[int | None, typer.Option(help="inference; 0 for any that is free")] = None,
     management_port: Annotated[int | None, typer.Option(help="management")] = None,
     metrics_port: Annotated[int | None, typer.Option(help="metrics")] = None,
-    grpc: Annotated[bool | None, typer.Option("--grpc/--no-grpc", help="the gRPC APIs, on 7070 and 7071")] = None,
+    grpc: Annotated[
+        bool | None, typer.Option("--grpc/--no-grpc", help="the gRPC APIs, on 7070 and 7071")
+    ] = None,
     enable_model_api: Annotated[
         bool, typer.Option("--enable-model-api", help="let clients register and remove models")
     ] = False,
     disable_token_auth: Annotated[
-        bool, typer.Option("--disable-token-auth", help="no tokens; on the loopback address that is so anyway")
+        bool,
+        typer.Option("--disable-token-auth", help="no tokens; on the loopback address that is so anyway"),
     ] = False,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="listen for strangers with neither tokens nor TLS")
@@ -46,7 +50,7 @@ def serve(
         Path | None, typer.Option(help="folder of its state; .run/serve-PORT unless given")
     ] = None,
 ) -> None:
-    """Serve the store's archives by TorchServe's REST and gRPC APIs, without Java, until Ctrl-C or SIGTERM."""
+    """Serve the store's archives by TorchServe's REST and gRPC APIs, without Java, until SIGTERM."""
     from torchport.errors import ServerError
     from torchport.properties import read_properties
     from torchport.server.main import run as run_server

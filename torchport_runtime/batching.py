@@ -60,7 +60,10 @@ def run_together(
     if not padded:
         return shares
     return [
-        {name: _cut(array, signature.outputs.get(name), padded, _sizes(signature, part)) for name, array in share.items()}
+        {
+            name: _cut(array, signature.outputs.get(name), padded, _sizes(signature, part))
+            for name, array in share.items()
+        }
         for share, part in zip(shares, parts, strict=True)
     ]
 

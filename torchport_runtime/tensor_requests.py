@@ -1,6 +1,6 @@
 """Requests that are tensors already, past `decode` and `encode`: the Open Inference Protocol.
 
-    run_tensors(handler, [TensorRequest("main", {"x": array})])        # [{"y": array}]
+run_tensors(handler, [TensorRequest("main", {"x": array})])        # [{"y": array}]
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ def run_tensors(handler: Any, requests: Sequence[TensorRequest]) -> list[dict[st
     for (graph, _, _), members in groups.items():
         for index, outputs in zip(members, _run(handler, graph, members, checked), strict=True):
             wanted = requests[index].outputs
-            whole = isinstance(outputs, Exception) or not wanted
-            results[index] = outputs if whole else {name: outputs[name] for name in wanted}
+            if wanted and not isinstance(outputs, Exception):
+                outputs = {name: outputs[name] for name in wanted}
+            results[index] = outputs
     return [results[index] for index in range(len(requests))]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import psutil
@@ -162,6 +162,7 @@ class ServerCollector(Collector):
         for (name, kind, names, values), value in self._own.items():
             family = families.get((name, kind, names))
             if family is None:
+                factory: Any
                 factory = {"counter": _untotalled, "histogram": HistogramMetricFamily}.get(
                     kind, GaugeMetricFamily
                 )
@@ -196,7 +197,10 @@ class ServerCollector(Collector):
 
 
 def _torchserve_counter(
-    name: str, text: str, values: list[tuple[tuple[str, ...], float]], labels: tuple[str, ...] = ("Level", "Hostname")
+    name: str,
+    text: str,
+    values: Sequence[tuple[tuple[str, ...], float]],
+    labels: tuple[str, ...] = ("Level", "Hostname"),
 ) -> Any:
     """A counter whose name is shown as it is: TorchServe's have no `_total` added."""
     family = _untotalled(name, text, labels=labels)

@@ -34,7 +34,9 @@ class ResourceNotFound(ApiError):
     http_status = 404
     kind = "ResourceNotFoundException"
 
-    def __init__(self, message: str = "Requested resource is not found, please refer to API document.") -> None:
+    def __init__(
+        self, message: str = "Requested resource is not found, please refer to API document."
+    ) -> None:
         super().__init__(message)
 
 
@@ -42,7 +44,9 @@ class MethodNotAllowed(ApiError):
     http_status = 405
     kind = "MethodNotAllowedException"
 
-    def __init__(self, message: str = "Requested method is not allowed, please refer to API document.") -> None:
+    def __init__(
+        self, message: str = "Requested method is not allowed, please refer to API document."
+    ) -> None:
         super().__init__(message)
 
 

@@ -111,5 +111,3 @@ class _Parts:
 
 def _mime_type(value: bytes) -> str:
     return value.decode("latin-1").partition(";")[0].strip()
-
-

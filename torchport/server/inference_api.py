@@ -222,7 +222,9 @@ def _status(answer: Answer) -> int:
 
 def answer_headers(answer: Answer) -> list[tuple[bytes, bytes]]:
     """The handler's headers, without those that the server writes and those that HTTP cannot carry."""
-    found = [(b"content-type", answer.content_type.encode("latin-1", "replace"))] if answer.content_type else []
+    found = (
+        [(b"content-type", answer.content_type.encode("latin-1", "replace"))] if answer.content_type else []
+    )
     for name, value in answer.headers:
         if _HEADER_NAME.fullmatch(name) and _HEADER_VALUE.fullmatch(value) and name.lower() not in _OURS:
             found.append((name.lower().encode(), value.encode("latin-1")))

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,6 @@ def run(settings: ServerSettings, *, run_folder: Path, snapshots: bool) -> int:
     if snapshots and settings.model_snapshot is None:
         last = read_last(run_folder / "config")
         if last is not None:
-            from dataclasses import replace
-
             logger.info("models as they were when the server ended (--ncs forgets them)")
             settings = replace(settings, model_snapshot=last)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -83,6 +82,8 @@ class _Server:
         self._hurry = asyncio.Event()
         self._servers: list[HttpServer] = []
         self._grpc: Any = None
+        self._record: dict[str, Any] = {"loaded": False, "failures": {}}
+        """What `server.json` tells whoever started the server."""
 
     async def run(self) -> int:
         settings = self.settings
@@ -116,11 +117,18 @@ class _Server:
     async def _load(self) -> None:
         started = time.perf_counter()
         await load_models(self.registry, self.settings)
+        failures = dict(self.registry.failures)
         for version in self.registry.versions():
             await version.pool.wait_ready(version.settings.min_workers, version.settings.startup_timeout)
         ready = [v for v in self.registry.versions() if v.is_ready]
         names = ", ".join(f"{v.model.name} {v.model.version}" for v in ready) or "none"
         logger.info("ready after %.2f s: %s", time.perf_counter() - started, names)
+        for version in self.registry.versions():
+            if not version.is_ready:
+                failures[f"{version.model.name} {version.model.version}"] = version.pool.failure
+        self._record |= {"loaded": True, "failures": failures}
+        if "pid" in self._record:
+            write_json(self._run_folder / "server.json", self._record)
         self._save_snapshot()
         gc.collect()
         gc.freeze()  # What is there now stays: no collection needs to look at it again.
@@ -151,7 +159,7 @@ class _Server:
         """Say where it listens, to people and to who started it."""
         addresses = [server.url for server in self._servers]
         inference, management, metrics = addresses if len(addresses) == 3 else (addresses * 3)[:3]
-        record = {
+        self._record |= {
             "pid": os.getpid(),
             "version": torchport.__version__,
             "inference": inference,
@@ -159,8 +167,11 @@ class _Server:
             "metrics": metrics,
         }
         if self._grpc is not None:
-            record |= {"grpc_inference": self._grpc.inference_port, "grpc_management": self._grpc.management_port}
-        write_json(self._run_folder / "server.json", record)
+            self._record |= {
+                "grpc_inference": self._grpc.inference_port,
+                "grpc_management": self._grpc.management_port,
+            }
+        write_json(self._run_folder / "server.json", self._record)
         logger.info("inference %s, management %s, metrics %s", inference, management, metrics)
 
     def _save_snapshot(self) -> None:

@@ -91,9 +91,9 @@ def model_settings(
         "startup_timeout": server.default_startup_timeout,
         "job_queue_size": server.job_queue_size,
     }
-    asked = {key: value for key, value in (asked or {}).items() if value is not None}
-    late = {key: asked.pop(key) for key in ("batch_size", "max_batch_delay") if key in asked}
-    values |= asked
+    said = {key: value for key, value in (asked or {}).items() if value is not None}
+    late: dict[str, Any] = {key: said.pop(key) for key in ("batch_size", "max_batch_delay") if key in said}
+    values |= said
     for source, where in ((known or {}, "models in config.properties"), (config, "model-config.yaml")):
         given = {_TORCHSERVE_KEYS[key]: value for key, value in source.items() if key in _TORCHSERVE_KEYS}
         values |= {key: _checked(where, key, value) for key, value in given.items()}

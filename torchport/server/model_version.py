@@ -178,7 +178,9 @@ class ModelVersion:
             for job in batch:
                 if job.enqueued < latest:
                     self.statistics.expired += 1
-                    job.fail(ServiceUnavailable(f"waited longer than {limit:g} s (queue_timeout_ms): try later"))
+                    job.fail(
+                        ServiceUnavailable(f"waited longer than {limit:g} s (queue_timeout_ms): try later")
+                    )
             if fresh:
                 return fresh
 

@@ -216,7 +216,9 @@ def management_description() -> dict[str, Any]:
                     _query("url", "string", "The archive's name in the store"),
                     _query("model_name", "string", "Another name than the archive's own"),
                     _query("handler", "string", "Another handler than the archive's own"),
-                    _query("batch_size", "integer", "Requests in a batch at most", minimum=1, maximum=1 << 20),
+                    _query(
+                        "batch_size", "integer", "Requests in a batch at most", minimum=1, maximum=1 << 20
+                    ),
                     _query("max_batch_delay", "integer", "Kept for TorchServe's clients", minimum=0),
                     _query("response_timeout", "integer", "Seconds", minimum=1),
                     _query("startup_timeout", "integer", "Seconds", minimum=1),

@@ -184,7 +184,9 @@ class Registry:
             failure = version.pool.failure
             async with self._lock(name):
                 await self._remove(version)
-            raise InternalError(f"Failed to start workers for model {name} version: {number}\n{failure}".strip())
+            raise InternalError(
+                f"Failed to start workers for model {name} version: {number}\n{failure}".strip()
+            )
         self._changed()
         return version, said
 

@@ -154,22 +154,24 @@ class ServerSettings:
         if not exposed or self.insecure or self.tokens or self.client_ca_file is not None:
             return
         raise ServerError(
-            f"{', '.join(map(str, exposed))}: others than this machine can connect, and nothing keeps them out: "
+            f"{', '.join(map(str, exposed))}: strangers can connect, and nothing keeps them out: "
             "turn tokens on (disable_token_authorization=false), give client_ca_file for mutual TLS, or say "
             "--insecure"
         )
 
 
 _IGNORED_QUIETLY = frozenset(
-    # Of Java and netty, or of how TorchServe talks to its workers: nothing here could mean the same.
-    "number_of_netty_threads netty_client_threads prefer_direct_buffer use_native_io io_ratio async_logging "
-    "initial_worker_port initial_distribution_port vmargs enable_envvars_config use_env_allowed_urls "
-    "metrics_mode metrics_config model_metrics_auto_detect model_server_home system_metrics_cmd "
-    "metric_time_interval version tsConfigFile python workflow_store debug "
-    "grpc_inference_max_connection_age_ms grpc_management_max_connection_age_ms "
-    "grpc_inference_max_connection_age_grace_ms grpc_management_max_connection_age_grace_ms "
-    "ts_open_inference_protocol".split()
+    """
+    number_of_netty_threads netty_client_threads prefer_direct_buffer use_native_io io_ratio async_logging
+    initial_worker_port initial_distribution_port vmargs enable_envvars_config use_env_allowed_urls
+    metrics_mode metrics_config model_metrics_auto_detect model_server_home system_metrics_cmd
+    metric_time_interval version tsConfigFile python workflow_store debug ts_open_inference_protocol
+    grpc_inference_max_connection_age_ms grpc_management_max_connection_age_ms
+    grpc_inference_max_connection_age_grace_ms grpc_management_max_connection_age_grace_ms
+    """.split()  # noqa: SIM905
 )
+"""Keys of Java and netty, or of how TorchServe talks to its workers: nothing here could mean the same."""
+
 _ADDRESS_KEYS = {"inference_address": 8080, "management_address": 8081, "metrics_address": 8082}
 _GRPC_KEYS = {"grpc_inference": 7070, "grpc_management": 7071}
 

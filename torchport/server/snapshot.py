@@ -1,8 +1,8 @@
 """Which models run, and how, kept over a restart: TorchServe's `model_snapshot`, in a file of its format.
 
-    snapshot = Snapshots(folder, registry)
-    snapshot.save()                      # logs/config/20261123-170105123-snapshot.cfg
-    read_last(folder)
+snapshot = Snapshots(folder, registry)
+snapshot.save()                      # logs/config/20261123-170105123-snapshot.cfg
+read_last(folder)
 """
 
 from __future__ import annotations

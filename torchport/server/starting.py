@@ -1,6 +1,6 @@
 """What a server loads when it starts: `load_models`, or what a snapshot says.
 
-    await load_models(registry, settings)
+await load_models(registry, settings)
 """
 
 from __future__ import annotations

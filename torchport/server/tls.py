@@ -16,7 +16,9 @@ def tls_context(settings: ServerSettings) -> ssl.SSLContext | None:
     """
     if all(address.scheme == "http" for address in settings.http_addresses):
         if settings.client_ca_file is not None:
-            raise ServerError("client_ca_file asks for certificates of clients: the addresses are to be https://")
+            raise ServerError(
+                "client_ca_file asks for certificates of clients: the addresses are to be https://"
+            )
         return None
     if settings.certificate_file is None or settings.private_key_file is None:
         raise ServerError(
@@ -31,5 +33,7 @@ def tls_context(settings: ServerSettings) -> ssl.SSLContext | None:
             context.load_verify_locations(settings.client_ca_file)
             context.verify_mode = ssl.CERT_REQUIRED
     except (OSError, ssl.SSLError) as err:
-        raise ServerError(f"certificate_file, private_key_file or client_ca_file cannot be read: {err}") from err
+        raise ServerError(
+            f"certificate_file, private_key_file or client_ca_file cannot be read: {err}"
+        ) from err
     return context

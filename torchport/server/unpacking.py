@@ -156,7 +156,9 @@ def _identified(contents: ArchiveContents, path: Path, name: str | None) -> dict
 def _default_handler(settings: ServerSettings, path: Path) -> str:
     if settings.default_service_handler:
         return settings.default_service_handler
-    raise ArchiveRefused(f"{path.name}: its manifest names no handler, and default_service_handler is not set")
+    raise ArchiveRefused(
+        f"{path.name}: its manifest names no handler, and default_service_handler is not set"
+    )
 
 
 def _install_requirements(contents: ArchiveContents, folder: Path) -> None:
@@ -179,4 +181,3 @@ def _install_requirements(contents: ArchiveContents, folder: Path) -> None:
         raise ArchiveRefused(
             f"Custom pip package installation failed for model {contents.name}: {done.stderr.strip()[-600:]}"
         )
-

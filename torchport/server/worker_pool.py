@@ -211,9 +211,7 @@ class WorkerPool:
             if not with_model:
                 self.failed_starts += 1
         if jobs:
-            self._observer.batch_lost(
-                jobs, reason, blameless=worker.killed_from_outside, hung=worker.hung
-            )
+            self._observer.batch_lost(jobs, reason, blameless=worker.killed_from_outside, hung=worker.hung)
         if reason and not with_model and self.wanted:
             pause = BACKOFF_S[min(self.failed_starts, len(BACKOFF_S)) - 1]
             logger.warning("%s is started again in %g s", worker.describes, pause)

@@ -28,7 +28,7 @@ class Headers(dict[str, Any]):
         return isinstance(name, str) and name.lower() in self._names
 
     def get(self, name: str, default: Any = None) -> Any:
-        return self[name] if name in self else default
+        return super().get(self._names.get(name.lower(), name), default)
 
 
 class RequestProcessor:

@@ -78,4 +78,3 @@ def _only_class(module: ModuleType) -> type[Any]:
         names = ", ".join(c.__name__ for c in classes) or "none"
         raise ValueError(f"{module.__name__} is to define a function 'handle' or one class; it has {names}")
     return classes[0]
-

@@ -102,7 +102,9 @@ class LoadedModel:
         """Run tensors past the handler's decoding and encoding, for archives that torchport made."""
         handler = self._entry.owner
         if not hasattr(handler, "signatures"):
-            message = f"{self._order.model} has no signature: ask /predictions, or make its archive with torchport"
+            message = (
+                f"{self._order.model} has no signature: ask /predictions, or make its archive with torchport"
+            )
             return [Answer(status=400, body=message.encode(), error="BadRequestException")] * len(rows)
         from torchport.server.worker.tensors import answer_tensors
 

@@ -70,8 +70,6 @@ def _parse(message: bytes) -> list[tuple[str, Answer]]:
         content_type, status, phrase = chunk().decode(), number(), chunk().decode()
         headers = [(chunk().decode(), chunk().decode()) for _ in range(number())]
         kept = [pair for pair in headers if pair[0].lower() not in ("content-type", "ts_stream_next")]
-        answer = Answer(
-            status=status, body=chunk(), content_type=content_type, headers=kept, phrase=phrase
-        )
+        answer = Answer(status=status, body=chunk(), content_type=content_type, headers=kept, phrase=phrase)
         found.append((request_id, answer))
     return found
