@@ -78,8 +78,8 @@ class ServerCollector(Collector):
         """TorchServe's three, by model and by the version that the request named."""
         found = [
             ((name, version, self._host), route)
-            for name, model in self._registry.models.items()
-            for version, route in model.routes.items()
+            for name, routes in self._registry.routes.items()
+            for version, route in routes.items()
         ]
         labels = ("model_name", "model_version", "hostname")
         for metric, attribute in (
@@ -91,7 +91,6 @@ class ServerCollector(Collector):
             yield _torchserve_counter(metric, "As TorchServe counts it", values, labels)
 
     def _versions(self) -> Iterator[Any]:
-        versions = sorted(self._registry.serving(), key=lambda v: (v.model.name, v.model.version))
         counters = {
             name: CounterMetricFamily(f"torchport_{name}", text, labels=("model_name", "model_version"))
             for name, text in (
@@ -114,21 +113,21 @@ class ServerCollector(Collector):
         waiting = GaugeMetricFamily(
             "torchport_queue_length", "Requests that wait", labels=("model_name", "model_version")
         )
-        for version in versions:
-            key, kept = (version.model.name, version.model.version), version.statistics
+        for key, kept in sorted(self._registry.statistics.items()):
             counters["completed_requests"].add_metric(key, kept.completed)
             counters["failed_requests"].add_metric(key, kept.failed)
             counters["rejected_requests"].add_metric(key, kept.rejected)
             counters["expired_requests"].add_metric(key, kept.expired)
             counters["retried_requests"].add_metric(key, kept.retried)
-            counters["worker_restarts"].add_metric(key, version.pool.restarts)
+            counters["worker_restarts"].add_metric(key, kept.restarts)
             for name, histogram in (
                 ("queue_seconds", kept.queue_s),
                 ("inference_seconds", kept.inference_s),
                 ("batch_rows", kept.batch_rows),
             ):
                 histograms[name].add_metric(key, histogram.buckets(), histogram.total)
-            waiting.add_metric(key, len(version.queue))
+        for version in self._registry.serving():
+            waiting.add_metric((version.model.name, version.model.version), len(version.queue))
         yield from counters.values()
         yield from histograms.values()
         yield waiting

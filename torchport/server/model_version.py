@@ -67,6 +67,7 @@ class ModelVersion:
         self,
         model: UnpackedModel,
         settings: ModelSettings,
+        statistics: ModelStatistics,
         *,
         gpus: int = 0,
         hidden_environment: str = "",
@@ -77,7 +78,7 @@ class ModelVersion:
         loaded_at_startup: bool = False,
     ) -> None:
         self.model, self.settings = model, settings
-        self.statistics = ModelStatistics()
+        self.statistics = statistics
         self.queue = BatchQueue(settings.job_queue_size)
         self.loaded_at_startup = loaded_at_startup
         self.in_flight = 0
@@ -191,6 +192,9 @@ class ModelVersion:
             self._dispatch()
         elif not self.in_flight:
             self._empty.set()
+
+    def worker_lost(self) -> None:
+        self.statistics.restarts += 1
 
     def batch_done(self, jobs: list[Job], samples: list[Sample]) -> None:
         self.in_flight -= len(jobs)

@@ -29,7 +29,7 @@ from torchport.server.errors import (
 from torchport.server.model_settings import model_settings
 from torchport.server.model_version import ModelVersion, available_cores
 from torchport.server.settings import ServerSettings
-from torchport.server.statistics import RouteStatistics
+from torchport.server.statistics import ModelStatistics, RouteStatistics
 from torchport.server.unpacking import unpack
 from torchport.server.wire import Sample
 from torchport.store import version_key
@@ -56,10 +56,10 @@ class Registration:
 class Model:
     """The versions of one model. `routes` counts requests by the version that they named."""
 
-    def __init__(self) -> None:
+    def __init__(self, routes: dict[str, RouteStatistics]) -> None:
         self.versions: dict[str, ModelVersion] = {}
         self.default = ""
-        self.routes: dict[str, RouteStatistics] = {}
+        self.routes = routes
 
     def route(self, version: str | None) -> RouteStatistics:
         name = version or "default"
@@ -84,6 +84,9 @@ class Registry:
     ) -> None:
         self.settings = settings
         self.models: dict[str, Model] = {}
+        self.routes: dict[str, dict[str, RouteStatistics]] = {}
+        self.statistics: dict[tuple[str, str], ModelStatistics] = {}
+        """By model and version, those included that are gone: a counter never runs backwards."""
         self.failures: dict[str, str] = {}
         """Archives that could not be loaded when the server started, with the reason."""
         self._gpus, self._changed, self._samples_taken = gpus, changed, samples_taken
@@ -212,6 +215,7 @@ class Registry:
         version = ModelVersion(
             unpacked,
             settings,
+            self.statistics.setdefault((name, number), ModelStatistics()),
             gpus=self._gpus,
             hidden_environment=self.settings.blacklist_env_vars,
             limit_max_image_pixels=self.settings.limit_max_image_pixels,
@@ -219,7 +223,7 @@ class Registry:
             samples_taken=self._samples_taken,
             loaded_at_startup=asked.at_startup,
         )
-        model = self.models.setdefault(name, Model())
+        model = self.models.setdefault(name, Model(self.routes.setdefault(name, {})))
         model.versions[number] = version
         model.default = model.default or number
         return version

@@ -55,6 +55,7 @@ class ModelStatistics:
         "inference_s",
         "queue_s",
         "rejected",
+        "restarts",
         "retried",
     )
 
@@ -68,3 +69,4 @@ class ModelStatistics:
         self.expired = 0
         self.gone = 0
         self.retried = 0
+        self.restarts = 0

@@ -25,11 +25,17 @@ logger = logging.getLogger(__name__)
 BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
 """Pauses after the first, second, ... start in a row that failed; the last one repeats."""
 
+KILLED_STARTS = 3
+"""Starts in a row that may end by a SIGKILL from outside before that counts as a failure: it may be an
+operator's, or the kernel's for want of memory, which would go on for ever."""
+
 
 class Observer(Protocol):
     """Who is told what happens in the pool."""
 
     def worker_free(self) -> None: ...
+
+    def worker_lost(self) -> None: ...
 
     def batch_done(self, jobs: list[Job], samples: list[Sample]) -> None: ...
 
@@ -59,10 +65,10 @@ class WorkerPool:
         self._recycle_after, self._recycle_above = recycle_after, recycle_above
         self.wanted = 0
         self.workers: list[WorkerProcess] = []
-        self.restarts = 0
         self.failure = ""
         """Why the last worker that ended had to; empty once one is ready again."""
         self.failed_starts = 0
+        self._killed_starts = 0
         self._idle: deque[WorkerProcess] = deque()
         self._successor: WorkerProcess | None = None
         """One that starts in order to take another's place; it counts once it is ready."""
@@ -181,7 +187,7 @@ class WorkerPool:
     # What workers tell.
 
     def worker_ready(self, worker: WorkerProcess) -> None:
-        self.failed_starts, self.failure = 0, ""
+        self.failed_starts, self._killed_starts, self.failure = 0, 0, ""
         self._idle.append(worker)
         if worker is self._successor:
             self._successor = None
@@ -204,21 +210,26 @@ class WorkerPool:
             self.workers.remove(worker)
         if worker is self._successor:
             self._successor = None
-        with_model = worker.loaded
         if reason:
             self.failure = worker.failure
-            self.restarts += 1
-            if not with_model:
-                self.failed_starts += 1
+            self._observer.worker_lost()
+            if not worker.loaded and self.wanted:
+                self._start_failed(worker)
         if jobs:
             self._observer.batch_lost(jobs, reason, blameless=worker.killed_from_outside, hung=worker.hung)
-        if reason and not with_model and self.wanted:
-            pause = BACKOFF_S[min(self.failed_starts, len(BACKOFF_S)) - 1]
-            logger.warning("%s is started again in %g s", worker.describes, pause)
-            self._cancel_retry()
-            self._retry = asyncio.get_running_loop().call_later(pause, self._try_again)
         self._settle()
         self._tell_change()
+
+    def _start_failed(self, worker: WorkerProcess) -> None:
+        """Try again later, or at once where it was killed from outside: that says nothing of the model."""
+        if worker.killed_from_outside and self._killed_starts < KILLED_STARTS:
+            self._killed_starts += 1
+            return
+        self.failed_starts += 1
+        pause = BACKOFF_S[min(self.failed_starts, len(BACKOFF_S)) - 1]
+        logger.warning("%s is started again in %g s", worker.describes, pause)
+        self._cancel_retry()
+        self._retry = asyncio.get_running_loop().call_later(pause, self._try_again)
 
     def _try_again(self) -> None:
         self._retry = None

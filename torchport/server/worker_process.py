@@ -54,6 +54,9 @@ logger = logging.getLogger(__name__)
 OUTPUT_LINES = 60
 """How many of its last lines are kept of what a worker wrote, to explain its end."""
 
+CUT_OFF_S = 1.0
+"""How long a process may take to end after its end of the channel is closed."""
+
 
 class State(Enum):
     STARTING = "STARTING"
@@ -319,7 +322,9 @@ class WorkerProcess(asyncio.Protocol):
         if self._exit_code is not None:
             self._bury()
         elif self.state is not State.STOPPING:
-            self.kill()  # It closed the channel and lives on: nothing more can come of it.
+            # As a rule it is ending by itself, and its exit code will say how. One that closed the channel
+            # and lives on is of no use.
+            asyncio.get_running_loop().call_later(CUT_OFF_S, self.kill)
 
     def _ended(self, code: int) -> None:
         """Its process has ended. What it wrote before that is read first: answers may be among it."""
