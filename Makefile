@@ -9,8 +9,8 @@ TORCHPORT := $(BIN)/torchport
 STAMP := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install train export verify package ship check-served torchserve torchserve-stop query infer list \
-        zoo gallery test check clean
+.PHONY: help install train export verify package ship check-served serve torchserve torchserve-stop query infer \
+        list zoo gallery test check clean
 
 help: ## the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ ship: $(STAMP) ## all of it, then ask a running server and print its answers
 
 check-served: $(STAMP) ## serve the archive and compare its answers with those in process
 	$(TORCHPORT) check $(MODEL)
+
+serve: $(STAMP) ## serve the store, without Java, until Ctrl-C
+	$(TORCHPORT) serve --port $(PORT)
 
 torchserve: $(STAMP) ## start TorchServe on the store
 	$(TORCHPORT) torchserve start --port $(PORT)

@@ -1,5 +1,5 @@
-"""The archive, served: a real TorchServe answers the recipe's requests, and its answers are held
-against those in process. Writes `serving.json`.
+"""The archive, served: a server answers the recipe's requests, and its answers are held against those
+in process. Writes `serving.json`. The server is torchport's own, or a real TorchServe.
 
     result = check(load_recipe("linear"), Store(Path("model_store")))
     result.answers[0]                    # what the server said to the recipe's first request
@@ -11,27 +11,32 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torchport
+from torchport import server_process, torchserve
 from torchport.answers import ATOL, RTOL, same_answer
 from torchport.client import Client
-from torchport.errors import CheckError, RecipeError, StaleError
+from torchport.errors import CheckError, RecipeError, ServerError, StaleError
 from torchport.goals import missed_goals
 from torchport.handler_file import recipe_requests
 from torchport.hashing import sha256_file
 from torchport.loading import load
 from torchport.recipe import Example, Recipe, Request
+from torchport.recipe_file import packaged_folder
 from torchport.store import Store, write_json
-from torchport.torchserve import start
+from torchport.server_process import ServerProcess
+from torchport.torchserve import TorchServe
 from torchport.torchserve_guard import guard
 from torchport.torchserve_setup import Ports
 from torchport.user_code import running
 from torchport.versions import library_versions
+from torchport_runtime.suggest import did_you_mean
 
 CONCURRENCY = 16
 
@@ -59,14 +64,19 @@ def check(
     store: Store,
     *,
     backend: str | None = None,
+    server: str = "torchport",
     tell: Callable[[str], None] = lambda message: None,
 ) -> CheckResult:
     """Serve the recipe's archive on free ports of this machine, ask, compare, stop.
 
+    `server` is one of `SERVERS`.
+
     Raises:
         StaleError: there is no archive.
-        ServerError: the server does not start.
+        ServerError: the server does not start, or is none of those.
     """
+    if server not in SERVERS:
+        raise ServerError(f"server {server!r}: {did_you_mean(server, SERVERS)}")
     archive = store.archive(recipe.name, recipe.version)
     if not archive.is_file():
         raise StaleError(f"{archive} is not there: torchport package {recipe.name}")
@@ -79,11 +89,10 @@ def check(
         served = alone.path / archive.name
         _link(archive, served)  # What is put in the store's place meanwhile is not what is asked.
         digest = sha256_file(served)
-        tell("starting TorchServe")
-        run = Path(name) / "run"
-        with guard(run), start(alone, run, ports=Ports.free(), environment=environment) as server:
+        tell(f"starting {SERVERS[server]}")
+        with SERVE[server](alone, Path(name) / "run", environment) as running_server:
             tell("asking")
-            with server.client() as client, load(served, backend=backend) as model:
+            with running_server.client() as client, load(served, backend=backend) as model:
                 answers, failures = _compare_requests(recipe, client, model.predict)
                 metrics, count = _heldout_metrics(recipe, client)
             chosen = model.options.backend
@@ -91,7 +100,7 @@ def check(
     failures += _compare_metrics(metrics, training.get("metrics", {}))
     record = {
         "torchport": torchport.__version__,
-        "server": f"TorchServe {library_versions('torchserve').get('torchserve', '')}".strip(),
+        "server": _named(server),
         "archive_sha256": digest,
         "backend": chosen,
         "passed": not failures,
@@ -104,6 +113,34 @@ def check(
     }
     write_json(store.build(recipe.name, recipe.version).serving, record)
     return CheckResult(record, answers)
+
+
+def _named(server: str) -> str:
+    version = library_versions("torchserve").get("torchserve", "")
+    return f"TorchServe {version}".strip() if server == "torchserve" else f"torchport {torchport.__version__}"
+
+
+@contextmanager
+def _torchserve(store: Store, run: Path, environment: Mapping[str, str]) -> Iterator[TorchServe]:
+    with guard(run), torchserve.start(store, run, ports=Ports.free(), environment=environment) as server:
+        yield server
+
+
+@contextmanager
+def _own(store: Store, run: Path, environment: Mapping[str, str]) -> Iterator[ServerProcess]:
+    config = packaged_folder("deploy") / "config.properties"
+    quiet = {"enable_grpc": "false"}
+    with server_process.start(store, run, config=config, settings=quiet, environment=environment) as server:
+        yield server
+
+
+SERVERS = {"torchport": "torchport serve", "torchserve": "TorchServe"}
+"""What can serve the archive, by the name that a user gives."""
+
+SERVE: Mapping[str, Callable[..., AbstractContextManager[ServerProcess | TorchServe]]] = {
+    "torchport": _own,
+    "torchserve": _torchserve,
+}
 
 
 def ask(client: Client, recipe: Recipe, request: Request) -> Any:

@@ -27,6 +27,7 @@ from torchport.cli_options import (
     ParamOpt,
     RecipeArg,
     SeedOpt,
+    ServerOpt,
     StoreOpt,
     VersionOpt,
     WeightsOpt,
@@ -144,12 +145,13 @@ def check(
     ctx: typer.Context,
     recipe: RecipeArg,
     backend: Annotated[str | None, typer.Option("--backend", help="Another than the archive's.")] = None,
+    server: ServerOpt = "torchport",
     store: StoreOpt = STORE,
     cache: CacheOpt = CACHE,
 ) -> None:
     """Serve the archive, ask it over HTTP, compare with the model in process: serving.json."""
     target = Store(store)
-    stages.check(given_recipe(ctx, recipe, target, cache), target, backend)
+    stages.check(given_recipe(ctx, recipe, target, cache), target, backend, server)
 
 
 @app.command(context_settings=TAKES_PARAMETERS)
@@ -159,6 +161,7 @@ def ship(
     seed: SeedOpt = 0,
     weights: WeightsOpt = None,
     force: ForceOpt = False,
+    server: ServerOpt = "torchport",
     store: StoreOpt = STORE,
     cache: CacheOpt = CACHE,
 ) -> None:
@@ -176,8 +179,8 @@ def ship(
     ]
     if not any(worked):
         show.say("nothing had to be done again; asking once more")
-    stages.check(loaded, target, None)
-    show.say(f"serve it: torchport torchserve restart; then: torchport query {loaded.name}")
+    stages.check(loaded, target, None, server)
+    show.say(f"serve it: torchport serve; then, in another terminal: torchport query {loaded.name}")
 
 
 @app.command()

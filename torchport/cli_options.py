@@ -20,4 +20,7 @@ ParamOpt = Annotated[
     list[str] | None, typer.Option("--param", help="A field beside the body, such as k=3; may be repeated.")
 ]
 VersionOpt = Annotated[str | None, typer.Option("--version", help="The newest unless given.")]
+ServerOpt = Annotated[
+    str, typer.Option("--server", help="What serves it: torchport, or torchserve, a real TorchServe.")
+]
 STORE, CACHE = Path("model_store"), Path(".cache")

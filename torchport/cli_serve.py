@@ -28,9 +28,14 @@ def serve(
     ] = False,
     foreground: Annotated[bool, typer.Option(help="always so; kept for TorchServe's command lines")] = True,
     host: Annotated[str | None, typer.Option(help="the address for all three ports")] = None,
-    port: Annotated[int | None, typer.Option(help="inference; 0 for any that is free")] = None,
-    management_port: Annotated[int | None, typer.Option(help="management")] = None,
-    metrics_port: Annotated[int | None, typer.Option(help="metrics")] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=64000, help="inference, 8080; the others move along; 0 for any that are free"
+        ),
+    ] = None,
+    management_port: Annotated[int | None, typer.Option(min=0, max=65535, help="management")] = None,
+    metrics_port: Annotated[int | None, typer.Option(min=0, max=65535, help="metrics")] = None,
     grpc: Annotated[
         bool | None, typer.Option("--grpc/--no-grpc", help="the gRPC APIs, on 7070 and 7071")
     ] = None,
@@ -80,20 +85,33 @@ def serve(
 def _addresses(
     properties: dict[str, str], ports: dict[str, int | None], host: str | None
 ) -> dict[str, object]:
-    """The addresses with the host and the ports that were given; the rest as in the file."""
+    """The addresses with the host and the ports that were given; the rest as in the file.
+
+    Ports that neither names move along with that of inference, so that two servers can run side by side.
+    """
     from torchport.server.settings import Address, ServerSettings
 
     defaults = ServerSettings()
+    inference = ports["inference"]
+
+    def port_of(default: int) -> int:
+        if inference is None:
+            return default
+        return default + inference - defaults.inference.port if inference else 0
+
     found: dict[str, object] = {}
     for name, number in ports.items():
         key = f"{name}_address"
         default: Address = getattr(defaults, name)
-        address = Address.parse(key, properties.get(key, str(default)), default.port)
-        if number is not None or host is not None:
-            chosen = address.port if number is None else number
-            found[key] = str(Address(address.scheme, host or address.host, chosen))
-    if host is not None:
-        found |= {f"grpc_{name}_address": host for name in ("inference", "management")}
+        moved = Address(default.scheme, default.host, port_of(default.port))
+        address = Address.parse(key, properties.get(key, str(moved)), default.port)
+        chosen = address.port if number is None else number
+        found[key] = str(Address(address.scheme, host or address.host, chosen))
+    for name in ("grpc_inference", "grpc_management"):
+        if host is not None:
+            found[f"{name}_address"] = host
+        if f"{name}_port" not in properties:
+            found[f"{name}_port"] = port_of(getattr(defaults, name).port)
     return found
 
 

@@ -167,7 +167,7 @@ class Client:
             raise ServerError(f"{url}: no answer within {self._timeout:g} s") from err
         except requests.ConnectionError as err:
             raise ServerError(
-                f"no server answers at {url}: start one with make torchserve (or torchport torchserve start)"
+                f"no server answers at {url}: start one with torchport serve (or make serve)"
             ) from err
         except requests.RequestException as err:
             raise ServerError(f"{url}: {err}") from err

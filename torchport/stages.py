@@ -68,13 +68,13 @@ def package(recipe: Recipe, store: Store, backends: list[str] | None, force: boo
     return result.done
 
 
-def check(recipe: Recipe, store: Store, backend: str | None) -> None:
+def check(recipe: Recipe, store: Store, backend: str | None, server: str = "torchport") -> None:
     from torchport.checking import check as run
     from torchport.checking import require
     from torchport.handler_file import recipe_requests
 
     with show.working("serving") as tell:
-        result = run(recipe, store, backend=backend, tell=tell)
+        result = run(recipe, store, backend=backend, server=server, tell=tell)
     if result.failures:
         require(result)
     record = result.record

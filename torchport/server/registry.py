@@ -11,10 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torchport.server.errors import (
@@ -32,6 +30,7 @@ from torchport.server.settings import ServerSettings
 from torchport.server.statistics import ModelStatistics, RouteStatistics
 from torchport.server.unpacking import unpack
 from torchport.server.wire import Sample
+from torchport.server.work_folder import WorkFolder
 from torchport.store import version_key
 
 logger = logging.getLogger(__name__)
@@ -90,7 +89,7 @@ class Registry:
         self.failures: dict[str, str] = {}
         """Archives that could not be loaded when the server started, with the reason."""
         self._gpus, self._changed, self._samples_taken = gpus, changed, samples_taken
-        self._work = Path(tempfile.mkdtemp(prefix="torchport-serve-"))
+        self._work = WorkFolder()
         self._locks: dict[str, asyncio.Lock] = {}
         self._leaving: set[ModelVersion] = set()
 
@@ -164,7 +163,7 @@ class Registry:
         unpacked = await loop.run_in_executor(
             None,
             lambda: unpack(
-                asked.url, self.settings, self._work, name=asked.model_name, handler=asked.handler
+                asked.url, self.settings, self._work.path, name=asked.model_name, handler=asked.handler
             ),
         )
         name, number = unpacked.name, unpacked.version
@@ -322,4 +321,4 @@ class Registry:
     async def close(self, grace: float) -> None:
         """Answer what waits, end every worker, remove what was unpacked."""
         await asyncio.gather(*(version.close(grace) for version in self.serving()))
-        shutil.rmtree(self._work, ignore_errors=True)
+        self._work.remove()

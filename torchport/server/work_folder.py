@@ -1,0 +1,39 @@
+"""The temporary folder that a server unpacks its archives into. One that a killed server left behind is
+removed by the next that starts."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+_PREFIX = "torchport-serve-"
+_YOUNG_S = 60.0
+"""A folder of this age may belong to a server that has not locked it yet."""
+
+
+class WorkFolder:
+    """A folder of one's own, locked for as long as this process lives."""
+
+    def __init__(self) -> None:
+        remove_abandoned()
+        self.path = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        self._lock = FileLock(self.path / ".lock")
+        self._lock.acquire()
+
+    def remove(self) -> None:
+        self._lock.release()
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def remove_abandoned() -> None:
+    """Remove folders whose server is gone."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError, Timeout):  # Another user's, or one that is in use.
+            if time.time() - path.stat().st_mtime > _YOUNG_S:
+                with FileLock(path / ".lock", timeout=0):
+                    shutil.rmtree(path, ignore_errors=True)
