@@ -110,7 +110,7 @@ def test_no_answer_in_time(server):
 def test_nobody_there():
     with (
         Client("http://127.0.0.1:9", retries=0) as client,
-        pytest.raises(ServerError, match="make torchserve"),
+        pytest.raises(ServerError, match="torchport serve"),
     ):
         client.ping()
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
@@ -24,6 +24,7 @@ import numpy as np
 from torchport_runtime.backends import Backend, open_backend
 from torchport_runtime.batching import Tensors, common_sizes, run_together
 from torchport_runtime.errors import BadRequest, SignatureError
+from torchport_runtime.headers import RequestHeaders
 from torchport_runtime.options import ARTIFACT_SUFFIX, BackendOptions
 from torchport_runtime.request import Answer, InferenceRequest, error_answer
 from torchport_runtime.signature import Signature
@@ -139,7 +140,7 @@ class Handler:
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[Any]:
         """TorchServe's entry point: one row per request in, one body per request out."""
-        requests = [InferenceRequest(row, _RequestHeaders(context, i)) for i, row in enumerate(data)]
+        requests = [InferenceRequest(row, RequestHeaders(context, i)) for i, row in enumerate(data)]
         bodies = []
         for index, answer in enumerate(self.answer(requests)):
             body, answer = _serialise(answer)
@@ -262,40 +263,3 @@ def _fault(what: str) -> Answer:
         {"code": 500, "type": "InternalServerException", "message": f"{what}: see the model's log"},
         status=500,
     )
-
-
-class _RequestHeaders(Mapping[str, str]):
-    """A request's headers, names in lower case; form parts' own headers are left out.
-
-    Most handlers never look at them, so they are read from the context when one does.
-    """
-
-    def __init__(self, context: Any, index: int) -> None:
-        self._context, self._index = context, index
-        self._all: dict[str, str] | None = None
-
-    def __getitem__(self, name: str) -> str:
-        if name == "explain" and self._all is None:
-            try:
-                value = self._context.get_request_header(self._index, name)
-            except (AttributeError, IndexError, TypeError):
-                value = None
-            if isinstance(value, str):
-                return value
-            raise KeyError(name)
-        return self._read()[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._read())
-
-    def __len__(self) -> int:
-        return len(self._read())
-
-    def _read(self) -> dict[str, str]:
-        if self._all is None:
-            try:
-                headers = self._context.get_all_request_header(self._index)
-            except (AttributeError, IndexError, TypeError):
-                headers = {}
-            self._all = {key.lower(): value for key, value in headers.items() if isinstance(value, str)}
-        return self._all
