@@ -5,6 +5,7 @@ server's defaults.
       queue_timeout_ms: 0            # rows that waited longer are answered 503; 0: without limit
       recycle_after_requests: 0      # a worker is replaced after so many; 0: never
       recycle_above_mb: 0            # a worker is replaced above so much resident memory; 0: never
+      shared_worker: ""              # models with the same name here share one process; "": one of its own
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ _UNSUPPORTED = (
     "asyncCommunication",
     "useJobTicket",
 )
-_OWN_KEYS = ("queue_timeout_ms", "recycle_after_requests", "recycle_above_mb")
+_OWN_KEYS = ("queue_timeout_ms", "recycle_after_requests", "recycle_above_mb", "shared_worker")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,7 @@ class ModelSettings:
     queue_timeout_ms: int = 0
     recycle_after_requests: int = 0
     recycle_above_mb: int = 0
+    shared_worker: str = ""
 
     def with_workers(self, least: int, most: int) -> ModelSettings:
         return replace(self, min_workers=least, max_workers=most)

@@ -25,6 +25,7 @@ from torchport.server.job import Caller, Job, Kind
 from torchport.server.model_settings import ModelSettings
 from torchport.server.statistics import ModelStatistics
 from torchport.server.wire import InferRow, Load, Row, Sample
+from torchport.server.worker_host import SharedHosts
 from torchport.server.worker_pool import WorkerPool
 from torchport.server.worker_process import WorkerSpec
 
@@ -68,6 +69,7 @@ class ModelVersion:
         model: UnpackedModel,
         settings: ModelSettings,
         statistics: ModelStatistics,
+        hosts: SharedHosts,
         *,
         gpus: int = 0,
         hidden_environment: str = "",
@@ -93,6 +95,7 @@ class ModelVersion:
         self.pool = WorkerPool(
             self._worker_spec,
             self,
+            hosts=hosts,
             recycle_after=settings.recycle_after_requests,
             recycle_above=settings.recycle_above_mb << 20,
         )
@@ -206,6 +209,12 @@ class ModelVersion:
         if samples:
             self._samples_taken(self, samples)
 
+    def batch_returned(self, jobs: list[Job]) -> None:
+        """Queue again what no worker had begun."""
+        self.in_flight -= len(jobs)
+        self.queue.put_back([job for job in jobs if not job.is_done])
+        self._dispatch_soon()
+
     def batch_lost(self, jobs: list[Job], reason: str, *, blameless: bool, hung: bool) -> None:
         """Try again what a dead worker had, row by row, but for a row that is to blame."""
         self.in_flight -= len(jobs)
@@ -266,7 +275,8 @@ class ModelVersion:
 
     def _worker_spec(self, workers: int) -> WorkerSpec:
         model, settings = self.model, self.settings
-        threads = str(model.thread_count or max(1, available_cores() // workers))
+        share = settings.shared_worker
+        threads = str(model.thread_count or max(1, available_cores() // (1 if share else workers)))
         environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         if "TORCHPORT_THREADS" not in os.environ and not model.thread_count:
             environment["TORCHPORT_THREADS"] = threads
@@ -286,6 +296,7 @@ class ModelVersion:
             response_timeout=settings.response_timeout,
             environment=environment,
             hidden=self._hidden,
+            share=share,
         )
 
     def _next_gpu(self) -> int | None:

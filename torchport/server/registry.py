@@ -31,6 +31,7 @@ from torchport.server.statistics import ModelStatistics, RouteStatistics
 from torchport.server.unpacking import unpack
 from torchport.server.wire import Sample
 from torchport.server.work_folder import WorkFolder
+from torchport.server.worker_host import SharedHosts
 from torchport.store import version_key
 
 logger = logging.getLogger(__name__)
@@ -90,6 +91,7 @@ class Registry:
         """Archives that could not be loaded when the server started, with the reason."""
         self._gpus, self._changed, self._samples_taken = gpus, changed, samples_taken
         self._work = WorkFolder()
+        self._hosts = SharedHosts()
         self._locks: dict[str, asyncio.Lock] = {}
         self._leaving: set[ModelVersion] = set()
 
@@ -215,6 +217,7 @@ class Registry:
             unpacked,
             settings,
             self.statistics.setdefault((name, number), ModelStatistics()),
+            self._hosts,
             gpus=self._gpus,
             hidden_environment=self.settings.blacklist_env_vars,
             limit_max_image_pixels=self.settings.limit_max_image_pixels,

@@ -1,10 +1,10 @@
 """What the front and its workers say to each other over a socket pair.
 
-A frame is eight bytes of length (little-endian) and a MessagePack message. The front sends `Load` once
-and then `Predict` or `Infer`, one at a time; the worker answers each with `Answered`, any number of
-`Partial`s before it.
+A frame is eight bytes of length (little-endian) and a MessagePack message. The front sends `Load` and
+then `Predict` or `Infer`, one at a time; the worker answers each with `Answered`, any number of
+`Partial`s before it. `slot` says which of the models in the worker's process is meant.
 
-    sock.sendall(encode_frame(Predict(batch=1, rows=[...])))
+    sock.sendall(encode_frame(Predict(slot=9000, batch=1, rows=[...])))
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class Row(msgspec.Struct, array_like=True):
 
 
 class Load(msgspec.Struct, array_like=True, tag=1):
-    """Load the model in `folder`. `config` is its `model-config.yaml`, `gpu` a device's number or None."""
+    """Load the model in `folder`. `gpu` is a device's number, or None; `shared` says that other models are
+    to live in the same process."""
 
     model: str
     version: str
@@ -47,11 +48,20 @@ class Load(msgspec.Struct, array_like=True, tag=1):
     gpu: int | None
     limit_max_image_pixels: bool
     decode_input: bool
+    slot: int = 0
+    shared: bool = False
+
+
+class Unload(msgspec.Struct, array_like=True, tag=4):
+    """Forget a model."""
+
+    slot: int
 
 
 class Predict(msgspec.Struct, array_like=True, tag=2):
     """Answer these requests by the model's handler."""
 
+    slot: int
     batch: int
     rows: list[Row]
 
@@ -76,6 +86,7 @@ class InferRow(msgspec.Struct, array_like=True):
 class Infer(msgspec.Struct, array_like=True, tag=3):
     """Run these tensors, past the handler's decoding and encoding."""
 
+    slot: int
     batch: int
     rows: list[InferRow]
 
@@ -105,6 +116,7 @@ class Sample(msgspec.Struct, array_like=True):
 class Loaded(msgspec.Struct, array_like=True, tag=11):
     """The model is loaded and warm; `describes` says what runs it, for the log."""
 
+    slot: int
     describes: str
     signature: bytes
 
@@ -112,6 +124,7 @@ class Loaded(msgspec.Struct, array_like=True, tag=11):
 class LoadFailed(msgspec.Struct, array_like=True, tag=12):
     """The model cannot be loaded."""
 
+    slot: int
     reason: str
     traceback: str
 
@@ -119,6 +132,7 @@ class LoadFailed(msgspec.Struct, array_like=True, tag=12):
 class Partial(msgspec.Struct, array_like=True, tag=13):
     """A piece of a streamed answer to the batch's row `row`; `Answered` carries the last one."""
 
+    slot: int
     batch: int
     row: int
     answer: Answer
@@ -127,13 +141,14 @@ class Partial(msgspec.Struct, array_like=True, tag=13):
 class Answered(msgspec.Struct, array_like=True, tag=14):
     """Answers to all rows of a batch, in their order. `memory` is the worker's resident size in bytes."""
 
+    slot: int
     batch: int
     answers: list[Answer]
     samples: list[Sample]
     memory: int
 
 
-Order = Load | Predict | Infer
+Order = Load | Unload | Predict | Infer
 Report = Loaded | LoadFailed | Partial | Answered
 
 _encoder = msgspec.msgpack.Encoder()

@@ -18,6 +18,7 @@ from typing import Protocol
 
 from torchport.server.job import Job
 from torchport.server.wire import Sample
+from torchport.server.worker_host import SharedHosts
 from torchport.server.worker_process import State, WorkerProcess, WorkerSpec
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ class Observer(Protocol):
 
     def batch_done(self, jobs: list[Job], samples: list[Sample]) -> None: ...
 
+    def batch_returned(self, jobs: list[Job]) -> None: ...
+
     def batch_lost(self, jobs: list[Job], reason: str, *, blameless: bool, hung: bool) -> None: ...
 
     def pool_changed(self) -> None: ...
@@ -48,6 +51,7 @@ class WorkerPool:
     """Keeps `wanted` workers alive.
 
     Args:
+        hosts: the processes that workers share, where their spec says so.
         spec_for: how to start a worker when so many are wanted: their threads depend on it.
         recycle_after: requests after which a worker is replaced; 0 for never.
         recycle_above: resident bytes above which it is; 0 for never.
@@ -58,10 +62,11 @@ class WorkerPool:
         spec_for: Callable[[int], WorkerSpec],
         observer: Observer,
         *,
+        hosts: SharedHosts,
         recycle_after: int = 0,
         recycle_above: int = 0,
     ) -> None:
-        self._spec_for, self._observer = spec_for, observer
+        self._spec_for, self._observer, self._hosts = spec_for, observer, hosts
         self._recycle_after, self._recycle_above = recycle_after, recycle_above
         self.wanted = 0
         self.workers: list[WorkerProcess] = []
@@ -151,7 +156,7 @@ class WorkerPool:
         self._replace_one()
 
     def _start(self) -> WorkerProcess:
-        worker = WorkerProcess(self._spec_for(max(1, self.wanted)), self)
+        worker = WorkerProcess(self._spec_for(max(1, self.wanted)), self, self._hosts)
         self.workers.append(worker)
         task = asyncio.get_running_loop().create_task(worker.start())
         self._starting.add(task)
@@ -215,7 +220,9 @@ class WorkerPool:
             self._observer.worker_lost()
             if not worker.loaded and self.wanted:
                 self._start_failed(worker)
-        if jobs:
+        if jobs and not worker.had_begun:
+            self._observer.batch_returned(jobs)
+        elif jobs:
             self._observer.batch_lost(jobs, reason, blameless=worker.killed_from_outside, hung=worker.hung)
         self._settle()
         self._tell_change()

@@ -1,61 +1,43 @@
-"""A worker seen from the front: its process, its end of the socket pair, what it works on.
+"""A worker: one model version in a process, and the batch that it works on.
 
-    worker = WorkerProcess(spec, owner)
-    worker.start()                       # owner.worker_ready(worker) follows, or worker_gone
+    worker = WorkerProcess(spec, owner, hosts)
+    await worker.start()                 # owner.worker_ready(worker) follows, or worker_gone
     worker.work(jobs)                    # owner.worker_answered(...) follows, or worker_gone
 
-A worker has at most one batch at a time. Everything here runs on the event loop of the front, but for
-one thread per worker that waits for its end.
+A worker has at most one batch at a time.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
-import re
-import signal
-import socket
-import subprocess
 import sys
-import threading
 import time
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
-from typing import Protocol, cast
+from itertools import count
+from typing import Any, Protocol, cast
 
 import msgspec
-import psutil
 
 from torchport.server.job import Job, Kind
 from torchport.server.wire import (
-    HEADER,
-    MAX_FRAME,
     Answered,
     Infer,
     InferRow,
     Load,
     Loaded,
-    LoadFailed,
     Partial,
     Predict,
+    Report,
     Row,
     Sample,
-    decode_report,
-    encode_frame,
 )
+from torchport.server.worker_host import End, SharedHosts, WorkerHost
 
 logger = logging.getLogger(__name__)
-
-OUTPUT_LINES = 60
-"""How many of its last lines are kept of what a worker wrote, to explain its end."""
-
-CUT_OFF_S = 1.0
-"""How long a process may take to end after its end of the channel is closed."""
 
 
 class State(Enum):
@@ -70,7 +52,8 @@ class State(Enum):
 class WorkerSpec:
     """How to start a worker. Times are in seconds.
 
-    `environment` is added to the front's own, but for variables whose name matches `hidden`.
+    `environment` is added to the front's own, but for variables whose name matches `hidden`. Workers with
+    the same `share` live in one process; "" is for one of its own.
     """
 
     load: Load
@@ -79,6 +62,7 @@ class WorkerSpec:
     environment: Mapping[str, str] = field(default_factory=dict)
     hidden: str = ""
     python: str = sys.executable
+    share: str = ""
 
 
 class Owner(Protocol):
@@ -91,14 +75,14 @@ class Owner(Protocol):
     def worker_gone(self, worker: WorkerProcess, jobs: list[Job], reason: str) -> None: ...
 
 
-class WorkerProcess(asyncio.Protocol):
-    """One worker process."""
+class WorkerProcess:
+    """One worker."""
 
-    _numbers = iter(range(9000, sys.maxsize))
+    _numbers = count(9000)
 
-    def __init__(self, spec: WorkerSpec, owner: Owner) -> None:
-        self.spec, self.owner = spec, owner
-        self.id = str(next(self._numbers))
+    def __init__(self, spec: WorkerSpec, owner: Owner, hosts: SharedHosts) -> None:
+        self.spec, self.owner, self._hosts = spec, owner, hosts
+        self.slot = next(self._numbers)
         self.state = State.STARTING
         self.started_at = datetime.now(UTC)
         self.loaded = False
@@ -106,159 +90,122 @@ class WorkerProcess(asyncio.Protocol):
         self.load_seconds = 0.0
         self.served = 0
         self.memory = 0
-        self.signature: dict[str, object] = {}
+        self.signature: dict[str, Any] = {}
         self.failure = ""
-        """Why it could not load its model: the traceback."""
+        """Why it could not load its model, or ended: the traceback, or what it wrote last."""
         self.hung = False
         self.killed_from_outside = False
+        self.had_begun = False
+        """Whether its process had been sent the batch at hand: others may have been first."""
         self._batch = 0
         self._jobs: list[Job] = []
-        self._buffer = bytearray()
-        self._output: deque[str] = deque(maxlen=OUTPUT_LINES)
         self._timer: asyncio.TimerHandle | None = None
-        self._transport: asyncio.Transport | None = None
-        self._process: subprocess.Popen[bytes] | None = None
-        self._lifeline = -1
-        self._killed_by_us = False
-        self._said_why = ""
-        self._exit_code: int | None = None
-        self._is_cut_off = False
+        self._host: WorkerHost | None = None
 
-    # Starting and stopping.
+    @property
+    def id(self) -> str:
+        return str(self.slot)
 
     @property
     def pid(self) -> int:
-        return self._process.pid if self._process else 0
+        return self._host.pid if self._host else 0
+
+    @property
+    def describes(self) -> str:
+        return f"worker {self.slot} of {self.spec.load.model} {self.spec.load.version}"
 
     def resident_bytes(self) -> int:
-        """Its resident memory now; 0 where it is gone."""
-        try:
-            return int(psutil.Process(self.pid).memory_info().rss) if self.pid else 0
-        except psutil.Error:
-            return 0
+        """The resident memory of its process now; 0 where it is gone."""
+        return self._host.resident_bytes() if self._host else 0
+
+    # Starting and stopping.
 
     async def start(self) -> None:
-        """Start the process and send it what to load. Call it on the event loop's own thread: on Linux
-        a child dies with the thread that started it."""
-        loop = asyncio.get_running_loop()
-        ours, theirs = socket.socketpair()
-        lifeline, self._lifeline = os.pipe()
-        environment = dict(os.environ)
-        if self.spec.hidden:
-            pattern = re.compile(self.spec.hidden)
-            environment = {name: text for name, text in environment.items() if not pattern.fullmatch(name)}
-        environment |= self.spec.environment
-        with theirs:
-            self._process = subprocess.Popen(
-                [
-                    self.spec.python,
-                    *("-P", "-u", "-m", "torchport.server.worker"),
-                    *(str(theirs.fileno()), str(lifeline)),
-                ],
-                env=environment,
-                pass_fds=(theirs.fileno(), lifeline),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
+        """Start its process, or find the one that it shares, and let it load the model."""
+        share = self.spec.share
+        host = self._hosts.find(share) if share else None
+        is_new = host is None
+        if host is None:
+            host = WorkerHost(
+                environment=self.spec.environment,
+                hidden=self.spec.hidden,
+                python=self.spec.python,
+                name=f"shared worker {share}" if share else self.describes,
             )
-        os.close(lifeline)
-        ours.setblocking(False)
-        assert self._process.stdout is not None
-        self._timer = loop.call_later(self.spec.startup_timeout, self._too_slow_to_start)
-        threading.Thread(
-            target=self._wait, args=(loop, self._process), name=f"worker-{self.id}", daemon=True
-        ).start()
-        await loop.connect_accepted_socket(lambda: self, ours)
-        self._send(self.spec.load)
+            if share:
+                self._hosts.keep(share, host)
+        self._host = host
+        host.add(self)
+        host.send(self, msgspec.structs.replace(self.spec.load, slot=self.slot, shared=bool(share)))
+        self._set_timer(
+            self.spec.startup_timeout, f"it did not load its model within {self.spec.startup_timeout:g} s"
+        )
+        if is_new:
+            await host.start()
 
     def stop(self) -> None:
         """End it as soon as it has no batch: what it works on is finished first."""
-        if self.state in (State.STARTING, State.READY):
-            self._hang_up()
-        elif self.state is State.BUSY:
+        if self.state is State.BUSY:
             self.state = State.STOPPING
+        elif self.state in (State.STARTING, State.READY):
+            self._leave()
 
-    def kill(self) -> None:
-        """End it now, and its own children with it."""
-        self._killed_by_us = True
-        if self._process is not None and self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+    def kill(self, reason: str = "it was to end") -> None:
+        """End its process now, and whatever else lives there."""
+        if self._host is not None:
+            self._host.kill(reason)
 
-    def _hang_up(self) -> None:
-        """Close this end: a worker that waits for an order ends then; the lifeline sees to any other."""
+    def _leave(self) -> None:
+        """Leave the process; the last one ends it."""
         self.state = State.STOPPING
-        if self._transport is not None:
-            self._transport.close()
-        self._close_lifeline()
-
-    def _close_lifeline(self) -> None:
-        if self._lifeline >= 0:
-            os.close(self._lifeline)
-            self._lifeline = -1
+        self._cancel_timer()
+        if self._host is None or len(self._host.members) <= 1:
+            # Its end is told by `host_gone`, when it has really come.
+            if self._host is not None:
+                self._host.hang_up()
+            return
+        self._host.remove(self)
+        asyncio.get_running_loop().call_soon(self._gone, "")
 
     # Working.
 
     def work(self, jobs: list[Job]) -> None:
         """Send a batch of jobs of one kind."""
+        assert self._host is not None
         self.state = State.BUSY
-        self._jobs = jobs
+        self._jobs, self.had_begun = jobs, False
         self._batch += 1
         now = time.monotonic()
         for job in jobs:
             job.started = now
         if jobs[0].kind is Kind.TENSORS:
-            self._send(Infer(self._batch, [cast(InferRow, job.row) for job in jobs]))
+            order: Any = Infer(self.slot, self._batch, [cast(InferRow, job.row) for job in jobs])
         else:
-            self._send(Predict(self._batch, [cast(Row, job.row) for job in jobs]))
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(self.spec.response_timeout, self._hangs)
+            order = Predict(self.slot, self._batch, [cast(Row, job.row) for job in jobs])
+        self._host.send(self, order)
 
-    def _send(self, message: object) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(encode_frame(message))
+    def order_sent(self, order: Any) -> None:
+        if not isinstance(order, Load):
+            self.had_begun = True
+            limit = self.spec.response_timeout
+            self._set_timer(limit, f"no answer within {limit:g} s")
 
-    def _too_slow_to_start(self) -> None:
-        self._said_why = f"it did not load its model within {self.spec.startup_timeout:g} s"
-        self.kill()
+    def _set_timer(self, seconds: float, reason: str) -> None:
+        self._cancel_timer()
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._too_slow, reason)
 
-    def _hangs(self) -> None:
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _too_slow(self, reason: str) -> None:
         self.hung = True
-        self._said_why = f"no answer within {self.spec.response_timeout:g} s"
-        self.kill()
+        self.kill(reason)
 
-    # What comes from the worker.
+    # What comes from its process.
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-
-    def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        while len(self._buffer) >= HEADER.size:
-            (length,) = HEADER.unpack_from(self._buffer)
-            end = HEADER.size + length
-            if length > MAX_FRAME:
-                self._damaged(f"it announced {length} bytes")
-                return
-            if len(self._buffer) < end:
-                return
-            with memoryview(self._buffer) as view:
-                try:
-                    report = decode_report(view[HEADER.size : end])
-                except msgspec.DecodeError as err:
-                    report = err
-            del self._buffer[:end]
-            if isinstance(report, msgspec.DecodeError):
-                self._damaged(str(report))
-                return
-            self._take(report)
-
-    def _damaged(self, reason: str) -> None:
-        self._said_why = f"it wrote what is no report ({reason})"
-        self.kill()
-
-    def _take(self, report: Loaded | LoadFailed | Partial | Answered) -> None:
+    def take(self, report: Report) -> None:
         if isinstance(report, Answered):
             self._answered(report)
         elif isinstance(report, Partial):
@@ -274,18 +221,21 @@ class WorkerProcess(asyncio.Protocol):
                 self.state = State.READY
                 self.owner.worker_ready(self)
         else:
-            self.failure, self._said_why = report.traceback, report.reason
+            self.failure = report.traceback
+            if self._host is not None:
+                self._host.remove(self)
+            self._gone(report.reason)
 
     def _answered(self, report: Answered) -> None:
         if report.batch != self._batch or len(report.answers) != len(self._jobs):
-            self._damaged(f"answers to batch {report.batch}, not to {self._batch}")
+            self.kill(f"it answered batch {report.batch}, not {self._batch}")
             return
         self._cancel_timer()
         jobs, self._jobs = self._jobs, []
         self.served += len(jobs)
         self.memory = report.memory
         if self.state is State.STOPPING:
-            self._hang_up()
+            self._leave()
         else:
             self.state = State.READY
         # The worker gets its next batch first: it computes while these answers are written.
@@ -293,76 +243,20 @@ class WorkerProcess(asyncio.Protocol):
         for job, answer in zip(jobs, report.answers, strict=True):
             job.finish(answer)
 
-    def _cancel_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    def host_gone(self, end: End) -> None:
+        """Its process has ended."""
+        wanted = self.state is State.STOPPING and not self._jobs
+        self.killed_from_outside = end.from_outside
+        if not wanted and not self.failure:
+            self.failure = f"worker {self.pid}: {end.reason}\n{end.output}".strip()
+        self._gone("" if wanted else end.reason)
 
-    # Its end.
-
-    def _wait(self, loop: asyncio.AbstractEventLoop, process: subprocess.Popen[bytes]) -> None:
-        """In a thread: pass on what it writes, until it ends."""
-        assert process.stdout is not None
-        reader = threading.Thread(target=self._read_output, args=(process.stdout,), daemon=True)
-        reader.start()
-        code = process.wait()
-        # A child of its own may hold the pipe open: what is there is read, and no more is waited for.
-        reader.join(timeout=0.5)
-        with contextlib.suppress(RuntimeError):  # The loop is closed: the front is ending.
-            loop.call_soon_threadsafe(self._ended, code)
-
-    def _read_output(self, stream: object) -> None:
-        for raw in stream:  # type: ignore[attr-defined]
-            line = raw.decode("utf-8", "replace").rstrip()
-            self._output.append(line)
-            logger.info("[%s] %s", self.describes, line)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._is_cut_off = True
-        if self._exit_code is not None:
-            self._bury()
-        elif self.state is not State.STOPPING:
-            # As a rule it is ending by itself, and its exit code will say how. One that closed the channel
-            # and lives on is of no use.
-            asyncio.get_running_loop().call_later(CUT_OFF_S, self.kill)
-
-    def _ended(self, code: int) -> None:
-        """Its process has ended. What it wrote before that is read first: answers may be among it."""
-        self._exit_code = code
-        if self._is_cut_off:
-            self._bury()
-        else:
-            # A child of its own may hold the channel open; then there is no end of it to wait for.
-            asyncio.get_running_loop().call_later(0.2, self._bury)
-
-    def _bury(self) -> None:
+    def _gone(self, reason: str) -> None:
         if self.state is State.GONE:
             return
         self._cancel_timer()
-        self._close_lifeline()
-        if self._transport is not None:
-            self._transport.close()
-        wanted = self.state is State.STOPPING and not self._jobs
         self.state = State.GONE
-        code = self._exit_code if self._exit_code is not None else 0
-        self.killed_from_outside = code == -signal.SIGKILL and not self._killed_by_us
-        reason = self._said_why or _end_of(code)
-        if not self.failure and not wanted:
-            self.failure = "\n".join([f"worker {self.pid}: {reason}", *self._output])
         jobs, self._jobs = self._jobs, []
-        if not wanted:
+        if reason:
             logger.warning("%s, pid %d, is gone: %s", self.describes, self.pid, reason)
-        self.owner.worker_gone(self, jobs, "" if wanted else reason)
-
-    @property
-    def describes(self) -> str:
-        return f"worker {self.id} of {self.spec.load.model} {self.spec.load.version}"
-
-
-def _end_of(code: int) -> str:
-    if code >= 0:
-        return f"it ended with exit code {code}"
-    try:
-        return f"it was ended by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"it was ended by signal {-code}"
+        self.owner.worker_gone(self, jobs, reason)

@@ -14,65 +14,22 @@ import signal
 import socket
 import sys
 import threading
-import time
-import traceback
 from typing import Any
 
-from torchport.server.wire import (
-    HEADER,
-    MAX_FRAME,
-    Answer,
-    Answered,
-    Infer,
-    Load,
-    Loaded,
-    LoadFailed,
-    Partial,
-    Predict,
-    decode_order,
-    encode_frame,
-)
+from torchport.server.wire import HEADER, MAX_FRAME, decode_order, encode_frame
 
 _PR_SET_PDEATHSIG = 1
-
-MEMORY_EVERY_S = 0.5
-"""How often this process's size is looked at, at most."""
 
 
 def main() -> None:
     channel = socket.socket(fileno=int(sys.argv[1]))
     die_with_front(int(sys.argv[2]))
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    order = receive(channel)
-    if not isinstance(order, Load):
-        raise SystemExit(f"the first order is to be Load, not {type(order).__name__}")
-    from torchport.server.worker.model import LoadedModel
+    from torchport.server.worker.serving import Models
 
-    try:
-        model = LoadedModel.load(order)
-    except Exception as err:
-        reason = f"{type(err).__name__}: {err}"
-        send(channel, LoadFailed(reason, traceback.format_exc(limit=-20)))
-        raise SystemExit(1) from err
-    send(channel, Loaded(model.describes, model.signature))
-    page = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
-    memory, looked = 0, 0.0
+    models = Models(lambda report: send(channel, report))
     while True:
-        order = receive(channel)
-        if isinstance(order, Predict):
-            number = order.batch
-
-            def send_piece(row: int, answer: Answer, number: int = number) -> None:
-                send(channel, Partial(number, row, answer))
-
-            answers = model.predict(order.rows, send_piece)
-        elif isinstance(order, Infer):
-            answers = model.infer(order.rows)
-        else:
-            raise SystemExit("a model is loaded already")
-        if time.monotonic() - looked > MEMORY_EVERY_S:
-            memory, looked = resident_bytes(page), time.monotonic()
-        send(channel, Answered(order.batch, answers, model.take_samples(), memory))
+        models.obey(receive(channel))
 
 
 def receive(channel: socket.socket) -> Any:
@@ -112,15 +69,6 @@ def die_with_front(lifeline: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="lifeline", daemon=True).start()
-
-
-def resident_bytes(page: int) -> int:
-    """This process's resident memory; 0 where the system does not tell."""
-    try:
-        with open("/proc/self/statm", "rb") as statm:
-            return int(statm.read().split()[1]) * page
-    except OSError:
-        return 0
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def answers_of(values: Any, count: int, context: Context) -> list[Answer]:
         return failed(503, "number of batch response mismatched", count)
     try:
         return [answer_of(value, index, context) for index, value in enumerate(values)]
-    except TypeError:
+    except (TypeError, ValueError, RecursionError):
         logger.warning("the handler's answer is nothing that can be sent", exc_info=True)
         return failed(503, "Unsupported model output data type.", count)
 
@@ -33,13 +33,14 @@ def answer_of(value: Any, index: int, context: Context) -> Answer:
     """The answer to row `index`, with the status and the headers that the handler set for it.
 
     Raises:
-        TypeError: neither bytes nor text nor a tensor nor anything that JSON can say.
+        TypeError, ValueError, RecursionError: neither bytes nor text nor a tensor nor anything that JSON
+            can say, or a status that is no number.
     """
     status, phrase = context.get_response_status(index)
     headers = {str(name): str(text) for name, text in context.get_response_headers(index).items()}
     content_type = next((text for name, text in headers.items() if name.lower() == "content-type"), "")
     return Answer(
-        status=int(status),
+        status=200 if status is None else int(status),
         body=_body(value),
         content_type=content_type,
         headers=[pair for pair in headers.items() if pair[0].lower() != "content-type"],

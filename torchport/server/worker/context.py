@@ -55,7 +55,7 @@ class RequestProcessor:
     def get_request_properties(self) -> Headers:
         if self._headers is None:
             parts = [(field.name, {"content-type": field.content_type}) for field in self._row.fields]
-            sent = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in self._row.headers]
+            sent = [(name.decode("latin-1"), _text(name, value)) for name, value in self._row.headers]
             self._headers = Headers([*parts, *sent])
         return self._headers
 
@@ -79,12 +79,20 @@ class RequestProcessor:
         return self._response_header.get(key)
 
 
+def _text(name: bytes, value: bytes) -> str:
+    """A header's value: Latin-1, as HTTP has it, but for the end of the path, which is text of any kind."""
+    return value.decode("utf-8", "replace") if name == b"url_path" else value.decode("latin-1")
+
+
 class Context:
     """The model's folder, manifest and configuration, fixed when it is loaded, and the batch at hand.
 
     Args:
         gpu: number of the device that this worker is to use; None on the CPU.
     """
+
+    cl_socket: Any
+    """Takes pieces of an answer; there from the first batch on."""
 
     def __init__(
         self,
@@ -105,7 +113,7 @@ class Context:
             "model_dir": model_dir,
             "gpu_id": gpu,
             "batch_size": batch_size,
-            "server_name": "torchport",
+            "server_name": "MMS",  # TorchServe's own, which handlers may look for.
             "server_version": server_version,
             "limit_max_image_pixels": limit_max_image_pixels,
         }
@@ -114,7 +122,6 @@ class Context:
         self.request_ids: dict[int, str] | None = None
         self.request_processor: list[RequestProcessor] = []
         self.stopping_criteria: Any = None
-        self.cl_socket: Any = None
         self.header_key_sequence_id = os.environ.get("TS_REQUEST_SEQUENCE_ID", "ts_request_sequence_id")
         self.header_key_sequence_start = os.environ.get(
             "TS_REQUEST_SEQUENCE_START", "ts_request_sequence_start"

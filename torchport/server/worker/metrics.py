@@ -6,10 +6,14 @@ context.metrics.add_counter("Rejected", 1)
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 from torchport.server.wire import Sample
+
+logger = logging.getLogger(__name__)
 
 _TIME_UNITS = ("ms", "s")
 _SIZE_UNITS = ("MB", "kB", "GB", "B")
@@ -58,7 +62,8 @@ class Metrics:
         metric_type: Any = "gauge",
     ) -> None:
         if unit not in _TIME_UNITS:
-            raise ValueError(f"unit {unit!r} of a time: one of {_TIME_UNITS} is expected")
+            reason = f"unit {unit!r} of a time: one of {_TIME_UNITS} is expected"
+            raise _error("MetricsCacheValueError", ValueError, reason)
         self._add(name, value, unit, dimensions, metric_type)
 
     def add_size(
@@ -94,7 +99,14 @@ class Metrics:
         dimension_names: Sequence[str] = (),
         metric_type: Any = "counter",
     ) -> Metric:
-        """Declare a metric, to be given values by `add_or_update`."""
+        """Declare a metric, to be given values by `add_or_update`.
+
+        Raises:
+            TypeError: a name or a unit that is no text.
+        """
+        for value in (metric_name, unit):
+            if not isinstance(value, str):
+                raise _error("MetricsCacheTypeError", TypeError, f"{value!r}: text is expected")
         kind = _kind(metric_type)
         metric = self._known[metric_name, kind] = Metric(self, metric_name, unit, list(dimension_names), kind)
         return metric
@@ -105,7 +117,11 @@ class Metrics:
         Raises:
             KeyError: there is none.
         """
-        return self._known[metric_name, _kind(metric_type)]
+        metric = self._known.get((metric_name, _kind(metric_type)))
+        if metric is None:
+            reason = f"no metric {metric_name!r} of the type {_kind(metric_type)!r} was declared"
+            raise _error("MetricsCacheKeyError", KeyError, reason)
+        return metric
 
     def _add(
         self,
@@ -125,6 +141,10 @@ class Metrics:
         self.record(name, _kind(metric_type), unit, value, labels)
 
     def record(self, name: str, kind: str, unit: str, value: float, labels: list[tuple[str, str]]) -> None:
+        """Keep a value. What cannot be one is logged and costs the handler nothing, as on TorchServe."""
+        if kind == "counter" and value < 0:
+            logger.error("metric %s: a counter goes up, and not by %s", name, value)
+            return
         self._samples.append(Sample(str(name), kind, unit, float(value), labels))
 
 
@@ -140,15 +160,22 @@ class Metric:
         self, value: float, dimension_values: Sequence[str] = (), request_id: str = "", **_: Any
     ) -> None:
         if len(dimension_values) != len(self.dimension_names):
-            raise ValueError(
-                f"{self.metric_name}: values {list(dimension_values)} for the dimensions "
-                f"{self.dimension_names}"
-            )
+            given, names = list(dimension_values), self.dimension_names
+            logger.error("metric %s: values %s for the dimensions %s", self.metric_name, given, names)
+            return
         labels = [(n, str(v)) for n, v in zip(self.dimension_names, dimension_values, strict=True)]
         self._owner.record(self.metric_name, self.metric_type, self.unit, value, labels)
 
     def update(self, value: float, request_id: str = "", dimensions: Sequence[Any] = ()) -> None:
+        self.dimension_names = [dimension.name for dimension in dimensions]
         self.add_or_update(value, [dimension.value for dimension in dimensions])
+
+
+def _error(name: str, otherwise: type[Exception], message: str) -> Exception:
+    """TorchServe's own exception where the handler has imported it, and may catch it."""
+    errors = sys.modules.get("ts.metrics.metric_cache_errors")
+    kind: type[Exception] = getattr(errors, name, otherwise)
+    return kind(message)
 
 
 def _kind(metric_type: Any) -> str:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import importlib
 import json
 import logging
-import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -39,19 +37,14 @@ class LoadedModel:
 
     @classmethod
     def load(cls, order: Load) -> LoadedModel:
-        """Import the handler and let it load its model; the model's folder leads Python's path.
+        """Import the handler and let it load its model. The model's folder leads Python's path by then.
 
         Raises:
             Exception: whatever the handler raises.
         """
         folder = Path(order.folder)
-        os.chdir(folder)
-        sys.path.insert(0, str(folder))
-        inherited = os.environ.get("PYTHONPATH")
-        os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), inherited] if inherited else [str(folder)])
         importlib.invalidate_caches()
         manifest = json.loads((folder / "MAR-INF" / "MANIFEST.json").read_text(encoding="utf-8"))
-        manifest["model"] |= {"modelName": order.model, "handler": order.handler}
         metrics = Metrics(order.model)
         context = Context(
             model_name=order.model,
@@ -78,8 +71,11 @@ class LoadedModel:
 
     def predict(self, rows: list[Row], send_piece: Callable[[int, Answer], None]) -> list[Answer]:
         """Ask the handler. Whatever it raises is an answer; only the end of the process is not."""
-        ids = {index: row.id for index, row in enumerate(rows)}
-        places = {row.id: index for index, row in enumerate(rows)}
+        places: dict[str, int] = {}
+        for index, row in enumerate(rows):
+            # Clients choose ids: two of the same must not get each other's pieces. None has a space in it.
+            places[f"{row.id} {index}" if row.id in places else row.id] = index
+        ids = {index: id for id, index in places.items()}
         context = self._context
         context.request_ids = ids
         context.request_processor = [RequestProcessor(row) for row in rows]

@@ -1,0 +1,111 @@
+"""The models of this process, and what is done on the front's orders.
+
+models = Models(send)
+models.obey(order)                   # send(report) is called, once or more
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from torchport.server.wire import (
+    Answer,
+    Answered,
+    Infer,
+    Load,
+    Loaded,
+    LoadFailed,
+    Order,
+    Partial,
+    Predict,
+    Unload,
+)
+from torchport.server.worker.model import LoadedModel
+from torchport.server.worker.model_space import ModelSpace
+
+MEMORY_EVERY_S = 0.5
+"""How often this process's size is looked at, at most."""
+
+
+class Models:
+    """Models by the front's numbers for them."""
+
+    def __init__(self, send: Callable[[Any], None]) -> None:
+        self._send = send
+        self._models: dict[int, LoadedModel] = {}
+        self._spaces: dict[int, ModelSpace] = {}
+        self._memory, self._looked = 0, 0.0
+
+    def obey(self, order: Order) -> None:
+        """Carry out one order."""
+        if isinstance(order, Predict):
+            self._predict(order)
+        elif isinstance(order, Infer):
+            with self._space(order.slot):
+                answers = self._models[order.slot].infer(order.rows)
+            self._answer(order.slot, order.batch, answers)
+        elif isinstance(order, Load):
+            self._load(order)
+        elif isinstance(order, Unload):
+            self._models.pop(order.slot, None)
+            self._spaces.pop(order.slot, None)
+
+    def _load(self, order: Load) -> None:
+        folder = Path(order.folder)
+        if order.shared:
+            self._spaces[order.slot] = ModelSpace(folder)
+        else:
+            _live_in(folder)
+        try:
+            with self._space(order.slot):
+                model = self._models[order.slot] = LoadedModel.load(order)
+        except Exception as err:
+            # Whatever a user's handler raises: the front tells it to who asked for the model.
+            reason = f"{type(err).__name__}: {err}"
+            self._send(LoadFailed(order.slot, reason, traceback.format_exc(limit=-20)))
+            self._spaces.pop(order.slot, None)
+            return
+        self._send(Loaded(order.slot, model.describes, model.signature))
+
+    def _predict(self, order: Predict) -> None:
+        slot, batch = order.slot, order.batch
+
+        def send_piece(row: int, answer: Answer) -> None:
+            self._send(Partial(slot, batch, row, answer))
+
+        with self._space(slot):
+            answers = self._models[slot].predict(order.rows, send_piece)
+        self._answer(slot, batch, answers)
+
+    def _answer(self, slot: int, batch: int, answers: list[Answer]) -> None:
+        if time.monotonic() - self._looked > MEMORY_EVERY_S:
+            self._memory, self._looked = resident_bytes(), time.monotonic()
+        self._send(Answered(slot, batch, answers, self._models[slot].take_samples(), self._memory))
+
+    def _space(self, slot: int) -> AbstractContextManager[None]:
+        space = self._spaces.get(slot)
+        return nullcontext() if space is None else space.entered()
+
+
+def _live_in(folder: Path) -> None:
+    """Make the model's folder the first on Python's path, for children too, and the working directory."""
+    os.chdir(folder)
+    sys.path.insert(0, str(folder))
+    inherited = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), inherited] if inherited else [str(folder)])
+
+
+def resident_bytes() -> int:
+    """This process's resident memory; 0 where the system does not tell."""
+    try:
+        with open("/proc/self/statm", "rb") as statm:
+            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0

@@ -1,0 +1,294 @@
+"""A worker's process, seen from the front: starting it, speaking with it, noticing its end.
+
+    host = WorkerHost(environment={"OMP_NUM_THREADS": "1"})
+    await host.start()
+    host.send(member, Predict(...))      # member.take(report) follows, or member.host_gone(end)
+
+Most hosts have one member, a model's worker; several small models may share one. Either way the process
+is sent one order at a time, in turn. Everything here runs on the event loop of the front, but for two
+threads that read what the process writes and wait for its end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import msgspec
+import psutil
+
+from torchport.server.wire import HEADER, MAX_FRAME, Partial, Report, Unload, decode_report, encode_frame
+
+logger = logging.getLogger(__name__)
+
+OUTPUT_LINES = 60
+"""How many of its last lines are kept of what a process wrote, to explain its end."""
+
+CUT_OFF_S = 1.0
+"""How long a process may take to end after its end of the channel is closed."""
+
+
+@dataclass(frozen=True)
+class End:
+    """How a process ended. `from_outside` says that somebody else sent it SIGKILL."""
+
+    reason: str
+    from_outside: bool
+    output: str
+
+
+class Member(Protocol):
+    """A model in the process. `slot` is its number there."""
+
+    slot: int
+
+    def order_sent(self, order: Any) -> None: ...
+
+    def take(self, report: Report) -> None: ...
+
+    def host_gone(self, end: End) -> None: ...
+
+
+class WorkerHost(asyncio.Protocol):
+    """One process."""
+
+    def __init__(
+        self,
+        *,
+        environment: Mapping[str, str],
+        hidden: str = "",
+        python: str = sys.executable,
+        name: str = "",
+    ) -> None:
+        self.name = name
+        self._environment, self._hidden, self._python = environment, hidden, python
+        self.members: dict[int, Member] = {}
+        self._current: Member | None = None
+        self._waiting: deque[tuple[Member, Any]] = deque()
+        self._buffer = bytearray()
+        self._output: deque[str] = deque(maxlen=OUTPUT_LINES)
+        self._transport: asyncio.Transport | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lifeline = -1
+        self._killed_because: str | None = None
+        self._exit_code: int | None = None
+        self._is_cut_off = False
+        self.is_ending = False
+        """Whether it takes no more members."""
+
+    # Starting and ending it.
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid if self._process else 0
+
+    def resident_bytes(self) -> int:
+        """Its resident memory now; 0 where it is gone."""
+        try:
+            return int(psutil.Process(self.pid).memory_info().rss) if self.pid else 0
+        except psutil.Error:
+            return 0
+
+    async def start(self) -> None:
+        """Start the process. Call it on the event loop's own thread: on Linux a child dies with the thread
+        that started it."""
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+        lifeline, self._lifeline = os.pipe()
+        environment = dict(os.environ)
+        if self._hidden:
+            pattern = re.compile(self._hidden)
+            environment = {name: text for name, text in environment.items() if not pattern.fullmatch(name)}
+        environment |= self._environment
+        with theirs:
+            self._process = subprocess.Popen(
+                [
+                    self._python,
+                    *("-P", "-u", "-m", "torchport.server.worker"),
+                    *(str(theirs.fileno()), str(lifeline)),
+                ],
+                env=environment,
+                pass_fds=(theirs.fileno(), lifeline),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        os.close(lifeline)
+        ours.setblocking(False)
+        threading.Thread(target=self._wait, args=(loop, self._process), daemon=True).start()
+        await loop.connect_accepted_socket(lambda: self, ours)
+        self._send_next()
+
+    def kill(self, reason: str) -> None:
+        """End it now, and its own children with it."""
+        self.is_ending = True
+        self._killed_because = self._killed_because or reason
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    def hang_up(self) -> None:
+        """Close this end: a process that waits for an order ends then; the lifeline sees to any other."""
+        self.is_ending = True
+        if self._transport is not None:
+            self._transport.close()
+        self._close_lifeline()
+
+    def _close_lifeline(self) -> None:
+        if self._lifeline >= 0:
+            os.close(self._lifeline)
+            self._lifeline = -1
+
+    # Orders and reports.
+
+    def add(self, member: Member) -> None:
+        self.members[member.slot] = member
+
+    def remove(self, member: Member) -> None:
+        """Forget a member; the process ends with its last one."""
+        if self.members.pop(member.slot, None) is None:
+            return
+        self._waiting = deque(entry for entry in self._waiting if entry[0] is not member)
+        if not self.members:
+            self.hang_up()
+        elif not self.is_ending:
+            self._write(Unload(member.slot))
+            if self._current is member:
+                self._current = None
+                self._send_next()
+
+    def send(self, member: Member, order: Any) -> None:
+        """Send an order when the process has answered those before it."""
+        self._waiting.append((member, order))
+        self._send_next()
+
+    def _send_next(self) -> None:
+        if self._current is None and self._waiting and self._transport is not None:
+            self._current, order = self._waiting.popleft()
+            self._write(order)
+            self._current.order_sent(order)
+
+    def _write(self, message: object) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(encode_frame(message))
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        while len(self._buffer) >= HEADER.size:
+            (length,) = HEADER.unpack_from(self._buffer)
+            end = HEADER.size + length
+            if length > MAX_FRAME:
+                self.kill(f"it announced a report of {length} bytes")
+                return
+            if len(self._buffer) < end:
+                return
+            with memoryview(self._buffer) as view:
+                try:
+                    report = decode_report(view[HEADER.size : end])
+                except msgspec.DecodeError as err:
+                    report = err
+            del self._buffer[:end]
+            if isinstance(report, msgspec.DecodeError):
+                self.kill(f"it wrote what is no report ({report})")
+                return
+            self._take(report)
+
+    def _take(self, report: Report) -> None:
+        member = self.members.get(report.slot)
+        if not isinstance(report, Partial) and member is not None and member is self._current:
+            # Others go first: a member that is never out of work must not keep them waiting.
+            self._current = None
+            self._send_next()
+        if member is not None:
+            member.take(report)
+
+    # Its end.
+
+    def _wait(self, loop: asyncio.AbstractEventLoop, process: subprocess.Popen[bytes]) -> None:
+        """In a thread: pass on what it writes, until it ends."""
+        reader = threading.Thread(target=self._read_output, args=(process.stdout,), daemon=True)
+        reader.start()
+        code = process.wait()
+        # A child of its own may hold the pipe open: what is there is read, and no more is waited for.
+        reader.join(timeout=0.5)
+        with contextlib.suppress(RuntimeError):  # The loop is closed: the front is ending.
+            loop.call_soon_threadsafe(self._ended, code)
+
+    def _read_output(self, stream: Any) -> None:
+        for raw in stream:
+            line = raw.decode("utf-8", "replace").rstrip()
+            self._output.append(line)
+            logger.info("[%s] %s", self.name, line)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._is_cut_off = True
+        if self._exit_code is not None:
+            self._bury()
+        elif not self.is_ending:
+            # As a rule it is ending by itself, and its exit code will say how. One that closed the channel
+            # and lives on is of no use.
+            reason = "it closed its end of the channel"
+            asyncio.get_running_loop().call_later(CUT_OFF_S, self.kill, reason)
+
+    def _ended(self, code: int) -> None:
+        """The process has ended. What it wrote before that is read first: answers may be among it."""
+        self._exit_code = code
+        if self._is_cut_off:
+            self._bury()
+        else:
+            # A child of its own may hold the channel open; then there is no end of it to wait for.
+            asyncio.get_running_loop().call_later(0.2, self._bury)
+
+    def _bury(self) -> None:
+        if self._exit_code is None:
+            return
+        code, self._exit_code = self._exit_code, None
+        self.is_ending = True
+        self._close_lifeline()
+        if self._transport is not None:
+            self._transport.close()
+        from_outside = code == -signal.SIGKILL and self._killed_because is None
+        end = End(self._killed_because or _end_of(code), from_outside, "\n".join(self._output))
+        members, self.members = list(self.members.values()), {}
+        for member in members:
+            member.host_gone(end)
+
+
+def _end_of(code: int) -> str:
+    if code >= 0:
+        return f"it ended with exit code {code}"
+    try:
+        return f"it was ended by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"it was ended by signal {-code}"
+
+
+class SharedHosts:
+    """The processes that several models share, by the name that their configs give."""
+
+    def __init__(self) -> None:
+        self._hosts: dict[str, WorkerHost] = {}
+
+    def find(self, name: str) -> WorkerHost | None:
+        """The process of that name, if there is one that takes members."""
+        host = self._hosts.get(name)
+        return host if host is not None and not host.is_ending else None
+
+    def keep(self, name: str, host: WorkerHost) -> None:
+        self._hosts[name] = host
