@@ -15,15 +15,13 @@ import os
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from torchport.server.batch_queue import BatchQueue, QueueFull
 from torchport.server.errors import DeadlineExceeded, InternalError, ServiceUnavailable
 from torchport.server.job import Caller, Job, Kind
 from torchport.server.model_settings import ModelSettings
 from torchport.server.statistics import ModelStatistics
+from torchport.server.unpacked_model import UnpackedModel
 from torchport.server.wire import InferRow, Load, Row, Sample
 from torchport.server.worker_host import SharedHosts
 from torchport.server.worker_pool import WorkerPool
@@ -35,25 +33,6 @@ LOSSES = 2
 LOSSES_FROM_OUTSIDE = 3
 """Workers that may die with a row, the first time among others, before it is blamed. A SIGKILL from outside
 may be an operator's, or the kernel's for want of memory: one more try tells."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class UnpackedModel:
-    """An archive that was looked at and unpacked into `folder`.
-
-    `url` is as it was registered. `thread_count` is what its config says; 0 leaves it to the server.
-    """
-
-    name: str
-    version: str
-    url: str
-    folder: Path
-    handler: str
-    envelope: str
-    runtime: str
-    config: dict[str, Any]
-    thread_count: int
-    certified: bool
 
 
 class ModelVersion:

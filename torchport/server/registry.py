@@ -12,7 +12,6 @@ import asyncio
 import logging
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from torchport.server.errors import (
@@ -26,6 +25,7 @@ from torchport.server.errors import (
 )
 from torchport.server.model_settings import model_settings
 from torchport.server.model_version import ModelVersion, available_cores
+from torchport.server.registration import Model, Registration
 from torchport.server.settings import ServerSettings
 from torchport.server.statistics import ModelStatistics, RouteStatistics
 from torchport.server.unpacking import unpack
@@ -35,37 +35,6 @@ from torchport.server.worker_host import SharedHosts
 from torchport.store import version_key
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Registration:
-    """What a request to register a model says; None leaves a setting to the archive and the server."""
-
-    url: str
-    model_name: str | None = None
-    handler: str | None = None
-    batch_size: int | None = None
-    max_batch_delay: int | None = None
-    response_timeout: int | None = None
-    startup_timeout: int | None = None
-    initial_workers: int | None = None
-    synchronous: bool = True
-    at_startup: bool = False
-
-
-class Model:
-    """The versions of one model. `routes` counts requests by the version that they named."""
-
-    def __init__(self, routes: dict[str, RouteStatistics]) -> None:
-        self.versions: dict[str, ModelVersion] = {}
-        self.default = ""
-        self.routes = routes
-
-    def route(self, version: str | None) -> RouteStatistics:
-        name = version or "default"
-        if name not in self.routes:
-            self.routes[name] = RouteStatistics()
-        return self.routes[name]
 
 
 class Registry:

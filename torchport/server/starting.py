@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from torchport.server.errors import ApiError
-from torchport.server.registry import Registration, Registry
+from torchport.server.registration import Registration
+from torchport.server.registry import Registry
 from torchport.server.settings import ServerSettings
 from torchport.store import Store, version_key
 

@@ -20,8 +20,8 @@ from urllib.parse import unquote, urlsplit
 from torchport.archive_file import ArchiveContents, extract, inspect_archive
 from torchport.errors import ArchiveError
 from torchport.server.errors import ArchiveNotFound, ArchiveRefused, Forbidden, InvalidRequest
-from torchport.server.model_version import UnpackedModel
 from torchport.server.settings import ServerSettings
+from torchport.server.unpacked_model import UnpackedModel
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,126}")
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,62}")

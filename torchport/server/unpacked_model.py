@@ -1,0 +1,26 @@
+"""An archive that was looked at and unpacked: what a model version is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnpackedModel:
+    """An archive that was looked at and unpacked into `folder`.
+
+    `url` is as it was registered. `thread_count` is what its config says; 0 leaves it to the server.
+    """
+
+    name: str
+    version: str
+    url: str
+    folder: Path
+    handler: str
+    envelope: str
+    runtime: str
+    config: dict[str, Any]
+    thread_count: int
+    certified: bool
