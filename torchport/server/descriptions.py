@@ -12,6 +12,7 @@ def describe(version: ModelVersion) -> dict[str, Any]:
     """Settings, workers and queue. `lastFailure`, the traceback of a worker that could not load its model
     or died, is our own."""
     model, settings = version.model, version.settings
+    on_gpu = any(worker.spec.load.gpu is not None for worker in version.pool.workers)
     described: dict[str, Any] = {
         "modelName": model.name,
         "modelVersion": model.version,
@@ -27,7 +28,7 @@ def describe(version: ModelVersion) -> dict[str, Any]:
         "clientTimeoutInMills": settings.client_timeout_ms,
         "parallelType": "",
         "parallelLevel": 0,
-        "deviceType": settings.device_type,
+        "deviceType": settings.device_type or ("gpu" if on_gpu else "cpu"),
         "continuousBatching": False,
         "useJobTicket": False,
         "useVenv": settings.use_venv,

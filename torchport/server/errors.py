@@ -67,7 +67,7 @@ class ModelVersionNotFound(ApiError):
 
 
 class InvalidModelVersion(ApiError):
-    http_status = 400
+    http_status = 403
     kind = "InvalidModelVersionException"
 
 

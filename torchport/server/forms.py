@@ -5,9 +5,9 @@ fields_of(b"...", "multipart/form-data; boundary=x")       # [Field("data", "ima
 
 from __future__ import annotations
 
-from urllib.parse import parse_qsl
+from urllib.parse import unquote_to_bytes
 
-from python_multipart.exceptions import MultipartParseError
+from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from torchport.server.errors import InvalidRequest
@@ -32,13 +32,15 @@ def fields_of(body: bytes, content_type: str) -> list[Field]:
 
 
 def _urlencoded(body: bytes) -> list[Field]:
-    try:
-        pairs = parse_qsl(
-            body.decode("utf-8"), keep_blank_values=True, errors="strict", max_num_fields=MAX_FIELDS
-        )
-    except (UnicodeDecodeError, ValueError) as err:
-        raise InvalidRequest(f"the form cannot be read: {err}") from err
-    return [Field(name, "", bytearray(value.encode())) for name, value in pairs]
+    parts = [part for part in body.split(b"&", MAX_FIELDS + 1) if part]
+    if len(parts) > MAX_FIELDS:
+        raise InvalidRequest(f"a form of more than {MAX_FIELDS} parts")
+    pairs = [part.replace(b"+", b" ").partition(b"=") for part in parts]
+    # Values are bytes to the handler, of whatever encoding the client chose.
+    return [
+        Field(unquote_to_bytes(name).decode("utf-8", "replace"), "", bytearray(unquote_to_bytes(value)))
+        for name, _, value in pairs
+    ]
 
 
 def _multipart(body: bytes, content_type: str) -> list[Field]:
@@ -47,22 +49,22 @@ def _multipart(body: bytes, content_type: str) -> list[Field]:
     if not boundary:
         raise InvalidRequest("multipart/form-data without a boundary")
     parts = _Parts()
-    parser = MultipartParser(
-        boundary,
-        {
-            "on_part_begin": parts.begin,
-            "on_part_data": parts.data,
-            "on_part_end": parts.end,
-            "on_header_field": parts.header_field,
-            "on_header_value": parts.header_value,
-            "on_header_end": parts.header_end,
-            "on_end": parts.finish,
-        },
-    )
     try:
+        parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": parts.begin,
+                "on_part_data": parts.data,
+                "on_part_end": parts.end,
+                "on_header_field": parts.header_field,
+                "on_header_value": parts.header_value,
+                "on_header_end": parts.header_end,
+                "on_end": parts.finish,
+            },
+        )
         parser.write(body)
         parser.finalize()
-    except MultipartParseError as err:
+    except FormParserError as err:
         raise InvalidRequest(f"the form cannot be read: {err}") from err
     if not parts.finished:
         raise InvalidRequest("the form ends before its last boundary")
@@ -102,7 +104,9 @@ class _Parts:
         if name is None:
             raise InvalidRequest("a part of the form has no name")
         # Without a file's name a part is plain text to TorchServe, whatever its content type says.
-        kind = self._headers.get(b"content-type", b"") if b"filename" in options else b""
+        kind = b""
+        if b"filename" in options:
+            kind = self._headers.get(b"content-type", b"application/octet-stream")
         self.fields.append(Field(name.decode("utf-8", "replace"), _mime_type(kind), self._data))
 
     def finish(self) -> None:

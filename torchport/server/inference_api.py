@@ -10,8 +10,9 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from typing import Any
+from urllib.parse import parse_qsl
 
 from torchport.server.access import Access, KeyKind
 from torchport.server.api import Api, Reply, Request, RequestCounts
@@ -37,7 +38,19 @@ _METHODS = ("POST", "PUT", "GET", "OPTIONS")
 _V1 = re.compile(r"(?P<model>[^:]+):(?P<verb>predict|explain)")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
-_OURS = ("content-length", "transfer-encoding", "connection", "x-request-id")
+_OURS = (
+    "content-length",
+    "transfer-encoding",
+    "connection",
+    "x-request-id",
+    "pragma",
+    "cache-control",
+    "expires",
+)
+
+
+_STREAMED = (b"ts_stream_next", b"true")
+"""What TorchServe's clients may look for in an answer that comes in pieces."""
 
 
 class InferenceApi(Api):
@@ -55,18 +68,14 @@ class InferenceApi(Api):
         self._oip = OipApi(self)
 
     def answer(self, request: Request) -> Reply | Coroutine[Any, Any, Reply] | None:
-        segments = request.segments
+        segments = named_segments(request)
         first = segments[0]
         if first in ("predictions", "explanations") and len(segments) >= 2:
+            explain = first == "explanations"
+            more = [(b"url_path", "/".join(segments[3:]).encode("utf-8", "replace")), _explain(explain)]
             version = segments[2] if len(segments) > 2 else None
-            return self._predict(
-                request,
-                segments[1],
-                version,
-                explain=first == "explanations",
-                url_path="/".join(segments[3:]),
-            )
-        if first == "ping" and len(segments) == 1:
+            return self._predict(request, segments[1], version, explain=explain, more=more)
+        if first == "ping":
             return self._ping()
         if first == "v2":
             return self._oip.answer(request)
@@ -77,9 +86,9 @@ class InferenceApi(Api):
         if segments == ["api-description"]:
             return Reply.of_json(inference_description())
         if first == "v1":
-            return self._kserve_v1(request)
+            return self._kserve_v1(request, segments)
         if first == "invocations" and len(segments) == 1:
-            return self._predict(request, self._only_model(request), None)
+            return self._predict(request, self._only_model(request), None, with_query=True)
         if first == "models" and len(segments) == 3 and segments[2] == "invoke":
             return self._predict(request, segments[1], None, with_query=True)
         if len(segments) in (2, 3) and segments[-1] == "predict":
@@ -105,16 +114,20 @@ class InferenceApi(Api):
             return name
         if len(self.registry.models) == 1:
             return next(iter(self.registry.models))
+        for field in fields_of(request.http.body, request.content_type):
+            if field.name == "model_name":
+                return field.value.decode("utf-8", "replace")
         raise InvalidRequest("Parameter model_name is required.")
 
-    def _kserve_v1(self, request: Request) -> Reply | None:
-        segments = request.segments
+    def _kserve_v1(self, request: Request, segments: list[str]) -> Reply | None:
         if len(segments) != 3 or segments[1] != "models":
             raise ResourceNotFound
         match = _V1.fullmatch(segments[2])
         if match is not None:
-            request.allow("POST", "PUT")
-            return self._predict(request, match["model"], None, explain=match["verb"] == "explain")
+            explain = match["verb"] == "explain"
+            return self._predict(request, match["model"], None, explain=explain, more=[_explain(explain)])
+        if ":" in segments[2]:
+            raise ResourceNotFound
         request.allow("GET")
         version = self.registry.find(segments[2])
         return Reply.of_json({"name": segments[2], "ready": bool(version.pool.ready)})
@@ -126,24 +139,27 @@ class InferenceApi(Api):
         number: str | None,
         *,
         explain: bool = False,
-        url_path: str = "",
+        more: Iterable[tuple[bytes, bytes]] = (),
         with_query: bool = False,
     ) -> Reply | None:
+        """Ask a model.
+
+        Args:
+            more: headers that the handler is told beside the client's.
+            with_query: whether the query's parameters are fields for the handler.
+        """
         request.allow(*_METHODS)
         version = self.registry.find(name, number)
         if request.method == "OPTIONS":
             return Reply.of_json(model_description(version))
         fields = fields_of(request.http.body, request.content_type)
         if with_query:
-            pairs = request.query.items()
+            pairs = parse_qsl(request.http.query.decode("latin-1"), keep_blank_values=True)
             fields = [*(Field(key, "", bytearray(text.encode())) for key, text in pairs), *fields]
-        headers = request.http.headers
-        headers.append((b"url_path", url_path.encode("utf-8", "replace")))
-        headers.append((b"explain", b"True" if explain else b"False"))
         route = self.registry.model(name).route(number)
         version.submit(
             Kind.EXPLAIN if explain else Kind.PREDICT,
-            Row(request.id, headers, fields),
+            Row(request.id, [*headers_for_handlers(request), *more], fields),
             _Prediction(self, request, route),
             request.timeout(),
         )
@@ -209,11 +225,33 @@ class _Prediction:
                 return
             if not started:
                 started = True
-                headers = [*answer_headers(piece), *self._api.common_headers(request)]
+                headers = [*answer_headers(piece), _STREAMED, *self._api.common_headers(request)]
                 await connection.start_chunks(_status(piece), headers)
                 self._api.sent(request, _status(piece))
             await connection.send_chunk(piece.body)
         connection.end_chunks()
+
+
+def named_segments(request: Request) -> list[str]:
+    """The parts of the path, without empty ones at its end: `/ping/` is `/ping`."""
+    segments = list(request.segments) or [""]
+    while len(segments) > 1 and not segments[-1]:
+        segments.pop()
+    return segments
+
+
+def headers_for_handlers(request: Request) -> list[tuple[bytes, bytes]]:
+    """The client's headers. The body has come whole: it has a length, and no encoding of its transfer."""
+    headers = request.http.headers
+    if request.http.header(b"transfer-encoding") or request.http.header(b"expect"):
+        headers = [pair for pair in headers if pair[0].lower() not in (b"transfer-encoding", b"expect")]
+    if request.http.header(b"content-length") is None:
+        headers = [*headers, (b"content-length", b"%d" % len(request.http.body))]
+    return headers
+
+
+def _explain(asked: bool) -> tuple[bytes, bytes]:
+    return b"explain", b"True" if asked else b"False"
 
 
 def _status(answer: Answer) -> int:
@@ -222,10 +260,10 @@ def _status(answer: Answer) -> int:
 
 def answer_headers(answer: Answer) -> list[tuple[bytes, bytes]]:
     """The handler's headers, without those that the server writes and those that HTTP cannot carry."""
-    found = (
-        [(b"content-type", answer.content_type.encode("latin-1", "replace"))] if answer.content_type else []
-    )
+    found: dict[bytes, bytes] = {}
+    if answer.content_type:
+        found[b"content-type"] = answer.content_type.encode("latin-1", "replace")
     for name, value in answer.headers:
         if _HEADER_NAME.fullmatch(name) and _HEADER_VALUE.fullmatch(value) and name.lower() not in _OURS:
-            found.append((name.lower().encode(), value.encode("latin-1")))
-    return found
+            found[name.lower().encode()] = value.encode("latin-1")
+    return list(found.items())

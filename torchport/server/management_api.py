@@ -10,17 +10,29 @@ from typing import Any
 from torchport.server.access import Access, KeyKind
 from torchport.server.api import Api, Reply, Request, RequestCounts
 from torchport.server.descriptions import describe
-from torchport.server.errors import InvalidKey, InvalidRequest, MethodNotAllowed, ResourceNotFound
+from torchport.server.errors import (
+    ApiError,
+    InvalidKey,
+    InvalidRequest,
+    MethodNotAllowed,
+    ResourceNotFound,
+)
+from torchport.server.inference_api import headers_for_handlers, named_segments
 from torchport.server.job import Kind, Waiter
 from torchport.server.openapi import management_description, model_management_description
-from torchport.server.registry import Registration, Registry
+from torchport.server.registration import Registration
+from torchport.server.registry import Registry
 from torchport.server.settings import ServerSettings
 from torchport.server.wire import Row
+from torchport.store import version_key
 
 PAGE = 100
 """The most models on one page of the list."""
 
 MAX_WORKERS = 1024
+
+RUNTIMES = ("python", "python3")
+"""What a registration may name as the runtime; there is one."""
 
 
 class ManagementApi(Api):
@@ -35,7 +47,7 @@ class ManagementApi(Api):
         self._registry = registry
 
     def answer(self, request: Request) -> Reply | Coroutine[Any, Any, Reply] | None:
-        segments = request.segments
+        segments = named_segments(request)
         if segments == ["token"] and self._access.enabled:
             return self._renew_key(request)
         if self._access.enabled:
@@ -47,15 +59,14 @@ class ManagementApi(Api):
         if segments == ["api-description"]:
             return Reply.of_json(management_description())
         if segments[0] == "models":
-            return self._models(request)
+            return self._models(request, segments[1:])
         if segments[:2] == ["v1", "models"] and len(segments) == 3:
             request.allow("GET")
-            version = self._registry.find(segments[2].partition(":")[0])
-            return Reply.of_json({"name": segments[2], "ready": bool(version.pool.ready)})
+            name = segments[2].partition(":")[0]
+            return Reply.of_json({"name": name, "ready": bool(self._registry.find(name).pool.ready)})
         raise ResourceNotFound
 
-    def _models(self, request: Request) -> Reply | Coroutine[Any, Any, Reply]:
-        segments = [segment for segment in request.segments[1:] if segment]
+    def _models(self, request: Request, segments: list[str]) -> Reply | Coroutine[Any, Any, Reply]:
         if not segments:
             if request.method == "GET":
                 return self._list(request)
@@ -106,15 +117,19 @@ class ManagementApi(Api):
     async def _describe(self, request: Request, name: str, version: str | None) -> Reply:
         if version == "all":
             versions = self._registry.model(name).versions
-            return Reply.of_json([describe(versions[number]) for number in versions])
+            return Reply.of_json([describe(versions[number]) for number in sorted(versions, key=version_key)])
         found = self._registry.find(name, version)
         described = describe(found)
         if request.boolean("customized", False):
-            headers = [*request.http.headers, (b"describe", b"True")]
+            headers = [*headers_for_handlers(request), (b"describe", b"True")]
             waiter = Waiter()
             found.submit(Kind.DESCRIBE, Row(request.id, headers, []), waiter, request.timeout())
             answer = await waiter.answer
-            if not answer.error and answer.body:
+            if answer.error:
+                error = ApiError(answer.body.decode("utf-8", "replace"))
+                error.http_status, error.kind = answer.status, answer.error
+                raise error
+            if answer.body:
                 described["customizedMetadata"] = _metadata(answer.body)
         return Reply.of_json([described])
 
@@ -141,6 +156,8 @@ class ManagementApi(Api):
                 raise InvalidRequest("the body is to be a JSON object")
         if not given.get("url"):
             raise InvalidRequest("Parameter url is required.")
+        if given.get("runtime") not in (None, "", *RUNTIMES):
+            raise InvalidRequest(f"Invalid RuntimeType value: {str(given['runtime'])[:40]}")
         workers = _whole(given, "initial_workers", 0, MAX_WORKERS)
         if workers is None:
             workers = self.settings.default_workers_per_model or 0

@@ -6,15 +6,19 @@ import re
 from urllib.parse import parse_qs
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from torchport.server.access import Access, KeyKind
 from torchport.server.api import Api, Reply, Request, RequestCounts
 from torchport.server.errors import MethodNotAllowed, ResourceNotFound
+from torchport.server.inference_api import named_segments
 from torchport.server.openapi import metrics_description
 from torchport.server.settings import ServerSettings
 
+CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
+
+_UNTYPED = re.compile(r"^(# TYPE \S+) untyped$", re.MULTILINE)
 _HELP_OR_TYPE = re.compile(r"# (?:HELP|TYPE) (?P<name>[A-Za-z_:][A-Za-z0-9_:]*)")
 
 
@@ -31,16 +35,19 @@ class MetricsApi(Api):
         self._registry.register(collector)
 
     def answer(self, request: Request) -> Reply:
-        if request.segments == ["metrics"] and self.settings.enable_metrics_api:
+        segments = named_segments(request)
+        if segments[0] == "metrics" and self.settings.enable_metrics_api:
             request.allow("GET")
             query = parse_qs(request.http.query.decode("latin-1"))
             text = generate_latest(self._registry).decode()
-            names = query.get("name[]", []) + query.get("name", [])
+            # Counters that do not end in `_total`, as TorchServe's: the library has no name for those.
+            text = _UNTYPED.sub(r"\1 counter", text)
+            names = query.get("name[]", [])
             body = (_only(text, set(names)) if names else text).encode()
-            return Reply(200, body, [(b"content-type", CONTENT_TYPE_LATEST.encode())])
-        if request.segments == ["api-description"]:
+            return Reply(200, body, [(b"content-type", CONTENT_TYPE)])
+        if segments == ["api-description"]:
             return Reply.of_json(metrics_description())
-        if request.segments == [""]:
+        if segments == [""]:
             if request.method != "OPTIONS":
                 raise MethodNotAllowed
             return Reply.of_json(metrics_description())
