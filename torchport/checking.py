@@ -29,8 +29,8 @@ from torchport.hashing import sha256_file
 from torchport.loading import load
 from torchport.recipe import Example, Recipe, Request
 from torchport.recipe_file import packaged_folder
-from torchport.store import Store, write_json
 from torchport.server_process import ServerProcess
+from torchport.store import Store, write_json
 from torchport.torchserve import TorchServe
 from torchport.torchserve_guard import guard
 from torchport.torchserve_setup import Ports

@@ -52,7 +52,9 @@ class ServerProcess:
         return self.process.pid
 
     def client(self, **options: Any) -> Client:
-        return Client(self.urls["inference"], self.urls["management"], **options)
+        keys = self.run / "key_file.json"
+        mine = {"key_file": keys} if keys.is_file() else {}
+        return Client(self.urls["inference"], self.urls["management"], **{**mine, **options})
 
     def log(self) -> str:
         """What the server and its workers wrote."""
@@ -106,7 +108,8 @@ def start(
     run = run.resolve()
     (run / "server.json").unlink(missing_ok=True)
     properties = {**(read_properties(config) if config else {}), **_ANY_PORT}
-    properties |= {"model_store": str(store.path.resolve())} | dict(settings or {})
+    properties |= {"model_store": str(store.path.resolve()), "key_file": str(run / "key_file.json")}
+    properties |= dict(settings or {})
     written = run / "config.properties"
     written.write_text("".join(f"{key}={value}\n" for key, value in properties.items()), encoding="utf-8")
     # The server's end of this pipe tells it when this process is gone.

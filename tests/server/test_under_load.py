@@ -156,7 +156,10 @@ SLOW = """
 def test_what_does_not_fit_the_queue_is_refused_at_once_and_the_rest_is_answered(tmp_path):
     store = Store(tmp_path / "store")
     write_archive(
-        store.path, "slow", SLOW, config={"minWorkers": 1, "maxWorkers": 1, "batchSize": 1, "jobQueueSize": 100}
+        store.path,
+        "slow",
+        SLOW,
+        config={"minWorkers": 1, "maxWorkers": 1, "batchSize": 1, "jobQueueSize": 100},
     )
     with start(store, tmp_path / "run", settings=QUIET) as server:
         traffic = Load(server.urls["inference"], "/predictions/slow", 1000, lambda c, n: c)
@@ -331,9 +334,7 @@ def test_a_client_that_hung_up_costs_no_place_and_no_work(tmp_path):
         for _ in range(6):
             # More than wait: those that have gone make room.
             with pytest.raises(requests.Timeout):
-                requests.post(
-                    f"{server.urls['inference']}/predictions/hangs", data="gone", timeout=(5, 0.03)
-                )
+                requests.post(f"{server.urls['inference']}/predictions/hangs", data="gone", timeout=(5, 0.03))
         assert ask(server, "a").status_code == 200
         busy.join()
         assert metric(server, "torchport_completed_requests_total", model_name="hangs") == 2

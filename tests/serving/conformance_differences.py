@@ -50,8 +50,9 @@ DIFFERENCES = {
         "`GET /v1/models/NAME` answers on the inference port too, where KServe asks for it."
     ),
     "open-inference-protocol": (
-        "`/v2/models/NAME/infer` puts tensors onto the model's graph, and needs an archive that torchport "
-        "made. TorchServe hands the body to the handler as it is."
+        "`/v2` and what is under it is as the protocol says: metadata, readiness, versions, tensors, and "
+        "what is wrong with them. TorchServe has some of it, in answers of its own. A model whose archive "
+        "torchport did not make gets the body as on TorchServe."
     ),
     "workflows": "There are no workflows: `/workflows` and `/wfpredict` are 404.",
     "last-page": (
@@ -98,9 +99,9 @@ DIFFERENCES = {
         "end at 10."
     ),
     "missing-metrics": (
-        "`QueueTime` and `WorkerThreadTime`, which tell of the last request only, are not there: "
-        "`torchport_queue_seconds` and `torchport_inference_seconds` tell of all. `GPUUtilization`, "
-        "`GPUMemoryUsed` and `GPUMemoryUtilization` are left to the driver's own exporter."
+        "`WorkerThreadTime`, a time of TorchServe's threads, is not there: "
+        "`torchport_inference_seconds` tells of every request. `GPUUtilization`, `GPUMemoryUsed` and "
+        "`GPUMemoryUtilization` are left to the driver's own exporter."
     ),
 }
 """Each by the name that cases, and the page, call it by."""

@@ -237,7 +237,6 @@ PATHS = {
         "/v2/models/echo/infer",
         b'{"inputs": []}',
         JSON,
-        Differs("open-inference-protocol", theirs=200, ours=400),
     ),
     "the model's description": Step("OPTIONS", ECHO, differs=DESCRIBED),
     "the version's description": Step("OPTIONS", f"{ECHO}/1.0", differs=DESCRIBED),

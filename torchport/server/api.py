@@ -112,7 +112,7 @@ class Request:
     def allow(self, *methods: str) -> None:
         """Raise `MethodNotAllowed` for any other method."""
         if self.method not in methods:
-            raise MethodNotAllowed
+            raise MethodNotAllowed(*methods)
 
     def timeout(self) -> float | None:
         """Seconds that the client gives for an answer, by its `X-Request-Timeout-Ms`.
@@ -129,12 +129,13 @@ class Request:
 
 
 class RequestCounts:
-    """Answers by the class of their status, over all APIs."""
+    """Answers by the class of their status, over all APIs; and how long the last prediction waited."""
 
-    __slots__ = ("client_errors", "ok", "server_errors")
+    __slots__ = ("client_errors", "ok", "queue_ms", "server_errors")
 
     def __init__(self) -> None:
         self.ok = self.client_errors = self.server_errors = 0
+        self.queue_ms = 0.0
 
     def add(self, status: int) -> None:
         if status < 400:
@@ -204,13 +205,19 @@ class Api:
 
     def send(self, request: Request, reply: Reply) -> None:
         """Send an answer, count it, and log it where that is asked for."""
-        headers = [*reply.headers, (b"x-request-id", request.id.encode()), *self._cors]
+        headers = [*reply.headers, *self.common_headers(request, reply.headers)]
         request.http.connection.respond(reply.status, headers, reply.body)
         self.sent(request, reply.status)
 
-    def common_headers(self, request: Request) -> list[tuple[bytes, bytes]]:
-        """What an answer in pieces is to have among its headers."""
-        return [(b"x-request-id", request.id.encode()), *self._cors]
+    def common_headers(
+        self, request: Request, others: Iterable[tuple[bytes, bytes]]
+    ) -> list[tuple[bytes, bytes]]:
+        """What every answer is to have among its headers, but for what `others` have already."""
+        common = [(b"x-request-id", request.id.encode())]
+        if self._cors:
+            said = {name for name, _ in others}
+            common += [pair for pair in self._cors if pair[0] not in said]
+        return common
 
     def sent(self, request: Request, status: int) -> None:
         """Count an answer, and log it where that is asked for."""

@@ -74,6 +74,12 @@ class ServerCollector(Collector):
         ):
             yield _torchserve_counter(name, "Answers by status", [(("Host", self._host), value)])
 
+        waited = GaugeMetricFamily(
+            "QueueTime", "Milliseconds that the last prediction waited", labels=("Level", "Hostname")
+        )
+        waited.add_metric(("Host", self._host), self._counts.queue_ms)
+        yield waited
+
     def _routes(self) -> Iterator[Any]:
         """TorchServe's three, by model and by the version that the request named."""
         found = [

@@ -31,7 +31,7 @@ def describe(version: ModelVersion) -> dict[str, Any]:
         "deviceType": settings.device_type or ("gpu" if on_gpu else "cpu"),
         "continuousBatching": False,
         "useJobTicket": False,
-        "useVenv": settings.use_venv,
+        "useVenv": False,
         "stateful": False,
         "sequenceMaxIdleMSec": 0,
         "sequenceTimeoutMSec": 0,

@@ -41,13 +41,16 @@ class ResourceNotFound(ApiError):
 
 
 class MethodNotAllowed(ApiError):
+    """`allowed` are the methods that the resource takes, where it is known at all."""
+
     http_status = 405
     kind = "MethodNotAllowedException"
 
-    def __init__(
-        self, message: str = "Requested method is not allowed, please refer to API document."
-    ) -> None:
-        super().__init__(message)
+    def __init__(self, *allowed: str) -> None:
+        super().__init__(
+            "Requested method is not allowed, please refer to API document.",
+            headers={"Allow": ", ".join(allowed)},
+        )
 
 
 class ModelNotFound(ApiError):

@@ -30,6 +30,7 @@ from torchport.server.openapi import inference_description, model_description
 from torchport.server.registry import Registry
 from torchport.server.settings import ServerSettings
 from torchport.server.statistics import RouteStatistics
+from torchport.server.tracing import Tracing
 from torchport.server.wire import Answer, Field, Row
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,8 @@ _OURS = (
 )
 
 
+_NOT_FOR_HANDLERS = (b"transfer-encoding", b"expect", b"describe")
+
 _STREAMED = (b"ts_stream_next", b"true")
 """What TorchServe's clients may look for in an answer that comes in pieces."""
 
@@ -66,6 +69,7 @@ class InferenceApi(Api):
         self.draining = False
         """Set when the server ends: it says so to who asks for its health, and still answers."""
         self._oip = OipApi(self)
+        self.tracing = Tracing() if settings.opentelemetry else None
 
     def answer(self, request: Request) -> Reply | Coroutine[Any, Any, Reply] | None:
         segments = named_segments(request)
@@ -74,26 +78,26 @@ class InferenceApi(Api):
             explain = first == "explanations"
             more = [(b"url_path", "/".join(segments[3:]).encode("utf-8", "replace")), _explain(explain)]
             version = segments[2] if len(segments) > 2 else None
-            return self._predict(request, segments[1], version, explain=explain, more=more)
+            return self.predict(request, segments[1], version, explain=explain, more=more)
         if first == "ping":
             return self._ping()
         if first == "v2":
             return self._oip.answer(request)
         if segments == [""]:
             if request.method != "OPTIONS":
-                raise MethodNotAllowed
+                raise MethodNotAllowed("OPTIONS")
             return Reply.of_json(inference_description())
         if segments == ["api-description"]:
             return Reply.of_json(inference_description())
         if first == "v1":
             return self._kserve_v1(request, segments)
         if first == "invocations" and len(segments) == 1:
-            return self._predict(request, self._only_model(request), None, with_query=True)
+            return self.predict(request, self._only_model(request), None, with_query=True)
         if first == "models" and len(segments) == 3 and segments[2] == "invoke":
-            return self._predict(request, segments[1], None, with_query=True)
+            return self.predict(request, segments[1], None, with_query=True)
         if len(segments) in (2, 3) and segments[-1] == "predict":
             version = segments[1] if len(segments) == 3 else None
-            return self._predict(request, first, version, with_query=True)
+            return self.predict(request, first, version, with_query=True)
         raise ResourceNotFound
 
     @property
@@ -125,14 +129,14 @@ class InferenceApi(Api):
         match = _V1.fullmatch(segments[2])
         if match is not None:
             explain = match["verb"] == "explain"
-            return self._predict(request, match["model"], None, explain=explain, more=[_explain(explain)])
+            return self.predict(request, match["model"], None, explain=explain, more=[_explain(explain)])
         if ":" in segments[2]:
             raise ResourceNotFound
         request.allow("GET")
         version = self.registry.find(segments[2])
         return Reply.of_json({"name": segments[2], "ready": bool(version.pool.ready)})
 
-    def _predict(
+    def predict(
         self,
         request: Request,
         name: str,
@@ -157,12 +161,14 @@ class InferenceApi(Api):
             pairs = parse_qsl(request.http.query.decode("latin-1"), keep_blank_values=True)
             fields = [*(Field(key, "", bytearray(text.encode())) for key, text in pairs), *fields]
         route = self.registry.model(name).route(number)
-        version.submit(
-            Kind.EXPLAIN if explain else Kind.PREDICT,
-            Row(request.id, [*headers_for_handlers(request), *more], fields),
-            _Prediction(self, request, route),
-            request.timeout(),
-        )
+        row = Row(request.id, [*headers_for_handlers(request), *more], fields)
+        prediction = _Prediction(self, request, route)
+        if self.tracing is not None:
+            prediction.span = self.tracing.begin(request, version.model.name, version.model.version)
+        # Where the server says nothing of it, handlers take the client's word: then this decides the batch.
+        explain = explain or (with_query and request.http.header(b"explain") == b"True")
+        kind = Kind.EXPLAIN if explain else Kind.PREDICT
+        version.submit(kind, row, prediction, request.timeout())
         route.requests += 1
         return None
 
@@ -181,11 +187,13 @@ class InferenceApi(Api):
 class _Prediction:
     """Waits for a worker's answer and sends it on."""
 
-    __slots__ = ("_api", "_pieces", "_request", "_route")
+    __slots__ = ("_api", "_pieces", "_request", "_route", "span")
 
     def __init__(self, api: InferenceApi, request: Request, route: RouteStatistics) -> None:
         self._api, self._request, self._route = api, request, route
         self._pieces: asyncio.Queue[Answer | Exception | None] | None = None
+        self.span: Any = None
+        """The request's span, where spans are made."""
 
     @property
     def is_gone(self) -> bool:
@@ -194,12 +202,23 @@ class _Prediction:
     def answered(self, job: Job, answer: Answer) -> None:
         route, now = self._route, time.monotonic()
         route.inference_us += (now - job.enqueued) * 1e6
-        route.queue_us += (job.started - job.enqueued) * 1e6
+        queue_s = job.started - job.enqueued
+        route.queue_us += queue_s * 1e6
+        self._api.counts.queue_ms = queue_s * 1e3
         if self._pieces is None:
-            self._api.send(self._request, self._api.reply_of(answer))
-        else:
-            self._pieces.put_nowait(answer)
-            self._pieces.put_nowait(None)
+            self._send(job, self._api.reply_of(answer))
+            return
+        self._end_span(job, answer.status)
+        self._pieces.put_nowait(answer)
+        self._pieces.put_nowait(None)
+
+    def _send(self, job: Job, reply: Reply) -> None:
+        self._api.send(self._request, reply)
+        self._end_span(job, reply.status)
+
+    def _end_span(self, job: Job, status: int) -> None:
+        if self.span is not None and self._api.tracing is not None:
+            self._api.tracing.end(self.span, job, status)
 
     def streamed(self, job: Job, piece: Answer) -> None:
         if self._pieces is None:
@@ -209,9 +228,10 @@ class _Prediction:
 
     def failed(self, job: Job, error: Exception) -> None:
         if self._pieces is None:
-            self._api.send(self._request, self._api.reply_to(self._request, error))
-        else:
-            self._pieces.put_nowait(error)
+            self._send(job, self._api.reply_to(self._request, error))
+            return
+        self._end_span(job, 500)
+        self._pieces.put_nowait(error)
 
     async def _stream(self, pieces: asyncio.Queue[Answer | Exception | None]) -> None:
         """Send pieces as they come."""
@@ -225,7 +245,11 @@ class _Prediction:
                 return
             if not started:
                 started = True
-                headers = [*answer_headers(piece), _STREAMED, *self._api.common_headers(request)]
+                headers = [
+                    *answer_headers(piece),
+                    _STREAMED,
+                    *self._api.common_headers(request, answer_headers(piece)),
+                ]
                 await connection.start_chunks(_status(piece), headers)
                 self._api.sent(request, _status(piece))
             await connection.send_chunk(piece.body)
@@ -241,10 +265,13 @@ def named_segments(request: Request) -> list[str]:
 
 
 def headers_for_handlers(request: Request) -> list[tuple[bytes, bytes]]:
-    """The client's headers. The body has come whole: it has a length, and no encoding of its transfer."""
+    """The client's headers. The body has come whole: it has a length, and no encoding of its transfer.
+
+    `describe` is a word of the server's: handlers look for it in a batch's first row.
+    """
     headers = request.http.headers
-    if request.http.header(b"transfer-encoding") or request.http.header(b"expect"):
-        headers = [pair for pair in headers if pair[0].lower() not in (b"transfer-encoding", b"expect")]
+    if any(request.http.header(name) is not None for name in _NOT_FOR_HANDLERS):
+        headers = [pair for pair in headers if pair[0].lower() not in _NOT_FOR_HANDLERS]
     if request.http.header(b"content-length") is None:
         headers = [*headers, (b"content-length", b"%d" % len(request.http.body))]
     return headers

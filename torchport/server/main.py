@@ -218,6 +218,8 @@ class _Server:
         await asyncio.gather(*(server.stop(min(grace, 5.0)) for server in self._servers))
         if hasattr(self, "registry"):
             await self.registry.close(grace)
+        if hasattr(self, "inference") and self.inference.tracing is not None:
+            await asyncio.to_thread(self.inference.tracing.close)
         (self._run_folder / "server.json").unlink(missing_ok=True)
         logger.info("ended")
 

@@ -54,7 +54,7 @@ class ManagementApi(Api):
             self._access.require(KeyKind.MANAGEMENT, request.http.header(b"authorization"))
         if segments == [""]:
             if request.method != "OPTIONS":
-                raise MethodNotAllowed
+                raise MethodNotAllowed("OPTIONS")
             return Reply.of_json(management_description())
         if segments == ["api-description"]:
             return Reply.of_json(management_description())
@@ -72,7 +72,7 @@ class ManagementApi(Api):
                 return self._list(request)
             if request.method == "POST":
                 return self._register(request)
-            raise MethodNotAllowed
+            raise MethodNotAllowed("GET", "POST")
         name, version = segments[0], segments[1] if len(segments) > 1 else None
         if len(segments) == 3 and segments[2] == "set-default":
             request.allow("PUT")
@@ -87,11 +87,11 @@ class ManagementApi(Api):
             return self._unregister(name, version)
         if request.method == "OPTIONS":
             return Reply.of_json(model_management_description(self._registry.find(name, version)))
-        raise MethodNotAllowed
+        raise MethodNotAllowed("GET", "PUT", "DELETE", "OPTIONS")
 
     def _require_model_api(self) -> None:
         if not self.settings.enable_model_api:
-            raise MethodNotAllowed
+            raise MethodNotAllowed("GET")
 
     async def _set_default(self, name: str, version: str) -> Reply:
         return Reply.of_json({"status": await self._registry.set_default(name, version)})

@@ -49,7 +49,7 @@ class MetricsApi(Api):
             return Reply.of_json(metrics_description())
         if segments == [""]:
             if request.method != "OPTIONS":
-                raise MethodNotAllowed
+                raise MethodNotAllowed("OPTIONS")
             return Reply.of_json(metrics_description())
         raise ResourceNotFound
 

@@ -33,7 +33,6 @@ _TORCHSERVE_KEYS = {
     "maxRetryTimeoutInSec": "max_retry_timeout",
     "deviceType": "device_type",
     "deviceIds": "device_ids",
-    "useVenv": "use_venv",
 }
 _UNSUPPORTED = (
     "parallelType",
@@ -43,6 +42,7 @@ _UNSUPPORTED = (
     "sequenceBatching",
     "asyncCommunication",
     "useJobTicket",
+    "useVenv",
 )
 _OWN_KEYS = ("queue_timeout_ms", "recycle_after_requests", "recycle_above_mb", "shared_worker")
 
@@ -63,7 +63,6 @@ class ModelSettings:
     max_retry_timeout: int = 300
     device_type: str = ""
     device_ids: tuple[int, ...] = ()
-    use_venv: bool = False
     queue_timeout_ms: int = 0
     recycle_after_requests: int = 0
     recycle_above_mb: int = 0
@@ -122,8 +121,6 @@ def _checked(where: str, key: str, value: Any) -> Any:
         least = 1 if key in ("batch_size", "job_queue_size", "response_timeout", "startup_timeout") else 0
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ArchiveRefused(f"{where}: {key} is {value!r}: a whole number of at least {least}")
-    elif kind == "bool" and not isinstance(value, bool):
-        raise ArchiveRefused(f"{where}: {key} is {value!r}: true or false is expected")
     elif kind == "str":
         return str(value)
     elif kind.startswith("tuple"):

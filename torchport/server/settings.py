@@ -126,6 +126,7 @@ class ServerSettings:
     insecure: bool = False
 
     access_log: bool = False
+    opentelemetry: bool = False
     log_format: str = "text"
     ignored: tuple[str, ...] = ()
 

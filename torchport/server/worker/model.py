@@ -67,7 +67,7 @@ class LoadedModel:
         backends = getattr(self._entry.owner, "backends", None)
         if not isinstance(backends, dict):
             return self._order.handler
-        return ", ".join(f"{name}: {backend.provider}" for name, backend in backends.items())
+        return ", ".join(f"{n}: {getattr(b, 'provider', type(b).__name__)}" for n, b in backends.items())
 
     def predict(self, rows: list[Row], send_piece: Callable[[int, Answer], None]) -> list[Answer]:
         """Ask the handler. Whatever it raises is an answer; only the end of the process is not."""
@@ -97,7 +97,7 @@ class LoadedModel:
     def infer(self, rows: list[InferRow]) -> list[Answer]:
         """Run tensors past the handler's decoding and encoding, for archives that torchport made."""
         handler = self._entry.owner
-        if not hasattr(handler, "signatures"):
+        if not self.signature:
             message = (
                 f"{self._order.model} has no signature: ask /predictions, or make its archive with torchport"
             )
@@ -110,7 +110,8 @@ class LoadedModel:
     def signature(self) -> bytes:
         """The graphs' signatures as JSON; empty for archives that torchport did not make."""
         signatures = getattr(self._entry.owner, "signatures", None)
-        if not isinstance(signatures, dict):
+        # A handler of somebody else's may have something of that name.
+        if not isinstance(signatures, dict) or not all(hasattr(s, "to_json") for s in signatures.values()):
             return b""
         return msgspec.json.encode({name: s.to_json() for name, s in signatures.items()})
 

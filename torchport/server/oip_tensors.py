@@ -1,0 +1,162 @@
+"""Tensors as the Open Inference Protocol writes them: a datatype, a shape, and JSON or bytes.
+
+    tensor_of_json("x", "FP32", [2, 1], [1.0, 2.0])
+    tensor_of_bytes("x", "FP16", [2], b"...")          # row-major, little-endian
+
+What is made here holds exactly the bytes that its shape asks for: the worker trusts that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from torchport.server.errors import ApiError, InvalidRequest
+from torchport.server.wire import Tensor
+
+DATATYPES = {
+    "BOOL": "bool",
+    "UINT8": "uint8",
+    "UINT16": "uint16",
+    "UINT32": "uint32",
+    "UINT64": "uint64",
+    "INT8": "int8",
+    "INT16": "int16",
+    "INT32": "int32",
+    "INT64": "int64",
+    "FP16": "float16",
+    "FP32": "float32",
+    "FP64": "float64",
+}
+"""The protocol's names of what numpy knows. BYTES and BF16 have no counterpart in a signature."""
+
+_DATATYPE_OF = {dtype: datatype for datatype, dtype in DATATYPES.items()}
+
+MAX_DIMENSIONS = 32
+MAX_TENSORS = 1000
+
+
+class NotFinite(ApiError):
+    """The model's answer is NaN or Inf, and the client asked for JSON."""
+
+    http_status = 422
+    kind = "BadRequestException"
+
+
+def datatype_of(dtype: str) -> str:
+    """The protocol's name of a dtype; the dtype's own where there is none."""
+    return _DATATYPE_OF.get(dtype, dtype)
+
+
+def tensor_of_json(name: str, datatype: str, shape: Sequence[int], data: Any) -> Tensor:
+    """A tensor from numbers in row-major order, in one list or in lists nested as the shape says.
+
+    Raises:
+        InvalidRequest: an unknown datatype, a shape that is none or does not fit, other values than the
+            datatype has.
+    """
+    dtype, count = _dtype(name, datatype), _count(name, shape)
+    values = _flat(name, shape, count, data)
+    kinds = set(map(type, values))
+    if dtype.kind == "b":
+        expected = "true and false"
+        fits = kinds <= {bool}
+    elif dtype.kind == "f":
+        expected = f"numbers that {datatype} can hold"
+        fits = kinds <= {int, float}
+    else:
+        limits = np.iinfo(dtype)
+        expected = f"whole numbers from {limits.min} to {limits.max}"
+        fits = kinds <= {int} and limits.min <= min(values) and max(values) <= limits.max
+    array = None
+    if fits:
+        try:
+            with np.errstate(over="ignore"):
+                array = np.array(values, dtype)
+        except OverflowError:  # Of a whole number that no float can hold.
+            pass
+    if array is None or (dtype.kind == "f" and not np.isfinite(array).all()):
+        raise InvalidRequest(f"input {name!r}: {expected} are expected in its data, which is {datatype}")
+    return Tensor(name, dtype.name, list(shape), array.tobytes())
+
+
+def tensor_of_bytes(name: str, datatype: str, shape: Sequence[int], data: bytes) -> Tensor:
+    """A tensor from its bytes.
+
+    Raises:
+        InvalidRequest: an unknown datatype, a shape that is none, more or fewer bytes than it asks for.
+    """
+    dtype, count = _dtype(name, datatype), _count(name, shape)
+    if len(data) != count * dtype.itemsize:
+        raise InvalidRequest(
+            f"input {name!r}: {len(data)} bytes, its shape {list(shape)} of {datatype} asks for "
+            f"{count * dtype.itemsize}"
+        )
+    if dtype.kind == "b" and data.translate(None, b"\0\1"):
+        raise InvalidRequest(f"input {name!r}: a byte of BOOL is 0 or 1")
+    return Tensor(name, dtype.name, list(shape), data)
+
+
+def values_of(tensor: Tensor) -> list[Any]:
+    """A tensor's values in row-major order, as Python's numbers."""
+    values: list[Any] = np.frombuffer(tensor.data, np.dtype(tensor.dtype)).tolist()
+    return values
+
+
+def require_finite(tensor: Tensor) -> None:
+    """Raise `NotFinite` where JSON could not say what the tensor holds."""
+    dtype = np.dtype(tensor.dtype)
+    if dtype.kind == "f" and not np.isfinite(np.frombuffer(tensor.data, dtype)).all():
+        raise NotFinite(
+            f"the model's answer to this input is NaN or Inf in {tensor.name!r}, which JSON cannot say: ask "
+            "for binary data"
+        )
+
+
+def require_distinct(kind: str, names: Sequence[str]) -> None:
+    """Raise `InvalidRequest` where a tensor is named twice, or too many are."""
+    if len(names) > MAX_TENSORS:
+        raise InvalidRequest(f"{len(names)} {kind}s: at most {MAX_TENSORS} are expected")
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InvalidRequest(f"{kind} {twice!r} comes twice")
+
+
+def _dtype(name: str, datatype: str) -> np.dtype[Any]:
+    if datatype not in DATATYPES:
+        raise InvalidRequest(
+            f"input {name!r}: datatype {datatype[:40]!r}: one of {', '.join(DATATYPES)} is expected"
+        )
+    return np.dtype(DATATYPES[datatype])
+
+
+def _count(name: str, shape: Sequence[int]) -> int:
+    """How many elements a shape has."""
+    if len(shape) > MAX_DIMENSIONS:
+        raise InvalidRequest(
+            f"input {name!r}: a shape of {len(shape)} dimensions: at most {MAX_DIMENSIONS} are expected"
+        )
+    if any(size < 1 for size in shape):
+        raise InvalidRequest(f"input {name!r}: shape {list(shape)}: sizes of at least 1 are expected")
+    return math.prod(shape)
+
+
+def _flat(name: str, shape: Sequence[int], count: int, data: Any) -> list[Any]:
+    """The values of one list or of nested ones; of nested ones each has to have the length that it should."""
+    if not isinstance(data, list):
+        raise InvalidRequest(f"input {name!r}: its data is to be an array")
+    if len(data) == count and not isinstance(data[0], list):
+        return data
+    lists = [data]
+    for depth, size in enumerate(shape):
+        if any(not isinstance(part, list) or len(part) != size for part in lists):
+            raise InvalidRequest(
+                f"input {name!r}: its shape {list(shape)} asks for {count} values, in one array or in arrays "
+                f"nested as it says; its data is not so (dimension {depth})"
+            )
+        lists = list(chain.from_iterable(lists))
+    return lists
