@@ -259,7 +259,12 @@ def test_workers_do_not_outlive_a_front_that_is_killed(tmp_path):
     front = psutil.Process(server.pid)
     workers = front.children(recursive=True)
     assert len(workers) == 2
-    busy = threading.Thread(target=lambda: pytest.raises(requests.RequestException, ask, server, "hang"))
+
+    def ask_in_vain():
+        with pytest.raises(requests.RequestException):
+            ask(server, "hang")
+
+    busy = threading.Thread(target=ask_in_vain)
     busy.start()
     wait_until(lambda: queue(server)["batch"] > 0)
     front.kill()

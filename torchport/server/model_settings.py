@@ -88,6 +88,8 @@ def model_settings(
         ArchiveRefused: a value of the wrong type, an unknown key of ours.
     """
     values: dict[str, Any] = {
+        "min_workers": 1,
+        "max_workers": 1,
         "response_timeout": server.default_response_timeout,
         "startup_timeout": server.default_startup_timeout,
         "job_queue_size": server.job_queue_size,
