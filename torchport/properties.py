@@ -26,7 +26,7 @@ def read_properties(path: Path, environ: Mapping[str, str] | None = None) -> dic
         ServerError: the file cannot be read, or names a variable that is not set.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as err:
         raise ServerError(f"cannot read {path}: {getattr(err, 'strerror', None) or err}") from err
     found = parse_properties(text)
@@ -48,7 +48,8 @@ def parse_properties(text: str) -> dict[str, str]:
 def _logical_lines(text: str) -> Iterator[str]:
     """Lines without comments and blank ones; a line that ends in a backslash goes on in the next."""
     pending = ""
-    for raw in text.splitlines():
+    # Not splitlines(): it takes a form feed and others for ends of lines, which a value may have.
+    for raw in re.split(r"\r\n|\r|\n", text):
         line = raw.lstrip(" \t\f")
         if not pending and (not line or line[0] in "#!"):
             continue

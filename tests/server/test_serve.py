@@ -293,3 +293,25 @@ def test_what_a_killed_server_left_unpacked_is_removed_by_the_next(tmp_path):
         os.utime(own, (0, 0))
         with start(store, tmp_path / "fourth", **options):
             assert own.is_dir()
+
+
+@pytest.mark.parametrize(
+    "together",
+    [("inference", "management"), ("management", "metrics"), ("inference", "management", "metrics")],
+)
+def test_apis_may_share_an_address(linear_archive, tmp_path, together):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    store = Store(tmp_path / "store")
+    store.path.mkdir()
+    shutil.copy(linear_archive, store.path)
+    settings = {f"{name}_address": f"http://127.0.0.1:{port}" for name in together}
+    with start(store, tmp_path / "run", settings={"enable_grpc": "false", **settings}) as server:
+        assert len(set(server.urls.values())) == 4 - len(together)
+        answer = requests.post(f"{server.urls['inference']}/predictions/linear", json=[4.0], timeout=10)
+        assert answer.status_code == 200
+        assert requests.get(f"{server.urls['management']}/models", timeout=10).json()["models"]
+        assert "Requests2XX" in requests.get(f"{server.urls['metrics']}/metrics", timeout=10).text
+        invoked = requests.post(f"{server.urls['inference']}/models/linear/invoke", json=[4.0], timeout=10)
+        assert invoked.json() == answer.json()

@@ -10,6 +10,7 @@ import hmac
 import json
 import secrets
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
@@ -46,8 +47,8 @@ class Access:
             self._read()
             return
         for kind in KeyKind:
-            self._renew(kind)
-        self._write()
+            self.renew(kind, write=False)
+        self._write(self._keys, self._expires)
 
     def require(self, kind: KeyKind, authorization: bytes | None) -> None:
         """Check an `Authorization: Bearer KEY` header.
@@ -58,25 +59,29 @@ class Access:
         scheme, _, key = (authorization or b"").decode("latin-1").partition(" ")
         held = self._keys.get(kind, "")
         matches = hmac.compare_digest(key.strip().encode(), held.encode()) and bool(held)
-        if scheme != "Bearer" or not matches or time.time() >= self._expires.get(kind, float("inf")):
+        if scheme.lower() != "bearer" or not matches or time.time() >= self._expires.get(kind, float("inf")):
             raise InvalidKey
 
-    def renew(self, kind: KeyKind) -> None:
-        """Make a new key of this kind and write it into the file."""
-        self._renew(kind)
-        self._write()
+    def renew(self, kind: KeyKind, *, write: bool = True) -> None:
+        """Make a new key of this kind and write it into the file.
 
-    def _renew(self, kind: KeyKind) -> None:
-        self._keys[kind] = secrets.token_urlsafe(24)
+        Raises:
+            TorchportError: the file cannot be written; the old key holds, for nobody could read the new.
+        """
+        keys, expires = dict(self._keys), dict(self._expires)
+        keys[kind] = secrets.token_urlsafe(24)
         if kind is not KeyKind.API:
-            self._expires[kind] = time.time() + self._lifetime
+            expires[kind] = time.time() + self._lifetime
+        if write:
+            self._write(keys, expires)
+        self._keys, self._expires = keys, expires
 
-    def _write(self) -> None:
+    def _write(self, keys: Mapping[KeyKind, str], expires: Mapping[KeyKind, float]) -> None:
         content: dict[str, Any] = {}
         for kind in (KeyKind.MANAGEMENT, KeyKind.INFERENCE, KeyKind.API):
-            content[kind.value] = {"key": self._keys[kind]}
-            if kind in self._expires:
-                until = datetime.fromtimestamp(self._expires[kind], UTC).isoformat().replace("+00:00", "Z")
+            content[kind.value] = {"key": keys[kind]}
+            if kind in expires:
+                until = datetime.fromtimestamp(expires[kind], UTC).isoformat().replace("+00:00", "Z")
                 content[kind.value]["expiration time"] = until
         write_bytes(self.path, (json.dumps(content, indent=2) + "\n").encode(), mode=0o600)
 
@@ -85,9 +90,11 @@ class Access:
             content = json.loads(self.path.read_text(encoding="utf-8"))
             for kind in KeyKind:
                 entry = content[kind.value]
-                self._keys[kind] = str(entry["key"])
+                self._keys[kind] = entry["key"]
+                if not isinstance(self._keys[kind], str) or not self._keys[kind]:
+                    raise ValueError(f"the key of {kind.value} is none")
                 if "expiration time" in entry:
                     text = str(entry["expiration time"]).replace("Z", "+00:00")
                     self._expires[kind] = datetime.fromisoformat(text).timestamp()
-        except (OSError, ValueError, KeyError, TypeError) as err:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as err:
             raise ServerError(f"{self.path}: not a readable TorchServe key file ({err!r})") from err

@@ -2,8 +2,9 @@
 
     connection.respond(200, [(b"content-type", b"application/json")], b"{}")
 
-A request is handed on when all of it is there; those that a client sends ahead wait their turn. What a
-client may cost is bounded: headers, body, time for either, time to take an answer.
+A request is handed on when all of it is there; those that a client sends ahead wait their turn, and
+no more is read while it does not take its answers. What a client may cost is bounded: headers, body,
+time for either, time to take an answer.
 """
 
 from __future__ import annotations
@@ -13,57 +14,17 @@ import contextlib
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
-from http import HTTPStatus
+from collections.abc import Callable
 from typing import Any, cast
 
-import httptools
-
+from torchport.server.http_message import BODILESS, Headers, HttpRequest, head_of, refusal_of
+from torchport.server.http_reader import RequestReader
 from torchport.server.settings import ServerSettings
 
-Headers = Iterable[tuple[bytes, bytes]]
+__all__ = ["HttpConnection", "HttpRequest", "HttpServer"]
 
-_STATUS_LINES = {
-    status: b"HTTP/1.1 %d %b\r\n" % (status, HTTPStatus(status).phrase.encode())
-    for status in map(int, HTTPStatus)
-}
-_NO_CACHE = (
-    b"pragma: no-cache\r\n"
-    b"cache-control: no-cache; no-store, must-revalidate, private\r\n"
-    b"expires: Thu, 01 Jan 1970 00:00:00 UTC\r\n"
-)
-_REFUSALS = {
-    400: ("BadRequestException", "Invalid HTTP request received."),
-    408: ("RequestTimeoutException", "The request did not arrive in time."),
-    413: ("RequestEntityTooLargeException", "The request's body is larger than max_request_size."),
-    417: ("BadRequestException", "Expect: 100-continue is all that may be expected."),
-    431: ("BadRequestException", "The request's headers are larger than max_header_size."),
-    503: ("ServiceUnavailableException", "Too many connections: try again later."),
-}
-_LINGER_S = 2.0
+LINGER_S = 2.0
 """How long what a refused client still sends is read and dropped, so that it gets to see the answer."""
-
-
-class HttpRequest:
-    """One request as it came. `headers` have the names that the client wrote."""
-
-    __slots__ = ("_lower", "body", "connection", "headers", "keep_alive", "method", "path", "query")
-
-    def __init__(self, connection: HttpConnection) -> None:
-        self.connection = connection
-        self.headers: list[tuple[bytes, bytes]] = []
-        self.method = ""
-        self.path = b""
-        self.query = b""
-        self.body = b""
-        self.keep_alive = True
-        self._lower: dict[bytes, bytes] | None = None
-
-    def header(self, name: bytes) -> bytes | None:
-        """A header by its name in lower case; of one that comes twice, the first."""
-        if self._lower is None:
-            self._lower = {key.lower(): value for key, value in reversed(self.headers)}
-        return self._lower.get(name)
 
 
 class HttpConnection(asyncio.Protocol):
@@ -76,24 +37,18 @@ class HttpConnection(asyncio.Protocol):
         connections: set[HttpConnection],
     ) -> None:
         self._handle, self._settings, self._connections = handle, settings, connections
-        self._parser = httptools.HttpRequestParser(self)
+        self._reader = RequestReader(settings, self)
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
-        self._url = b""
-        self._incoming: HttpRequest | None = None
-        self._pieces: list[bytes] = []
-        self._size = 0
-        self._in_body = False
         self._waiting: deque[HttpRequest] = deque()
         self._active: HttpRequest | None = None
-        self._started = False
-        self._closing = False
-        self._chunked = False
-        self._paused = False
+        self._refusal = 0
+        """The status of what is to be sent when all that came before it is answered."""
+        self._owes_continue = self._chunked = self._bodiless = self._closing = self._paused = False
+        self._idle_since: float | None = time.monotonic()
         self._can_write = asyncio.Event()
         self._can_write.set()
-        self._idle_since: float | None = time.monotonic()
-        self._reading_since: float | None = None
-        self._unsent: tuple[int, float] = (0, 0.0)
+        self._written = 0
+        self._unsent_since: float | None = None
 
     # What the event loop calls.
 
@@ -111,102 +66,52 @@ class HttpConnection(asyncio.Protocol):
         self._connections.discard(self)
         self._closing = True
         self._waiting.clear()
+        self._active = None
         self._can_write.set()
+        self._reader.release()
 
     def data_received(self, data: bytes) -> None:
-        if self._closing:
-            return
-        if self._reading_since is None:
-            self._reading_since = time.monotonic()
-        if not self._in_body:
-            self._size += len(data)
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self.refuse(400)
-        except httptools.HttpParserError:
-            self.refuse(400)
-        # Looked at afterwards: only the parser knows where headers end.
-        if not self._in_body and self._size > self._settings.max_header_size:
-            self.refuse(431)
+        self._reader.feed(data)
 
     def eof_received(self) -> None:
         """The client has hung up; nothing tells whether it would still read."""
 
     def pause_writing(self) -> None:
         self._can_write.clear()
+        self._control_reading()
 
     def resume_writing(self) -> None:
         self._can_write.set()
+        self._go_on()
 
-    # What the parser calls.
+    # What the reader calls.
 
-    def on_message_begin(self) -> None:
-        self._incoming = HttpRequest(self)
-        self._url = b""
-        self._pieces = []
-
-    def on_url(self, url: bytes) -> None:
-        self._url += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._incoming is not None:
-            self._incoming.headers.append((name, value))
-
-    def on_headers_complete(self) -> None:
-        request = self._incoming
-        if request is None or self._closing:
-            return
-        self._in_body, self._size = True, 0
-        parser = self._parser
-        request.method = parser.get_method().decode("ascii")
-        request.keep_alive = parser.should_keep_alive() and parser.get_http_version() != "1.0"
-        try:
-            url = httptools.parse_url(self._url)
-        except httptools.HttpParserInvalidURLError:
-            self.refuse(400)
-            return
-        request.path, request.query = url.path or b"/", url.query or b""
-        for name, value in request.headers:
-            size = len(name)
-            if size == 14 and name.lower() == b"content-length":
-                if not value.isdigit():
-                    self.refuse(400)
-                elif int(value) > self._settings.max_request_size:
-                    self.refuse(413)
-            elif size == 6 and name.lower() == b"expect":
-                if value.lower() != b"100-continue":
-                    self.refuse(417)
-                elif not self._closing and self._active is None:
-                    self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-
-    def on_body(self, body: bytes) -> None:
-        self._size += len(body)
-        if self._size > self._settings.max_request_size:
-            self.refuse(413)
-        elif not self._closing:
-            self._pieces.append(body)
-
-    def on_message_complete(self) -> None:
-        request, self._incoming = self._incoming, None
-        if request is None or self._closing:
-            return
-        pieces = self._pieces
-        request.body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        self._pieces = []
-        self._in_body, self._size, self._reading_since = False, 0, None
-        if self._active is None:
+    def taken(self, request: HttpRequest) -> None:
+        """A whole request is there."""
+        self._owes_continue = False
+        if self._active is None and not self._waiting and self._can_write.is_set():
             self._begin(request)
+        else:
+            # Sent ahead: no more is read until its turn has come.
+            self._waiting.append(request)
+            self._control_reading()
+
+    def expected(self) -> None:
+        """The client wants to be told to send its body."""
+        self._owes_continue = True
+        self._go_on()
+
+    def refuse(self, status: int) -> None:
+        """Answer what is not read to its end, after everything that came before it, and close."""
+        if self._refusal or self.is_gone:
             return
-        # Sent ahead: read no more until its turn has come.
-        self._waiting.append(request)
-        if not self._paused:
-            self._paused = True
-            self._transport.pause_reading()
+        self._refusal = status
+        self._reader.end()
+        self._go_on()
 
     def _begin(self, request: HttpRequest) -> None:
         self._active, self._idle_since = request, None
-        self._started = self._chunked = False
+        self._chunked = self._bodiless = False
         self._handle(request)
 
     # Answering.
@@ -227,17 +132,11 @@ class HttpConnection(asyncio.Protocol):
         request = self._active
         if request is None or self.is_gone:
             return
-        head = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
-        for name, value in headers:
-            head.append(name + b": " + value + b"\r\n")
+        framing = [] if status in BODILESS else [b"content-length: %d" % len(body)]
         if not request.keep_alive:
-            head.append(b"connection: close\r\n")
-        head.append(b"content-length: %d\r\n" % len(body))
-        head.append(_NO_CACHE)
-        head.append(b"\r\n")
-        if request.method != "HEAD":
-            head.append(body)
-        self._transport.write(b"".join(head))
+            framing.append(b"connection: close")
+        head = head_of(status, headers, framing)
+        self._write(head if request.method == "HEAD" or status in BODILESS else head + body)
         self._finish(request)
 
     async def start_chunks(self, status: int, headers: Headers) -> None:
@@ -245,20 +144,18 @@ class HttpConnection(asyncio.Protocol):
         request = self._active
         if request is None or self.is_gone:
             return
-        head = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
-        head += [name + b": " + value + b"\r\n" for name, value in headers]
+        self._bodiless = status in BODILESS
         # HTTP/1.0 knows no chunks: there the end of the connection is the end of the answer.
-        self._chunked = request.keep_alive or self._parser.get_http_version() != "1.0"
-        head.append(b"transfer-encoding: chunked\r\n" if self._chunked else b"")
+        self._chunked = request.chunks and not self._bodiless
+        framing = [b"transfer-encoding: chunked"] if self._chunked else []
         if not request.keep_alive:
-            head.append(b"connection: close\r\n")
-        self._started = True
-        self._transport.write(b"".join([*head, _NO_CACHE, b"\r\n"]))
+            framing.append(b"connection: close")
+        self._write(head_of(status, headers, framing))
 
     async def send_chunk(self, piece: bytes) -> None:
         """Send a piece; waits where the client takes them slower than they come."""
-        if piece and not self.is_gone:
-            self._transport.write(b"%x\r\n%b\r\n" % (len(piece), piece) if self._chunked else piece)
+        if piece and not self._bodiless and not self.is_gone:
+            self._write(b"%x\r\n%b\r\n" % (len(piece), piece) if self._chunked else piece)
             await self._can_write.wait()
 
     def end_chunks(self) -> None:
@@ -266,7 +163,7 @@ class HttpConnection(asyncio.Protocol):
         request = self._active
         if request is not None and not self.is_gone:
             if self._chunked:
-                self._transport.write(b"0\r\n\r\n")
+                self._write(b"0\r\n\r\n")
             self._finish(request)
 
     def abort(self) -> None:
@@ -274,83 +171,96 @@ class HttpConnection(asyncio.Protocol):
         self._closing = True
         self._transport.abort()
 
+    def _write(self, data: bytes) -> None:
+        self._written += len(data)
+        self._transport.write(data)
+
     def _finish(self, request: HttpRequest) -> None:
         self._active = None
         self._idle_since = time.monotonic()
-        if not request.keep_alive:
-            self._closing = True
-            self._transport.close()
-            return
-        if self._waiting:
-            self._begin_soon()
-        elif self._paused:
-            self._paused = False
-            self._transport.resume_reading()
+        if request.keep_alive:
+            self._go_on()
+        else:
+            self.close()
 
-    def _begin_soon(self) -> None:
-        """Take the next request that was sent ahead, not deeper in the stack than this one was."""
-        request = self._waiting.popleft()
-        self._active = request
-        asyncio.get_running_loop().call_soon(self._begin_waiting, request)
+    def _go_on(self) -> None:
+        """Where nothing is being answered, and what was answered is taken: whatever comes next."""
+        if self._active is None and self._can_write.is_set() and not self.is_gone:
+            if self._waiting:
+                # Not deeper in the stack than the request before it.
+                self._active = self._waiting.popleft()
+                asyncio.get_running_loop().call_soon(self._begin_waiting, self._active)
+            elif self._refusal:
+                self._send_refusal()
+            elif self._owes_continue:
+                self._owes_continue = False
+                self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._control_reading()
 
     def _begin_waiting(self, request: HttpRequest) -> None:
         if not self.is_gone:
             self._begin(request)
 
-    def refuse(self, status: int) -> None:
-        """Answer what is not read to its end, and close."""
+    def _control_reading(self) -> None:
+        """Read on, or not: one request ahead at most, and none while the client does not take its answers."""
         if self.is_gone:
             return
+        wanted = self._can_write.is_set() and not self._waiting and not self._refusal
+        if wanted and self._paused:
+            self._paused = False
+            self._reader.restart_clock()
+            self._transport.resume_reading()
+        elif not wanted and not self._paused:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def _send_refusal(self) -> None:
+        self._write(refusal_of(self._refusal))
         self._closing = True
-        self._waiting.clear()
-        if self._started:
-            self._transport.abort()
-            return
-        kind, message = _REFUSALS[status]
-        body = f'{{\n  "code": {status},\n  "type": "{kind}",\n  "message": "{message}"\n}}\n'.encode()
-        retry = b"retry-after: 1\r\n" if status == 503 else b""
-        self._transport.write(
-            b"%bcontent-type: application/json\r\n%bcontent-length: %d\r\nconnection: close\r\n%b\r\n%b"
-            % (_STATUS_LINES[status], retry, len(body), _NO_CACHE, body)
-        )
+        if self._paused:
+            self._paused = False
+            self._transport.resume_reading()
         # Closing at once would reset the connection, and with it the answer that is on its way.
         if self._transport.can_write_eof():
             self._transport.write_eof()
-        asyncio.get_running_loop().call_later(_LINGER_S, self._transport.close)
+        asyncio.get_running_loop().call_later(LINGER_S, self._transport.close)
 
     # Bounds on time, and the end.
 
     def enforce_time_limits(self, now: float) -> None:
         """Close the connection where its client takes longer than it may."""
-        settings = self._settings
-        if self._closing:
+        if self._leaves_answers(now):
+            self.abort()
+        elif self._closing or self._refusal:
             return
-        unsent = self._transport.get_write_buffer_size()
-        if unsent and unsent == self._unsent[0]:
-            if now - self._unsent[1] > settings.body_timeout:
-                self.abort()  # It does not take its answer.
-                return
-        else:
-            self._unsent = (unsent, now)
-        if self._reading_since is not None and not self._paused:
-            taken = now - self._reading_since
-            allowed = settings.header_timeout
-            if self._in_body:
-                allowed = settings.body_timeout + self._size / settings.min_body_rate
-            if taken > allowed:
+        elif self._reader.is_reading and not self._paused:
+            if self._reader.is_late(now):
                 self.refuse(408)
-        elif self._idle_since is not None and now - self._idle_since > settings.keep_alive_timeout:
+        elif self._idle_since is not None and now - self._idle_since > self._settings.keep_alive_timeout:
             self.close()
+
+    def _leaves_answers(self, now: float) -> bool:
+        """Whether the client takes what it asked for slower than it would have to send a body."""
+        unsent = self._transport.get_write_buffer_size()
+        if not unsent:
+            self._unsent_since = None
+            return False
+        if self._unsent_since is None:
+            self._unsent_since, self._written = now, unsent
+        taken = self._written - unsent
+        allowed = self._settings.body_timeout + taken / self._settings.min_body_rate
+        return now - self._unsent_since > allowed
 
     def close_when_idle(self) -> None:
         """Close now, or with the answer that is under way."""
-        if self._active is None and self._reading_since is None:
+        if self._active is None and not self._reader.is_reading:
             self.close()
         elif self._active is not None:
             self._active.keep_alive = False
 
     def close(self) -> None:
         self._closing = True
+        self._reader.end()
         self._transport.close()
 
 
@@ -390,6 +300,8 @@ class HttpServer:
             self._host,
             self._port,
             ssl=self._tls,
+            # Until a handshake is over, a connection is in no count of ours.
+            ssl_handshake_timeout=self._settings.header_timeout if self._tls else None,
             backlog=2048,
         )
         self._sweeper = loop.create_task(self._sweep())

@@ -62,14 +62,19 @@ class InferenceApi(Api):
     key_kind = KeyKind.INFERENCE
 
     def __init__(
-        self, settings: ServerSettings, access: Access, counts: RequestCounts, registry: Registry
+        self,
+        settings: ServerSettings,
+        access: Access,
+        counts: RequestCounts,
+        registry: Registry,
+        tracing: Tracing | None = None,
     ) -> None:
         super().__init__(settings, access, counts)
         self.registry = registry
         self.draining = False
         """Set when the server ends: it says so to who asks for its health, and still answers."""
         self._oip = OipApi(self)
-        self.tracing = Tracing() if settings.opentelemetry else None
+        self.tracing = tracing
 
     def answer(self, request: Request) -> Reply | Coroutine[Any, Any, Reply] | None:
         segments = named_segments(request)

@@ -49,5 +49,6 @@ def set_up(log_format: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
-    for noisy in ("asyncio", "uvicorn.error"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    # It warns of every form that a client has made badly.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)

@@ -13,33 +13,37 @@ import gc
 import logging
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torchport
 from torchport.errors import ServerError
 from torchport.server import logs
 from torchport.server.access import Access
-from torchport.server.api import Api, RequestCounts
+from torchport.server.api import RequestCounts
 from torchport.server.collector import ServerCollector
-from torchport.server.http_connection import HttpRequest, HttpServer
+from torchport.server.http_connection import HttpServer
 from torchport.server.inference_api import InferenceApi
+from torchport.server.joined_apis import by_address
 from torchport.server.management_api import ManagementApi
 from torchport.server.metrics_api import MetricsApi
 from torchport.server.model_version import ModelVersion
 from torchport.server.registry import Registry
-from torchport.server.settings import ServerSettings
+from torchport.server.settings import Address, ServerSettings
 from torchport.server.snapshot import Snapshots, read_last
 from torchport.server.starting import load_models
 from torchport.server.tls import tls_context
+from torchport.server.tracing import Tracing
 from torchport.server.wire import Sample
 from torchport.store import write_json
 from torchport_runtime.backends import cuda_device_count
+
+if TYPE_CHECKING:
+    from torchport.server.grpc_api import GrpcServers
 
 logger = logging.getLogger(__name__)
 
@@ -76,37 +80,41 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 class _Server:
+    """One server. What can be wrong with the settings is found before anything is started."""
+
     def __init__(self, settings: ServerSettings, run_folder: Path, snapshots: bool) -> None:
         self.settings, self._run_folder, self._keeps_snapshots = settings, run_folder, snapshots
+        self._access = Access(settings)
+        self._tls = tls_context(settings)
+        self._tracing = Tracing() if settings.opentelemetry else None
+        counts = RequestCounts()
+        gpus = cuda_device_count() if settings.number_of_gpu is None else settings.number_of_gpu
+        self._registry = Registry(
+            settings, gpus=gpus, changed=self._save_snapshot, samples_taken=self._add_samples
+        )
+        self._collector = ServerCollector(
+            self._registry, counts, system_metrics=not settings.disable_system_metrics
+        )
+        self._snapshots = Snapshots(run_folder / "config", self._registry)
+        self._inference = InferenceApi(settings, self._access, counts, self._registry, self._tracing)
+        self._management = ManagementApi(settings, self._access, counts, self._registry)
+        self._metrics = MetricsApi(settings, self._access, counts, self._collector)
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._servers: list[HttpServer] = []
-        self._grpc: Any = None
+        self._grpc: GrpcServers | None = None
         self._record: dict[str, Any] = {"loaded": False, "failures": {}}
         """What `server.json` tells whoever started the server."""
 
     async def run(self) -> int:
-        settings = self.settings
         self._listen_to_signals()
-        counts = RequestCounts()
-        gpus = cuda_device_count() if settings.number_of_gpu is None else settings.number_of_gpu
-        self.registry = Registry(
-            settings, gpus=gpus, changed=self._save_snapshot, samples_taken=self._add_samples
-        )
-        self._collector = ServerCollector(
-            self.registry, counts, system_metrics=not settings.disable_system_metrics
-        )
-        self._snapshots = Snapshots(self._run_folder / "config", self.registry)
-        access = Access(settings)
-        if access.enabled:
-            logger.info("tokens are on: the keys are in %s", access.path)
-        self.inference = InferenceApi(settings, access, counts, self.registry)
-        management = ManagementApi(settings, access, counts, self.registry)
-        metrics = MetricsApi(settings, access, counts, self._collector)
+        if self._access.enabled:
+            logger.info("tokens are on: the keys are in %s", self._access.path)
         try:
-            await self._listen([self.inference, management, metrics])
+            await self._listen()
             loading = asyncio.get_running_loop().create_task(self._load())
-            await self._start_grpc(access)
+            loading.add_done_callback(_tell_failure)
+            await self._start_grpc()
             self._announce()
             await self._stop.wait()
             loading.cancel()
@@ -116,14 +124,14 @@ class _Server:
 
     async def _load(self) -> None:
         started = time.perf_counter()
-        await load_models(self.registry, self.settings)
-        failures = dict(self.registry.failures)
-        for version in self.registry.versions():
+        await load_models(self._registry, self.settings)
+        failures = dict(self._registry.failures)
+        for version in self._registry.versions():
             await version.pool.wait_ready(version.settings.min_workers, version.settings.startup_timeout)
-        ready = [v for v in self.registry.versions() if v.is_ready]
+        ready = [v for v in self._registry.versions() if v.is_ready]
         names = ", ".join(f"{v.model.name} {v.model.version}" for v in ready) or "none"
         logger.info("ready after %.2f s: %s", time.perf_counter() - started, names)
-        for version in self.registry.versions():
+        for version in self._registry.versions():
             if not version.is_ready:
                 failures[f"{version.model.name} {version.model.version}"] = version.pool.failure
         self._record |= {"loaded": True, "failures": failures}
@@ -133,11 +141,11 @@ class _Server:
         gc.collect()
         gc.freeze()  # What is there now stays: no collection needs to look at it again.
 
-    async def _listen(self, apis: list[Api]) -> None:
-        tls = tls_context(self.settings)
-        for address, api in _by_address(self.settings, apis):
-            secured = tls if address.scheme == "https" else None
-            server = HttpServer(api, address.host, address.port, self.settings, secured)
+    async def _listen(self) -> None:
+        apis = (self._inference, self._management, self._metrics)
+        for address, handle in by_address(self.settings.http_addresses, apis):
+            tls = self._tls if address.scheme == "https" else None
+            server = HttpServer(handle, address.host, address.port, self.settings, tls)
             try:
                 await server.start()
             except OSError as err:
@@ -147,18 +155,23 @@ class _Server:
                 ) from err
             self._servers.append(server)
 
-    async def _start_grpc(self, access: Access) -> None:
+    async def _start_grpc(self) -> None:
         if not self.settings.enable_grpc:
             return
         from torchport.server.grpc_api import GrpcServers
 
-        self._grpc = GrpcServers(self.settings, access, self.registry, self.inference)
+        self._grpc = GrpcServers(self.settings, self._access, self._registry, self._inference)
         await self._grpc.start()
 
     def _announce(self) -> None:
         """Say where it listens, to people and to who started it."""
-        addresses = [server.url for server in self._servers]
-        inference, management, metrics = addresses if len(addresses) == 3 else (addresses * 3)[:3]
+        servers, known = iter(self._servers), dict[Address, str]()
+        urls = []
+        for address in self.settings.http_addresses:
+            if not address.port or address not in known:
+                known[address] = next(servers).url
+            urls.append(known[address])
+        inference, management, metrics = urls
         self._record |= {
             "pid": os.getpid(),
             "version": torchport.__version__,
@@ -207,58 +220,24 @@ class _Server:
 
     async def _end(self) -> None:
         """Answer what was taken, for as long as that may take, and leave nothing behind."""
-        with contextlib.suppress(AttributeError):
-            self.inference.draining = True
+        self._inference.draining = True
         deadline = time.monotonic() + self.settings.shutdown_timeout
         while not self._hurry.is_set() and time.monotonic() < deadline and self._is_busy():
             await asyncio.sleep(0.02)
         grace = 0.0 if self._hurry.is_set() else max(0.0, deadline - time.monotonic())
         if self._grpc is not None:
             await self._grpc.stop(grace)
-        await asyncio.gather(*(server.stop(min(grace, 5.0)) for server in self._servers))
-        if hasattr(self, "registry"):
-            await self.registry.close(grace)
-        if hasattr(self, "inference") and self.inference.tracing is not None:
-            await asyncio.to_thread(self.inference.tracing.close)
+        await asyncio.gather(*(server.stop(grace) for server in self._servers))
+        await self._registry.close(grace)
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
         (self._run_folder / "server.json").unlink(missing_ok=True)
         logger.info("ended")
 
     def _is_busy(self) -> bool:
-        return any(version.in_flight or len(version.queue) for version in self.registry.serving())
+        return any(version.in_flight or len(version.queue) for version in self._registry.serving())
 
 
-def _by_address(settings: ServerSettings, apis: list[Api]) -> list[tuple[Any, Any]]:
-    """The application for each address; where addresses are the same, one for both."""
-    found: dict[Any, list[Api]] = {}
-    for address, api in zip(settings.http_addresses, apis, strict=True):
-        key = address if address.port else (address, api)
-        found.setdefault(key, []).append(api)
-    joined = []
-    for key, members in found.items():
-        address = key[0] if isinstance(key, tuple) else key
-        joined.append((address, members[0] if len(members) == 1 else _Joined(members)))
-    return joined
-
-
-class _Joined:
-    """Several APIs on one address: the first that knows the resource answers."""
-
-    def __init__(self, apis: list[Api]) -> None:
-        self._apis = apis
-
-    def __call__(self, http: HttpRequest) -> None:
-        path = http.path.decode("latin-1")
-        first = path.split("/")[1] if "/" in path else ""
-        names = {"models": "ManagementApi", "token": "ManagementApi", "metrics": "MetricsApi"}
-        wanted = names.get(first)
-        if first == "models" and path.endswith("/invoke"):
-            wanted = None
-        for api in self._apis:
-            if type(api).__name__ == wanted:
-                api(http)
-                return
-        self._apis[0](http)
-
-
-if __name__ == "__main__":
-    sys.exit("torchport serve is the command")
+def _tell_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        logger.error("the models could not be loaded", exc_info=task.exception())

@@ -132,6 +132,22 @@ def _prediction(identifier: str, text: str, parameters: list[dict[str, Any]]) ->
     return operation
 
 
+def _predictions(identifier: str, text: str, parameters: list[dict[str, Any]]) -> dict[str, Any]:
+    """All methods of a path that answers requests: TorchServe takes any of them for the same."""
+    operations = {
+        method: _prediction(f"{identifier}{method.capitalize()}", text, parameters)
+        for method in ("get", "post", "put")
+    }
+    operations["options"] = _operation(
+        f"{identifier}Options",
+        "This description, of one model",
+        {"200": {"type": "object"}},
+        parameters=parameters,
+        errors=(404,),
+    )
+    return operations
+
+
 _NAME = _path("model_name", "A model's name")
 _VERSION = _path("model_version", "A version of it")
 
@@ -171,13 +187,10 @@ def inference_description() -> dict[str, Any]:
             (f"/{prefix}/{{model_name}}", [_NAME], ""),
             (f"/{prefix}/{{model_name}}/{{model_version}}", [_NAME, _VERSION], "Version"),
         ):
-            paths[path] = {
-                method: _prediction(f"{prefix}{suffix}{method.capitalize()}", text, parameters)
-                for method in ("post", "put")
-            }
+            paths[path] = _predictions(f"{prefix}{suffix}", text, parameters)
     for verb in ("predict", "explain"):
         text = "KServe's protocol, version 1"
-        paths[f"/v1/models/{{model_name}}:{verb}"] = {"post": _prediction(f"v1{verb}", text, [_NAME])}
+        paths[f"/v1/models/{{model_name}}:{verb}"] = _predictions(f"v1{verb}", text, [_NAME])
     paths["/v1/models/{model_name}"] = {
         "get": _operation(
             "v1Ready",

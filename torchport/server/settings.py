@@ -17,8 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from torchport.errors import ServerError
+from torchport.server.setting_checks import check
 
-_ADDRESS = re.compile(r"(?P<scheme>https?)://(?P<host>\[[^\]]+\]|[^:/]+)(:(?P<port>\d+))?/?", re.IGNORECASE)
+_ADDRESS = re.compile(
+    r"(?P<scheme>https?)://(?P<host>\[[0-9a-z:.%]+\]|[a-z0-9._-]+)(:(?P<port>[0-9]{1,6}))?/?", re.IGNORECASE
+)
 _DEFAULT_URLS = ("file://.*", "http(s)?://.*")
 
 
@@ -41,10 +44,12 @@ class Address:
         if match is None:
             hint = ": sockets of the file system are not supported" if text.startswith("unix:") else ""
             raise ServerError(f"{key}={text!r}{hint}: http://HOST:PORT or https://HOST:PORT is expected")
-        number = int(match["port"] or port)
+        number, host = int(match["port"] or port), match["host"].strip("[]")
         if number > 65535:
             raise ServerError(f"{key}={text!r}: a port is at most 65535")
-        return cls(match["scheme"].lower(), match["host"].strip("[]"), number)
+        if any(len(label) > 63 for label in host.split(".")):
+            raise ServerError(f"{key}={text!r}: no host has such a name")
+        return cls(match["scheme"].lower(), host, number)
 
     @property
     def is_loopback(self) -> bool:
@@ -130,32 +135,39 @@ class ServerSettings:
     log_format: str = "text"
     ignored: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        check(self)
+
     @property
     def tokens(self) -> bool:
         """Whether requests need a token: asked for, or for want of anything else on an open address."""
         if self.disable_token_authorization is not None:
             return not self.disable_token_authorization
-        exposed = not all(address.is_loopback for address in self.http_addresses)
-        return exposed and not self.insecure and self.client_ca_file is None
+        return bool(self.open_addresses) and not self.insecure
 
     @property
     def http_addresses(self) -> tuple[Address, Address, Address]:
         return self.inference, self.management, self.metrics
 
+    @property
+    def open_addresses(self) -> tuple[Address, ...]:
+        """Where strangers can connect without a certificate of theirs: a CA guards what speaks TLS only."""
+        mutual = self.client_ca_file is not None
+        found = [address for address in self.http_addresses if not (mutual and address.scheme == "https")]
+        if self.enable_grpc and not (mutual and self.enable_grpc_ssl):
+            found += [self.grpc_inference, self.grpc_management]
+        return tuple(address for address in found if not address.is_loopback)
+
     def require_safe(self) -> None:
         """Refuse what would let strangers in by accident.
 
         Raises:
-            ServerError: an address other than the loopback one with neither tokens nor client
-                certificates, or the management API there without being asked for by name.
+            ServerError: an address other than the loopback one with neither tokens nor client certificates.
         """
-        addresses = [*self.http_addresses]
-        addresses += [self.grpc_inference, self.grpc_management] if self.enable_grpc else []
-        exposed = [address for address in addresses if not address.is_loopback]
-        if not exposed or self.insecure or self.tokens or self.client_ca_file is not None:
+        if not self.open_addresses or self.insecure or self.tokens:
             return
         raise ServerError(
-            f"{', '.join(map(str, exposed))}: strangers can connect, and nothing keeps them out: "
+            f"{', '.join(map(str, self.open_addresses))}: strangers can connect, and nothing keeps them out: "
             "turn tokens on (disable_token_authorization=false), give client_ca_file for mutual TLS, or say "
             "--insecure"
         )
@@ -246,13 +258,13 @@ def _boolean(key: str, text: str) -> bool:
 
 
 def _integer(key: str, text: str) -> int:
-    if not re.fullmatch(r"\d{1,12}", text.strip()):
+    if not re.fullmatch(r"[0-9]{1,12}", text.strip()):
         raise ServerError(f"{key}={text!r}: a whole number is expected")
     return int(text)
 
 
 def _number(key: str, text: str) -> float:
-    if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text.strip()):
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text.strip()):
         raise ServerError(f"{key}={text!r}: a number is expected")
     return float(text)
 
@@ -260,7 +272,7 @@ def _number(key: str, text: str) -> float:
 def _mapping(key: str, text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except ValueError as err:
+    except (ValueError, RecursionError) as err:
         raise ServerError(f"{key}: not JSON ({err})") from err
     if not isinstance(value, dict):
         raise ServerError(f"{key}: a JSON object is expected")

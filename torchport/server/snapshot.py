@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import logging
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from torchport.errors import TorchportError
 from torchport.properties import read_properties
 from torchport.server.registry import Registry
+from torchport.server.setting_checks import check_snapshot
 from torchport.store import write_bytes
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,8 @@ class Snapshots:
 
     def save(self) -> None:
         """Write a snapshot; a disk that is full costs the snapshot, not the server."""
-        name = f"{datetime.now():%Y%m%d-%H%M%S%f}"[:-3] + "-snapshot"
+        # Names sort by time: in local time an hour comes twice.
+        name = f"{datetime.now(UTC):%Y%m%d-%H%M%S%f}"[:-3] + "-snapshot"
         models: dict[str, Any] = {}
         for model_name, model in self._registry.models.items():
             models[model_name] = {
@@ -62,12 +64,12 @@ def read_last(folder: Path) -> dict[str, Any] | None:
     """What the newest snapshot holds; None where there is none, or none that can be read."""
     for path in sorted(folder.glob("*-snapshot.cfg"), reverse=True):
         try:
-            value = json.loads(read_properties(path).get("model_snapshot", ""))
-        except (TorchportError, ValueError) as err:
+            value: dict[str, Any] = json.loads(read_properties(path).get("model_snapshot", ""))
+            check_snapshot(path.name, value)
+        except (TorchportError, ValueError, RecursionError) as err:
             logger.warning("%s cannot be read: %s", path, err)
             continue
-        if isinstance(value, dict) and isinstance(value.get("models"), dict):
-            return value
+        return value
     return None
 
 

@@ -28,7 +28,8 @@ def tls_context(settings: ServerSettings) -> ssl.SSLContext | None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
-        context.load_cert_chain(settings.certificate_file, settings.private_key_file)
+        # Without this, a key with a password would have the server wait for somebody to type it.
+        context.load_cert_chain(settings.certificate_file, settings.private_key_file, password=lambda: "")
         if settings.client_ca_file is not None:
             context.load_verify_locations(settings.client_ca_file)
             context.verify_mode = ssl.CERT_REQUIRED

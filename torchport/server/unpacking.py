@@ -14,17 +14,30 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from torchport.archive_file import ArchiveContents, extract, inspect_archive
 from torchport.errors import ArchiveError
-from torchport.server.errors import ArchiveNotFound, ArchiveRefused, Forbidden, InvalidRequest
+from torchport.server.errors import (
+    ArchiveNotFound,
+    ArchiveRefused,
+    Forbidden,
+    InternalError,
+    InvalidRequest,
+)
 from torchport.server.settings import ServerSettings
 from torchport.server.unpacked_model import UnpackedModel
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,126}")
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,62}")
+_HANDLER = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*(:[A-Za-z_][A-Za-z0-9_]*)?")
+"""`file.py`, `file.py:function`, `package.module`, or the name of one of TorchServe's own."""
+
+_FILES = ("configFile", "requirementsFile", "modelFile", "serializedFile")
+_REQUIRED = ("configFile", "requirementsFile")
+"""What of a manifest names a file; those that are read before the handler is asked are to be there."""
+
 INSTALL_TIMEOUT_S = 600
 
 
@@ -41,7 +54,10 @@ def find_archive(url: str, settings: ServerSettings) -> Path:
     if ".." in url or "\0" in url:
         raise InvalidRequest(f"Relative path is not allowed in url: {url}")
     store = settings.model_store.resolve()
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as err:
+        raise InvalidRequest(f"{url[:200]}: not a URL ({err})") from err
     if parts.scheme and "://" in url:
         if not any(_matches(pattern, url) for pattern in settings.allowed_urls):
             raise Forbidden(f"Given URL {url} does not match any allowed URL(s)")
@@ -55,7 +71,7 @@ def find_archive(url: str, settings: ServerSettings) -> Path:
     try:
         real = path.resolve()
         found = real.is_file()
-    except (OSError, ValueError) as err:
+    except (OSError, RuntimeError, ValueError) as err:  # RuntimeError: a link that leads to itself.
         raise InvalidRequest(f"{url[:200]}: not a file's name ({err})") from err
     if not real.is_relative_to(store):
         raise Forbidden(f"{url} is outside of the model store")
@@ -84,14 +100,15 @@ def unpack(
     `name` and `handler` win over what the archive says.
 
     Raises:
-        ApiError: as `find_archive`; ArchiveRefused, with the reason, for what must not be run.
+        ApiError: as `find_archive`; ArchiveRefused, with the reason, for what must not be run;
+            InternalError where there is no room for it.
     """
     path = find_archive(url, settings)
-    before = _identity(path)
     try:
+        before = _identity(path)
         contents = inspect_archive(path)
         certified = _require_trusted(contents, settings)
-        model = _identified(contents, path, name)
+        model = _identified(contents, path, name, handler or "", settings.default_service_handler or "")
         folder = Path(tempfile.mkdtemp(prefix=f"{model['name']}-{model['version']}-", dir=work))
         try:
             extract(path, folder)
@@ -104,6 +121,8 @@ def unpack(
             raise
     except ArchiveError as err:
         raise ArchiveRefused(str(err).replace(f"{path.parent}/", "")) from err
+    except OSError as err:
+        raise InternalError(f"{path.name} cannot be unpacked: {err.strerror or err}") from err
     own = contents.config.get("torchport")
     threads = own.get("threads") if isinstance(own, Mapping) else 0
     return UnpackedModel(
@@ -111,7 +130,7 @@ def unpack(
         version=model["version"],
         url=url,
         folder=folder,
-        handler=handler or model["handler"] or _default_handler(settings, path),
+        handler=model["handler"],
         envelope=settings.service_envelope,
         runtime=str(contents.manifest.get("runtime", "python")),
         config=contents.config,
@@ -138,27 +157,43 @@ def _require_trusted(contents: ArchiveContents, settings: ServerSettings) -> boo
     return True
 
 
-def _identified(contents: ArchiveContents, path: Path, name: str | None) -> dict[str, str]:
-    """Name, version and handler; names that a URL's path cannot carry are refused."""
+def _identified(
+    contents: ArchiveContents, path: Path, name: str | None, handler: str, default_handler: str
+) -> dict[str, str]:
+    """Name, version and handler; names that a URL's path cannot carry are refused, and files elsewhere."""
     found = {
         "name": name or contents.name or path.name.removesuffix(".mar"),
         "version": contents.version or "1.0",
-        "handler": str(contents.manifest["model"].get("handler", "")),
+        "handler": handler or str(contents.manifest["model"].get("handler", "")),
     }
     for key, pattern in (("name", _NAME), ("version", _VERSION)):
         if not pattern.fullmatch(found[key]):
             raise ArchiveRefused(
                 f"{path.name}: model {key} {found[key][:80]!r}: letters, digits and . _ + - are expected"
             )
+    if not found["handler"]:
+        if not default_handler:
+            raise ArchiveRefused(
+                f"{path.name}: its manifest names no handler, and default_service_handler is not set"
+            )
+        found["handler"] = default_handler
+    elif not _HANDLER.fullmatch(found["handler"]):
+        raise ArchiveRefused(
+            f"{path.name}: handler {found['handler'][:80]!r}: a file's name without a folder is expected"
+        )
+    names = {entry.name for entry in contents.entries}
+    for key in _FILES:
+        named = contents.manifest["model"].get(key)
+        if named and (not isinstance(named, str) or _leads_out(named)):
+            raise ArchiveRefused(f"{path.name}: its {key} {str(named)[:80]!r} leads out of the archive")
+        if named and key in _REQUIRED and named not in names:
+            raise ArchiveRefused(f"{path.name}: its {key} {named[:80]!r} is not in the archive")
     return found
 
 
-def _default_handler(settings: ServerSettings, path: Path) -> str:
-    if settings.default_service_handler:
-        return settings.default_service_handler
-    raise ArchiveRefused(
-        f"{path.name}: its manifest names no handler, and default_service_handler is not set"
-    )
+def _leads_out(name: str) -> bool:
+    path = PurePosixPath(name)
+    return path.is_absolute() or ".." in path.parts or "\0" in name
 
 
 def _install_requirements(contents: ArchiveContents, folder: Path) -> None:

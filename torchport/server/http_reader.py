@@ -1,0 +1,204 @@
+"""Bytes of a connection to whole requests, by httptools; what cannot be one is refused.
+
+    reader = RequestReader(settings, owner)
+    reader.feed(data)                    # owner.taken(request), or owner.refuse(status)
+
+After a refusal nothing more is read. Framing is what requests are smuggled by: where it can be read in
+two ways, the parser refuses it, and a request to change the protocol changes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any, cast
+
+import httptools
+
+from torchport.server.http_message import HttpRequest
+from torchport.server.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from torchport.server.http_connection import HttpConnection
+
+logger = logging.getLogger(__name__)
+
+
+class RequestReader:
+    """What one client sends."""
+
+    def __init__(self, settings: ServerSettings, owner: HttpConnection) -> None:
+        self._settings, self._owner = settings, owner
+        self._parser = httptools.HttpRequestParser(self)
+        self._incoming: HttpRequest | None = None
+        self._url = b""
+        self._body: bytes | bytearray = b""
+        self._framing = 0
+        """Bytes since the request's beginning, or since the last of its body: headers, or trailers."""
+        self._in_body = self._skips_body = self._replays = self._ended = False
+        self._since: float | None = None
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether a request has begun and is not all there."""
+        return self._since is not None
+
+    def is_late(self, now: float) -> bool:
+        """Whether the request has taken longer than it may."""
+        if self._since is None:
+            return False
+        settings = self._settings
+        allowed = settings.header_timeout
+        if self._in_body:
+            allowed = settings.body_timeout + len(self._body) / settings.min_body_rate
+        return now - self._since > allowed
+
+    def restart_clock(self) -> None:
+        """Count from now: it was not the client that kept the request waiting."""
+        if self._since is not None:
+            self._since = time.monotonic()
+
+    def end(self) -> None:
+        """Take nothing more."""
+        self._ended = True
+        self._incoming, self._body, self._since = None, b"", None
+
+    def release(self) -> None:
+        """Let go of the parser: it knows this reader, and both would stay until the next collection."""
+        self.end()
+        self._parser = cast(Any, None)
+
+    def feed(self, data: bytes) -> None:
+        """Take what the client sent."""
+        if self._ended:
+            return
+        self._framing += len(data)
+        try:
+            self._parse(data)
+        except httptools.HttpParserCallbackError as err:
+            logger.error("a request could not be taken", exc_info=err.__context__ or err)
+            self._refuse(500)
+        except httptools.HttpParserError:
+            self._refuse(400)
+        if self._framing > self._settings.max_header_size:
+            self._refuse(431)
+
+    def _refuse(self, status: int) -> None:
+        if not self._ended:
+            self.end()
+            self._owner.refuse(status)
+
+    def _parse(self, data: bytes) -> None:
+        while data:
+            try:
+                self._parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as err:
+                # The request is answered as if it had not asked for another protocol.
+                data = data[err.args[0] :]
+                if self._ended:
+                    return
+                self._parser = httptools.HttpRequestParser(self)
+                if self._skips_body:
+                    self._read_body()
+
+    def _read_body(self) -> None:
+        """Bring a fresh parser to where the body begins, which the last one took for another protocol's."""
+        assert self._incoming is not None
+        framing = [
+            b"%b: %b\r\n" % (name, value)
+            for name, value in self._incoming.headers
+            if name.lower() in (b"content-length", b"transfer-encoding")
+        ]
+        self._skips_body, self._replays = False, True
+        self._parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % b"".join(framing))
+        self._replays = False
+
+    # What the parser calls.
+
+    def on_message_begin(self) -> None:
+        if self._replays or self._ended:
+            return
+        self._incoming = HttpRequest(self._owner)
+        self._url = self._body = b""
+        self._since = time.monotonic()
+
+    def on_url(self, url: bytes) -> None:
+        if not self._replays:
+            self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # Those after a chunked body are dropped: no proxy has looked at them.
+        if self._incoming is not None and not self._in_body:
+            self._incoming.headers.append((name, value.rstrip(b" \t")))
+
+    def on_headers_complete(self) -> None:
+        request, parser, settings = self._incoming, self._parser, self._settings
+        if request is None or self._replays:
+            return
+        self._in_body, self._framing = True, 0
+        request.method = parser.get_method().decode("ascii")
+        request.chunks = parser.get_http_version() not in ("1.0", "0.9")
+        request.keep_alive = parser.should_keep_alive() and request.chunks
+        framed = expects = False
+        size = len(self._url)
+        for name, value in request.headers:
+            length = len(name)
+            size += length + len(value) + 4
+            if length == 14 and name.lower() == b"content-length":
+                framed = True
+                if not value.isdigit():
+                    self._refuse(400)
+                elif int(value) > settings.max_request_size:
+                    self._refuse(413)
+            elif length == 17 and name.lower() == b"transfer-encoding":
+                framed = True
+                if value.lower() != b"chunked":
+                    self._refuse(501)
+            elif length == 6 and name.lower() == b"expect" and request.chunks:
+                expects = True
+                if value.lower() != b"100-continue":
+                    self._refuse(417)
+        if size > settings.max_header_size:
+            self._refuse(431)
+        if request.method == "CONNECT":
+            self._refuse(405)
+        self._take_target(request)
+        self._skips_body = framed and parser.should_upgrade()
+        if expects and not self._ended:
+            self._owner.expected()
+
+    def _take_target(self, request: HttpRequest) -> None:
+        if self._url == b"*" and request.method == "OPTIONS":
+            request.path = b"/"
+            return
+        try:
+            url = httptools.parse_url(self._url)
+        except httptools.HttpParserInvalidURLError:
+            self._refuse(400)
+            return
+        request.path, request.query = url.path or b"/", url.query or b""
+        if not request.path.startswith(b"/"):
+            self._refuse(400)
+
+    def on_body(self, body: bytes) -> None:
+        self._framing = 0
+        if self._ended:
+            return
+        if len(self._body) + len(body) > self._settings.max_request_size:
+            self._refuse(413)
+        elif not self._body:
+            self._body = body
+        elif isinstance(self._body, bytearray):
+            self._body += body
+        else:
+            self._body = bytearray(self._body) + body
+
+    def on_message_complete(self) -> None:
+        request = self._incoming
+        if request is None or self._skips_body:
+            return
+        request.body = bytes(self._body)
+        self._incoming, self._body, self._since = None, b"", None
+        self._in_body, self._framing = False, 0
+        self._owner.taken(request)
