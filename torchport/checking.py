@@ -29,10 +29,10 @@ from torchport.hashing import sha256_file
 from torchport.loading import load
 from torchport.recipe import Example, Recipe, Request
 from torchport.recipe_file import packaged_folder
+from torchport.server_guard import guard
 from torchport.server_process import ServerProcess
 from torchport.store import Store, write_json
 from torchport.torchserve import TorchServe
-from torchport.torchserve_guard import guard
 from torchport.torchserve_setup import Ports
 from torchport.user_code import running
 from torchport.versions import library_versions
@@ -90,7 +90,8 @@ def check(
         _link(archive, served)  # What is put in the store's place meanwhile is not what is asked.
         digest = sha256_file(served)
         tell(f"starting {SERVERS[server]}")
-        with SERVE[server](alone, Path(name) / "run", environment) as running_server:
+        run = Path(name) / "run"
+        with guard(run), SERVE[server](alone, run, environment) as running_server:
             tell("asking")
             with running_server.client() as client, load(served, backend=backend) as model:
                 answers, failures = _compare_requests(recipe, client, model.predict)
@@ -122,7 +123,7 @@ def _named(server: str) -> str:
 
 @contextmanager
 def _torchserve(store: Store, run: Path, environment: Mapping[str, str]) -> Iterator[TorchServe]:
-    with guard(run), torchserve.start(store, run, ports=Ports.free(), environment=environment) as server:
+    with torchserve.start(store, run, ports=Ports.free(), environment=environment) as server:
         yield server
 
 

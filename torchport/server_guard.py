@@ -1,4 +1,5 @@
-"""Stops a TorchServe when whoever started it has gone, by SIGKILL too.
+"""Cleans up after whoever started a server for a while and was killed: a TorchServe is stopped, torchport's
+own server, which ends by itself, is waited for, and the folder of both is removed.
 
     with guard(run):
         with start(store, run) as server: ...
@@ -24,10 +25,10 @@ GRACE_S = 60.0
 
 @contextmanager
 def guard(run: Path) -> Iterator[None]:
-    """While inside, a TorchServe with this run folder is stopped should this process be killed, and the
-    run folder's parent, which is taken for a temporary folder of it, is removed."""
+    """While inside, should this process be killed, a server with this run folder is seen to its end, and the
+    run folder's parent, which is taken for a temporary folder of this process, is removed."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "torchport.torchserve_guard", str(run)],
+        [sys.executable, "-m", "torchport.server_guard", str(run)],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -45,10 +46,13 @@ def main() -> None:
     if sys.stdin.read():
         return
     deadline = time.monotonic() + (GRACE_S if run.is_dir() else 0)
+    own = run / "server.log"
     while time.monotonic() < deadline:
-        server = running(run) or launched(run)
+        server = None if own.is_file() else running(run) or launched(run)
         if server is not None:
             server.stop()
+            break
+        if own.is_file() and not (run / "server.json").is_file():
             break
         time.sleep(0.1)
     shutil.rmtree(run.parent, ignore_errors=True)

@@ -5,6 +5,7 @@ After every test the server answers as before, by the same processes, and its lo
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import resource
@@ -12,6 +13,7 @@ import selectors
 import shutil
 import socket
 import struct
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +26,8 @@ import pytest
 from tests.server.archives import write_archive
 from torchport.server_process import ServerProcess, start
 from torchport.store import Store
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the server's memory in /proc")
 
 MIB = 1 << 20
 PATIENCE_S = 30.0
@@ -81,10 +85,8 @@ class Wire:
 
     def try_to_send(self, data: bytes) -> None:
         """Send what the server may not want to have to its end."""
-        try:
+        with contextlib.suppress(ConnectionError):
             self.socket.sendall(data)
-        except ConnectionError:
-            pass
 
     def _more(self) -> bool:
         try:
@@ -257,8 +259,8 @@ class Peak:
 
 # Framing: where a request ends must not be open to doubt.
 
-CHUNKED = b"POST /predictions/linear HTTP/1.1\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
 POST = b"POST /predictions/linear HTTP/1.1\r\nHost: x\r\n"
+CHUNKED = POST + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 AMBIGUOUS = {
     "length and chunks": (POST + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
@@ -334,10 +336,11 @@ ACCEPTED = {
     "empty lines before it": b"\r\n\r\n" + PING,
     "blanks after values": b"POST /predictions/linear HTTP/1.1\r\nContent-Type: application/json \t\r\n"
     b"Content-Length: 5 \t\r\n\r\n[4.0]",
-    "leading zeros": POST + b"Content-Type: application/json\r\nContent-Length: 0000000000000005\r\n\r\n[4.0]",
+    "leading zeros": POST
+    + b"Content-Type: application/json\r\nContent-Length: 0000000000000005\r\n\r\n[4.0]",
     "chunks": CHUNKED + b"2\r\n[4\r\n3;name=value\r\n.0]\r\n0\r\nTrailer: x\r\n\r\n",
     "one byte a chunk": CHUNKED + b"".join(b"1\r\n%c\r\n" % byte for byte in b"[4.0]") + b"0\r\n\r\n",
-    "websocket": b"GET /ping HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: a\r\n\r\n",
+    "websocket": b"GET /ping HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
     "h2c": b"GET /ping HTTP/1.1\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\r\n",
     "h2c with a body": post(b"[4.0]", "Connection: Upgrade", "Upgrade: h2c"),
     "h2c with chunks": CHUNKED.replace(b"\r\n\r\n", b"\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n")
@@ -583,10 +586,8 @@ def test_who_sends_ahead_and_reads_nothing_is_not_kept_in_memory(impatient: Serv
     peak = Peak(impatient.pid)
     with wire(impatient) as raw:
         raw.socket.settimeout(0.5)
-        sent = 0
         with pytest.raises((TimeoutError, ConnectionError)):
-            while sent < 200 * MIB:
-                sent += raw.socket.send(b"GET /api-description HTTP/1.1\r\n\r\n" * 8192)
+            raw.send(b"GET /api-description HTTP/1.1\r\n\r\n" * 2_000_000)
         assert is_cut_off(impatient, raw)
     assert peak.growth < 64 * MIB
 
@@ -697,7 +698,9 @@ def test_there_are_as_many_connections_as_there_may_be(impatient: ServerProcess)
     assert held[0].send(PING).answer().status == 200
     for raw in held:
         raw.socket.close()
-    # The server learns of their end before it learns of anything that comes later.
+    deadline = time.monotonic() + PATIENCE_S
+    while not is_answered(impatient):
+        assert time.monotonic() < deadline, "places that were left are not had again"
 
 
 # Clients that go.
@@ -749,7 +752,8 @@ def test_bodies_of_those_who_went_do_not_stay(server: ServerProcess) -> None:
 
 def test_a_thousand_idle_connections_disturb_nobody(server: ServerProcess) -> None:
     peak = Peak(server.pid)
-    idle = [wire(server) for _ in range(1000)]
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    idle = [wire(server) for _ in range(min(1000, soft // 2))]
     for raw in idle[::2]:
         raw.send(b"GET /ping HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 1000)
     with wire(server) as raw:
@@ -831,6 +835,38 @@ def test_a_refusal_after_a_stream_is_an_answer(server: ServerProcess) -> None:
     with wire(server) as raw:
         assert raw.send(odd(pieces=3)).answer().status == 200
         assert raw.send(b"garbage\r\n\r\n").answer().status == 400
+
+
+# Forms.
+
+PART = b'--b\r\nContent-Disposition: form-data; name="x"\r\n\r\ny\r\n'
+
+FORMS = {
+    "no boundary": ("multipart/form-data", PART + b"--b--\r\n"),
+    "an empty boundary": ('multipart/form-data; boundary=""', PART),
+    "a boundary of 60 kB": ("multipart/form-data; boundary=" + "b" * 60_000, PART),
+    "another boundary": ("multipart/form-data; boundary=c", PART + b"--b--\r\n"),
+    "nothing": ("multipart/form-data; boundary=b", b""),
+    "no end": ("multipart/form-data; boundary=b", PART),
+    "no name": ("multipart/form-data; boundary=b", b"--b\r\nX: y\r\n\r\nz\r\n--b--\r\n"),
+    "no headers": ("multipart/form-data; boundary=b", b"--b\r\n\r\nz\r\n--b--\r\n"),
+    "a header without end": ("multipart/form-data; boundary=b", b"--b\r\n" + b"a" * 5_000_000),
+    "headers without end": ("multipart/form-data; boundary=b", b"--b\r\n" + b"a: b\r\n" * 1_000_000),
+    "line feeds": ("multipart/form-data; boundary=b", PART.replace(b"\r", b"") + b"--b--\n"),
+    "parts without end": ("multipart/form-data; boundary=b", PART * 5_000 + b"--b--\r\n"),
+    "fields without end": ("application/x-www-form-urlencoded", b"a=1&" * 1_000_000),
+}
+
+
+@pytest.mark.parametrize("case", FORMS)
+def test_forms_that_cannot_be_read_are_refused(server: ServerProcess, case: str) -> None:
+    kind, body = FORMS[case]
+    with wire(server) as raw:
+        answer = raw.send(post(body).replace(b"application/json", kind.encode(), 1)).answer()
+        assert answer.status == 400, answer.body
+        assert json.loads(answer.body)["type"] == "BadRequestException"
+        # The next one is read from where it begins.
+        assert raw.send(VALID).answer().status == 200
 
 
 # Anything at all.

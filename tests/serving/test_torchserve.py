@@ -312,9 +312,12 @@ def test_plain_torchserve_from_the_root_of_the_tree(shipped, linear_archive, tmp
         subprocess.run([*torchserve, "--stop", "--foreground"], **run)
 
 
-@pytest.mark.parametrize("moment", ["starting", "server"])
-def test_a_check_that_is_killed_leaves_no_server_behind(shipped, linear_archive, tmp_path, moment):
+@pytest.mark.parametrize(
+    ("server", "moment"), [("torchserve", "starting"), ("torchserve", "server"), ("torchport", "server")]
+)
+def test_a_check_that_is_killed_leaves_no_server_behind(shipped, linear_archive, tmp_path, server, moment):
     command = [sys.executable, "-m", "torchport", "check", "linear", "--store", str(shipped.path)]
+    command += ["--server", server]
     process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"TMPDIR": str(tmp_path)})
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(f"torchport-check-*/run/{moment}.json")):

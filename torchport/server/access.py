@@ -59,7 +59,7 @@ class Access:
         scheme, _, key = (authorization or b"").decode("latin-1").partition(" ")
         held = self._keys.get(kind, "")
         matches = hmac.compare_digest(key.strip().encode(), held.encode()) and bool(held)
-        if scheme.lower() != "bearer" or not matches or time.time() >= self._expires.get(kind, float("inf")):
+        if scheme != "Bearer" or not matches or time.time() >= self._expires.get(kind, float("inf")):
             raise InvalidKey
 
     def renew(self, kind: KeyKind, *, write: bool = True) -> None:

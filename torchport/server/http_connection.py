@@ -132,11 +132,12 @@ class HttpConnection(asyncio.Protocol):
         request = self._active
         if request is None or self.is_gone:
             return
-        framing = [] if status in BODILESS else [b"content-length: %d" % len(body)]
+        bodiless = status in BODILESS
+        framing = b"" if bodiless else b"content-length: %d\r\n" % len(body)
         if not request.keep_alive:
-            framing.append(b"connection: close")
+            framing += b"connection: close\r\n"
         head = head_of(status, headers, framing)
-        self._write(head if request.method == "HEAD" or status in BODILESS else head + body)
+        self._write(head if bodiless or request.method == "HEAD" else head + body)
         self._finish(request)
 
     async def start_chunks(self, status: int, headers: Headers) -> None:
@@ -147,9 +148,9 @@ class HttpConnection(asyncio.Protocol):
         self._bodiless = status in BODILESS
         # HTTP/1.0 knows no chunks: there the end of the connection is the end of the answer.
         self._chunked = request.chunks and not self._bodiless
-        framing = [b"transfer-encoding: chunked"] if self._chunked else []
+        framing = b"transfer-encoding: chunked\r\n" if self._chunked else b""
         if not request.keep_alive:
-            framing.append(b"connection: close")
+            framing += b"connection: close\r\n"
         self._write(head_of(status, headers, framing))
 
     async def send_chunk(self, piece: bytes) -> None:
@@ -178,10 +179,10 @@ class HttpConnection(asyncio.Protocol):
     def _finish(self, request: HttpRequest) -> None:
         self._active = None
         self._idle_since = time.monotonic()
-        if request.keep_alive:
-            self._go_on()
-        else:
+        if not request.keep_alive:
             self.close()
+        elif self._waiting or self._refusal or self._owes_continue or self._paused:
+            self._go_on()
 
     def _go_on(self) -> None:
         """Where nothing is being answered, and what was answered is taken: whatever comes next."""
@@ -302,6 +303,7 @@ class HttpServer:
             ssl=self._tls,
             # Until a handshake is over, a connection is in no count of ours.
             ssl_handshake_timeout=self._settings.header_timeout if self._tls else None,
+            ssl_shutdown_timeout=self._settings.body_timeout if self._tls else None,
             backlog=2048,
         )
         self._sweeper = loop.create_task(self._sweep())

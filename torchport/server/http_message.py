@@ -1,6 +1,6 @@
 """What goes over an HTTP connection: requests as they came, heads of answers, refusals as whole answers.
 
-head_of(200, [(b"content-type", b"application/json")], [b"content-length: 2"])
+head_of(200, [(b"content-type", b"application/json")], b"content-length: 2\\r\\n")
 """
 
 from __future__ import annotations
@@ -65,16 +65,14 @@ class HttpRequest:
         return self._lower.get(name)
 
 
-def head_of(status: int, headers: Headers, framing: list[bytes]) -> bytes:
+def head_of(status: int, headers: Headers, framing: bytes) -> bytes:
     """Status line and headers. A line break in a value becomes a space: it would begin another header."""
     lines = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d " % status]
-    for name, value in headers:
-        if b"\n" in value or b"\r" in value or b"\0" in value:
-            value = b" ".join(value.replace(b"\0", b" ").split())
-        lines.append(name + b": " + value)
-    lines += framing
-    lines.append(_NO_CACHE)
-    return b"\r\n".join(lines)
+    lines += [b"%b: %b" % pair for pair in headers]
+    head = b"\r\n".join(lines)
+    if head.count(b"\n") >= len(lines) or head.count(b"\r") >= len(lines) or b"\0" in head:
+        head = b"\r\n".join(b" ".join(line.replace(b"\0", b" ").split()) for line in lines)
+    return b"%b\r\n%b%b" % (head, framing, _NO_CACHE)
 
 
 def refusal_of(status: int) -> bytes:
@@ -86,4 +84,5 @@ def refusal_of(status: int) -> bytes:
         headers.append((b"retry-after", b"1"))
     if status == 405:
         headers.append((b"allow", b"GET, HEAD, POST, PUT, DELETE, OPTIONS"))
-    return head_of(status, headers, [b"content-length: %d" % len(body), b"connection: close"]) + body
+    framing = b"content-length: %d\r\nconnection: close\r\n" % len(body)
+    return head_of(status, headers, framing) + body

@@ -33,8 +33,8 @@ class RequestReader:
         self._incoming: HttpRequest | None = None
         self._url = b""
         self._body: bytes | bytearray = b""
-        self._framing = 0
-        """Bytes since the request's beginning, or since the last of its body: headers, or trailers."""
+        self._read = self._framing = 0
+        """Bytes of the last read; those since the request's beginning, or since the last of its body."""
         self._in_body = self._skips_body = self._replays = self._ended = False
         self._since: float | None = None
 
@@ -72,7 +72,8 @@ class RequestReader:
         """Take what the client sent."""
         if self._ended:
             return
-        self._framing += len(data)
+        self._read = len(data)
+        self._framing += self._read
         try:
             self._parse(data)
         except httptools.HttpParserCallbackError as err:
@@ -130,21 +131,28 @@ class RequestReader:
     def on_header(self, name: bytes, value: bytes) -> None:
         # Those after a chunked body are dropped: no proxy has looked at them.
         if self._incoming is not None and not self._in_body:
-            self._incoming.headers.append((name, value.rstrip(b" \t")))
+            if value and value[-1] <= 32:
+                value = value.rstrip(b" \t")
+            self._incoming.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         request, parser, settings = self._incoming, self._parser, self._settings
         if request is None or self._replays:
             return
+        if max(self._framing, self._read) > settings.max_header_size:
+            # What came with them may be of a body, or of other requests.
+            size = sum(len(name) + len(value) + 4 for name, value in request.headers)
+            if size + len(self._url) > settings.max_header_size:
+                self._refuse(431)
         self._in_body, self._framing = True, 0
         request.method = parser.get_method().decode("ascii")
-        request.chunks = parser.get_http_version() not in ("1.0", "0.9")
-        request.keep_alive = parser.should_keep_alive() and request.chunks
+        if parser.get_http_version() in ("1.0", "0.9"):
+            request.chunks = request.keep_alive = False
+        else:
+            request.keep_alive = parser.should_keep_alive()
         framed = expects = False
-        size = len(self._url)
         for name, value in request.headers:
             length = len(name)
-            size += length + len(value) + 4
             if length == 14 and name.lower() == b"content-length":
                 framed = True
                 if not value.isdigit():
@@ -159,8 +167,6 @@ class RequestReader:
                 expects = True
                 if value.lower() != b"100-continue":
                     self._refuse(417)
-        if size > settings.max_header_size:
-            self._refuse(431)
         if request.method == "CONNECT":
             self._refuse(405)
         self._take_target(request)
@@ -198,7 +204,8 @@ class RequestReader:
         request = self._incoming
         if request is None or self._skips_body:
             return
-        request.body = bytes(self._body)
+        body = self._body
+        request.body = body if isinstance(body, bytes) else bytes(body)
         self._incoming, self._body, self._since = None, b"", None
         self._in_body, self._framing = False, 0
         self._owner.taken(request)
