@@ -1,0 +1,65 @@
+"""What the figures were measured on, without saying whose machine it is."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from bench.contenders import CORES
+from bench.load import require_wrk
+
+PACKAGES = (
+    "torchport",
+    "torchserve",
+    "mosec",
+    "uvicorn",
+    "uvloop",
+    "httptools",
+    "onnxruntime-gpu",
+    "onnxruntime",
+    "torch",
+    "torchvision",
+    "numpy",
+    "pillow",
+)
+
+
+def describe() -> dict[str, Any]:
+    """Cores, processor, memory, system, versions; and the load that was there before the benchmark."""
+    return {
+        "cores": CORES,
+        "processor": _processor(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "wrk": _wrk(),
+        "load_before": round(os.getloadavg()[0], 2),
+    }
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or "unknown"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _wrk() -> str:
+    """The first words of what it says about itself; it ends with 1 where it is asked for nothing else."""
+    said = subprocess.run([require_wrk(), "--version"], capture_output=True, text=True, check=False)
+    words = (said.stdout or said.stderr).split()
+    return words[1] if len(words) > 1 else "unknown"

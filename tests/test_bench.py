@@ -1,0 +1,173 @@
+"""The benchmark's own machinery: it must measure what it says, and fail where a figure would be worthless."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from bench import chart, machine, report, scale
+from bench.__main__ import app
+from bench.archives import Archives, length_archive
+from bench.contenders import bare_uvicorn
+from bench.errors import BenchmarkError
+from bench.figures import Figure, Part, Target
+from bench.load import Measured, Question, load
+from bench.rounds import Effort, Spread, interleave
+
+needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
+TINY = Effort(seconds=1, rounds=1, warm_up=1)
+
+
+class Fickle(http.server.BaseHTTPRequestHandler):
+    """Answers its first request, and refuses all others."""
+
+    protocol_version = "HTTP/1.1"
+    asked = 0
+
+    def do_POST(self) -> None:
+        type(self).asked += 1
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200 if self.asked == 1 else 503)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def fickle() -> Iterator[Question]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Fickle)
+    Fickle.asked = 0
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield Question(url=f"http://127.0.0.1:{server.server_port}/", body=b"[4.0]")
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def figure(median: float, against: float | None, target: Target | None) -> Figure:
+    return Figure(
+        part="A",
+        what="speed",
+        unit="1/s",
+        measured=Spread(median, median - 1, median + 1),
+        rival="another" if against else "",
+        against=Spread(against, against, against) if against else None,
+        target=target,
+    )
+
+
+@needs_wrk
+def test_requests_that_fail_are_no_measurement(fickle: Question) -> None:
+    with pytest.raises(BenchmarkError, match="failed.*status"):
+        load(fickle, connections=2, seconds=1)
+
+
+@needs_wrk
+def test_a_server_is_measured() -> None:
+    pytest.importorskip("uvicorn")
+    with bare_uvicorn() as server:
+        measured = load(server.question(b"[4.0]"), connections=2, seconds=1)
+    assert measured.per_second > 0
+    assert 0 < measured.median_ms <= measured.p99_ms <= measured.worst_ms
+
+
+def test_without_wrk_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    outcome = CliRunner().invoke(app, ["--only", "D"])
+    assert outcome.exit_code == 2
+    assert "apt-get install wrk" in outcome.output
+
+
+def test_an_unknown_part_is_refused() -> None:
+    outcome = CliRunner().invoke(app, ["--only", "A,X"])
+    assert outcome.exit_code == 2
+    assert "A, B, C, D" in outcome.output
+
+
+def test_every_round_has_everybody_and_another_first() -> None:
+    order = []
+
+    def measure(name: str) -> Measured:
+        order.append(name)
+        return Measured(per_second=len(order), median_ms=1.0, p99_ms=1.0, worst_ms=1.0)
+
+    found = interleave(
+        {name: lambda _, name=name: measure(name) for name in "abc"},  # type: ignore[misc]
+        Effort(seconds=1, rounds=3, warm_up=1),
+    )
+    assert "".join(order) == "abc" + "abc" + "bca" + "cab"
+    # The first three, of warming up, are in no result.
+    assert [run.per_second for run in found["a"]] == [4, 9, 11]
+
+
+@pytest.mark.parametrize(
+    ("against", "target", "holds"),
+    [
+        (50.0, Target("at least", 2.0), True),
+        (51.0, Target("at least", 2.0), False),
+        (100.0, Target("more than", 1.0), False),
+        (500.0, Target("at most", 0.2), True),
+        (None, Target("under", 100.0), False),
+        (None, Target("under", 101.0), True),
+        (50.0, None, True),
+    ],
+)
+def test_a_target_is_of_the_ratio_where_there_is_a_rival(
+    against: float | None, target: Target | None, holds: bool
+) -> None:
+    assert figure(100.0, against, target).holds is holds
+
+
+def test_a_missed_target_ends_with_1_and_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    missed = figure(100.0, 90.0, Target("at least", 5.0))
+    part = Part(letter="A", title="speed", figures=[missed], charts=[])
+    monkeypatch.setattr("bench.__main__.PARTS", {"A": lambda archives, folder, effort: part})
+    monkeypatch.setattr("bench.__main__.Archives.made", lambda folder: None)
+    monkeypatch.setattr("bench.__main__.require_wrk", lambda: "wrk")
+    monkeypatch.setattr("bench.machine.describe", dict)
+    monkeypatch.setattr("bench.chart.draw", lambda parts, found, path: None)
+    outcome = CliRunner().invoke(app, ["--only", "A", "--results", str(tmp_path)])
+    assert outcome.exit_code == 1
+    assert "MISSED" in outcome.output
+    (kept,) = json.loads((tmp_path / "latest.json").read_text())["figures"]
+    assert kept["holds"] is False
+    assert kept["ratio"] == pytest.approx(100 / 90)
+
+
+@pytest.mark.slow
+@needs_wrk
+def test_the_cost_of_scale_is_measured_and_drawn(
+    linear_archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(scale, "MODELS", 3)
+    monkeypatch.setattr(scale, "IDLE", 20)
+    monkeypatch.setattr(scale, "BATCH_SIZES", (1, 8))
+    nothing = tmp_path / "nothing"
+    archives = Archives(
+        linear=linear_archive,
+        length=length_archive(tmp_path),
+        **dict.fromkeys(("resnet", "stock", "linear_onnx", "resnet_onnx", "photograph"), nothing),
+    )
+    part = scale.measure(archives, tmp_path / "D", TINY)
+    assert all(figure.measured.median >= 0 for figure in part.figures)
+    assert {figure.unit for figure in part.figures} == {"1/s", "ms", "s", "MB", "kB", "MB/s"}
+    found = machine.describe()
+    console = Console(width=180, record=True)
+    report.print_table([part], console)
+    assert "batch size 8" in console.export_text()
+    report.write_results([part], found, TINY, tmp_path / "kept.json")
+    assert len(json.loads((tmp_path / "kept.json").read_text())["figures"]) == len(part.figures)
+    chart.draw([part], found, tmp_path / "kept.png")
+    assert (tmp_path / "kept.png").read_bytes().startswith(b"\x89PNG")
