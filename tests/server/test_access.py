@@ -29,7 +29,7 @@ from torchport.server.errors import InvalidKey
 from torchport.server.settings import settings_from
 from torchport.store import read_json
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 APIS = ("inference", "management", "metrics")
 
 HANDLER = """
@@ -219,7 +219,7 @@ def test_what_is_no_kind_of_key_is_not_renewed(guarded: Served, query: str) -> N
 
 
 def test_keys_expire_and_are_had_again(tmp_path: Path) -> None:
-    with served(tmp_path / "run", TOKENS | {"token_expiration_min": "0.02"}) as server:
+    with served(tmp_path / "run", TOKENS | {"token_expiration_min": "0.04"}) as server:
         key = server.keys()["inference"]
         deadline = time.monotonic() + PATIENCE_S
         while server.ask("inference", "/ping", key).status_code == 200:
