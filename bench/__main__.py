@@ -53,6 +53,12 @@ def main(
         require_wrk()
         effort = Effort(seconds=seconds, rounds=rounds, warm_up=warm_up)
         found = machine.describe()
+        if found["busy_percent"] > machine.BUSY_PERCENT:
+            console.print(
+                f"[bold yellow]warning[/] others keep {found['busy_percent']:.0f}% of this machine busy: "
+                "whoever shares its cores with that looks slower than it is",
+                highlight=False,
+            )
         archives = Archives.made(CACHE)
         parts = []
         for letter in letters:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -13,6 +12,10 @@ import psutil
 
 from bench.contenders import CORES
 from bench.load import require_wrk
+
+BUSY_INTERVAL_S = 2.0
+BUSY_PERCENT = 5.0
+"""Of all cores: what a machine's own services take is less."""
 
 PACKAGES = (
     "torchport",
@@ -31,7 +34,7 @@ PACKAGES = (
 
 
 def describe() -> dict[str, Any]:
-    """Cores, processor, memory, system, versions; and the load that was there before the benchmark."""
+    """Cores, processor, memory, system, versions; and how busy others kept the machine before it began."""
     return {
         "cores": CORES,
         "processor": _processor(),
@@ -40,7 +43,7 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
         "wrk": _wrk(),
-        "load_before": round(os.getloadavg()[0], 2),
+        "busy_percent": psutil.cpu_percent(interval=BUSY_INTERVAL_S),
     }
 
 

@@ -135,11 +135,12 @@ def test_a_missed_target_ends_with_1_and_is_kept(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("bench.__main__.PARTS", {"A": lambda archives, folder, effort: part})
     monkeypatch.setattr("bench.__main__.Archives.made", lambda folder: None)
     monkeypatch.setattr("bench.__main__.require_wrk", lambda: "wrk")
-    monkeypatch.setattr("bench.machine.describe", dict)
+    monkeypatch.setattr("bench.machine.describe", lambda: {"busy_percent": 42.0})
     monkeypatch.setattr("bench.chart.draw", lambda parts, found, path: None)
     outcome = CliRunner().invoke(app, ["--only", "A", "--results", str(tmp_path)])
     assert outcome.exit_code == 1
     assert "MISSED" in outcome.output
+    assert "42% of this machine busy" in outcome.output
     (kept,) = json.loads((tmp_path / "latest.json").read_text())["figures"]
     assert kept["holds"] is False
     assert kept["ratio"] == pytest.approx(100 / 90)

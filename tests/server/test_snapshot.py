@@ -11,6 +11,7 @@ import pytest
 import requests
 
 from tests.server.archives import write_archive
+from torchport.errors import ServerError
 from torchport.properties import read_properties
 from torchport.server.registry import Registry
 from torchport.server.snapshot import KEPT, Snapshots, read_last
@@ -27,7 +28,7 @@ def registry(**versions: int) -> Registry:
     """As much of a registry as a snapshot looks at: one model, its versions with so many workers."""
     found = {
         number: SimpleNamespace(
-            model=SimpleNamespace(url=f'file:///störe/a\\b "{number}".mar'),
+            model=SimpleNamespace(url=f'file:///störe/a\\b "{number}".mar', handler_given=False),
             settings=SimpleNamespace(
                 min_workers=workers,
                 max_workers=workers + 1,
@@ -40,7 +41,8 @@ def registry(**versions: int) -> Registry:
         for number, workers in versions.items()
     }
     default = next(iter(versions), "")
-    return cast(Registry, SimpleNamespace(models={"model": SimpleNamespace(versions=found, default=default)}))
+    models = {"model": SimpleNamespace(versions=found, default=default)}
+    return cast(Registry, SimpleNamespace(models=models, unrestored={}))
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -188,3 +190,27 @@ def test_an_archive_that_is_gone_costs_no_other_model_its_place(tmp_path: Path) 
     with pytest.raises(Exception, match="Model not found at: one-1.0.mar"):
         start(Store(store), tmp_path / "again", config=config, arguments=("--ncs",))
     assert "of two 1.0 is ready" in (tmp_path / "again" / "server.log").read_text()
+
+
+def test_another_handler_is_remembered_and_a_lost_archive_is_not_forgotten(tmp_path):
+    store = Store(tmp_path / "store")
+    files = {"other.py": b"def handle(data, context):\n    return ['other'] * len(data or [])\n"}
+    own = "def handle(data, context):\n    return ['own'] * len(data or [])\n"
+    config = {"minWorkers": 1, "maxWorkers": 1}
+    for name in ("swapped", "lost"):
+        write_archive(store.path, name, own, config=config, files=files)
+    settings = {"enable_grpc": "false", "enable_model_api": "true", "load_models": "none"}
+    options = {"settings": settings, "arguments": ()}
+    with start(store, tmp_path / "run", **options) as server:
+        management = server.urls["management"]
+        for query in ("url=swapped-1.0.mar&handler=other.py", "url=lost-1.0.mar"):
+            assert requests.post(f"{management}/models?{query}", timeout=30).status_code == 200
+    away = tmp_path / "lost-1.0.mar"
+    (store.path / away.name).rename(away)
+    with pytest.raises(ServerError, match=r"lost-1\.0\.mar"):
+        start(store, tmp_path / "run", **options)
+    away.rename(store.path / away.name)
+    with start(store, tmp_path / "run", **options) as server:
+        for name, answer in (("swapped", "other"), ("lost", "own")):
+            url = f"{server.urls['inference']}/predictions/{name}"
+            assert requests.post(url, data="x", timeout=30).text == answer

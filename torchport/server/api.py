@@ -19,7 +19,7 @@ from urllib.parse import parse_qsl, unquote
 
 from torchport.server.access import Access, KeyKind
 from torchport.server.errors import ApiError, InternalError, InvalidRequest, MethodNotAllowed
-from torchport.server.http_connection import HttpRequest
+from torchport.server.http_message import HttpRequest
 from torchport.server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)

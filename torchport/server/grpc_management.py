@@ -16,7 +16,8 @@ from torchport.server.api import Request
 from torchport.server.errors import Forbidden, InvalidRequest
 from torchport.server.grpc_calls import Call, Calls
 from torchport.server.grpc_messages import MANAGEMENT, management
-from torchport.server.http_connection import HttpConnection, HttpRequest
+from torchport.server.http_connection import HttpConnection
+from torchport.server.http_message import HttpRequest
 from torchport.server.management_api import ManagementApi
 
 _TIMEOUT = b"x-request-timeout-ms"

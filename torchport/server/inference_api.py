@@ -75,6 +75,7 @@ class InferenceApi(Api):
         """Set when the server ends: it says so to who asks for its health, and still answers."""
         self._oip = OipApi(self)
         self.tracing = tracing
+        self._description = Reply.of_json(inference_description())
 
     def answer(self, request: Request) -> Reply | Coroutine[Any, Any, Reply] | None:
         segments = named_segments(request)
@@ -91,9 +92,9 @@ class InferenceApi(Api):
         if segments == [""]:
             if request.method != "OPTIONS":
                 raise MethodNotAllowed("OPTIONS")
-            return Reply.of_json(inference_description())
+            return self._description
         if segments == ["api-description"]:
-            return Reply.of_json(inference_description())
+            return self._description
         if first == "v1":
             return self._kserve_v1(request, segments)
         if first == "invocations" and len(segments) == 1:
@@ -192,11 +193,12 @@ class InferenceApi(Api):
 class _Prediction:
     """Waits for a worker's answer and sends it on."""
 
-    __slots__ = ("_api", "_pieces", "_request", "_route", "span")
+    __slots__ = ("_api", "_pieces", "_request", "_route", "_waiting_bytes", "span")
 
     def __init__(self, api: InferenceApi, request: Request, route: RouteStatistics) -> None:
         self._api, self._request, self._route = api, request, route
         self._pieces: asyncio.Queue[Answer | Exception | None] | None = None
+        self._waiting_bytes = 0
         self.span: Any = None
         """The request's span, where spans are made."""
 
@@ -230,6 +232,10 @@ class _Prediction:
             self._pieces = asyncio.Queue()
             self._api.in_background(self._stream(self._pieces))
         self._pieces.put_nowait(piece)
+        self._waiting_bytes += len(piece.body)
+        if self._waiting_bytes > self._api.settings.max_response_size:
+            # The client takes the pieces slower than they come: they must not fill the memory.
+            self._request.http.connection.abort()
 
     def failed(self, job: Job, error: Exception) -> None:
         if self._pieces is None:
@@ -258,6 +264,7 @@ class _Prediction:
                 await connection.start_chunks(_status(piece), headers)
                 self._api.sent(request, _status(piece))
             await connection.send_chunk(piece.body)
+            self._waiting_bytes -= len(piece.body)
         connection.end_chunks()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from torchport.server.api import Api
-from torchport.server.http_connection import HttpRequest
+from torchport.server.http_message import HttpRequest
 from torchport.server.settings import Address
 
 _OWNERS = {b"models": 1, b"token": 1, b"metrics": 2}

@@ -26,7 +26,7 @@ from torchport.server import logs
 from torchport.server.access import Access
 from torchport.server.api import RequestCounts
 from torchport.server.collector import ServerCollector
-from torchport.server.http_connection import HttpServer
+from torchport.server.http_server import HttpServer
 from torchport.server.inference_api import InferenceApi
 from torchport.server.joined_apis import by_address
 from torchport.server.management_api import ManagementApi
@@ -66,8 +66,23 @@ def run(settings: ServerSettings, *, run_folder: Path, snapshots: bool) -> int:
         if last is not None:
             logger.info("models as they were when the server ended (--ncs forgets them)")
             settings = replace(settings, model_snapshot=last)
+    _allow_connections(settings)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(_Server(settings, run_folder, snapshots).run())
+
+
+def _allow_connections(settings: ServerSettings) -> None:
+    """Raise the limit on open files to what the connections may need, as far as the system lets us."""
+    try:
+        import resource
+    except ImportError:  # Windows has none.
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = settings.max_connections * len(settings.http_addresses) + 1024
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -208,6 +223,9 @@ class _Server:
                     os.read(descriptor, 1)
                 with contextlib.suppress(RuntimeError):
                     loop.call_soon_threadsafe(self._signalled, signal.SIGTERM)
+                # Should the event loop be stuck, nobody is there any more to end this.
+                time.sleep(self.settings.shutdown_timeout + 10)
+                os._exit(1)
 
             threading.Thread(target=watch, name="lifeline", daemon=True).start()
 

@@ -12,6 +12,7 @@ from torchport.server.api import Api, Reply, Request, RequestCounts
 from torchport.server.descriptions import describe
 from torchport.server.errors import (
     ApiError,
+    Forbidden,
     InvalidKey,
     InvalidRequest,
     MethodNotAllowed,
@@ -19,6 +20,7 @@ from torchport.server.errors import (
 )
 from torchport.server.inference_api import headers_for_handlers, named_segments
 from torchport.server.job import Kind, Waiter
+from torchport.server.model_settings import MAX_WORKERS
 from torchport.server.openapi import management_description, model_management_description
 from torchport.server.registration import Registration
 from torchport.server.registry import Registry
@@ -29,7 +31,6 @@ from torchport.store import version_key
 PAGE = 100
 """The most models on one page of the list."""
 
-MAX_WORKERS = 1024
 
 RUNTIMES = ("python", "python3")
 """What a registration may name as the runtime; there is one."""
@@ -44,9 +45,13 @@ class ManagementApi(Api):
         self, settings: ServerSettings, access: Access, counts: RequestCounts, registry: Registry
     ) -> None:
         super().__init__(settings, access, counts)
+        self._description = Reply.of_json(management_description())
         self._registry = registry
 
     def answer(self, request: Request) -> Reply | Coroutine[Any, Any, Reply] | None:
+        if request.http.header(b"origin") is not None and not self.settings.cors_allowed_origin:
+            # A page in a browser on this machine: it could speak in the name of who looks at it.
+            raise Forbidden("web pages may not manage models unless cors_allowed_origin is set")
         segments = named_segments(request)
         if segments == ["token"] and self._access.enabled:
             return self._renew_key(request)
@@ -55,9 +60,9 @@ class ManagementApi(Api):
         if segments == [""]:
             if request.method != "OPTIONS":
                 raise MethodNotAllowed("OPTIONS")
-            return Reply.of_json(management_description())
+            return self._description
         if segments == ["api-description"]:
-            return Reply.of_json(management_description())
+            return self._description
         if segments[0] == "models":
             return self._models(request, segments[1:])
         if segments[:2] == ["v1", "models"] and len(segments) == 3:

@@ -31,6 +31,7 @@ class MetricsApi(Api):
         self, settings: ServerSettings, access: Access, counts: RequestCounts, collector: Collector
     ) -> None:
         super().__init__(settings, access, counts)
+        self._description = Reply.of_json(metrics_description())
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(collector)
 
@@ -46,11 +47,11 @@ class MetricsApi(Api):
             body = (_only(text, set(names)) if names else text).encode()
             return Reply(200, body, [(b"content-type", CONTENT_TYPE)])
         if segments == ["api-description"]:
-            return Reply.of_json(metrics_description())
+            return self._description
         if segments == [""]:
             if request.method != "OPTIONS":
                 raise MethodNotAllowed("OPTIONS")
-            return Reply.of_json(metrics_description())
+            return self._description
         raise ResourceNotFound
 
 

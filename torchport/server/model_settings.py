@@ -21,6 +21,9 @@ from torchport_runtime.suggest import did_you_mean
 
 logger = logging.getLogger(__name__)
 
+MAX_WORKERS = 1024
+"""Of one version: more is a mistake."""
+
 _TORCHSERVE_KEYS = {
     "minWorkers": "min_workers",
     "maxWorkers": "max_workers",
@@ -121,12 +124,16 @@ def _checked(where: str, key: str, value: Any) -> Any:
     kind = next(f.type for f in fields(ModelSettings) if f.name == key)
     if kind == "int":
         least = 1 if key in ("batch_size", "job_queue_size", "response_timeout", "startup_timeout") else 0
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ArchiveRefused(f"{where}: {key} is {value!r}: a whole number of at least {least}")
+        most = MAX_WORKERS if key in ("min_workers", "max_workers") else 1 << 30
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            said = f"{key} is {repr(value)[:80]}"
+            raise ArchiveRefused(f"{where}: {said}: a whole number from {least} to {most} is expected")
     elif kind == "str":
         return str(value)
     elif kind.startswith("tuple"):
         if not isinstance(value, list) or not all(isinstance(v, int) for v in value):
-            raise ArchiveRefused(f"{where}: {key} is {value!r}: a list of whole numbers is expected")
+            raise ArchiveRefused(
+                f"{where}: {key} is {repr(value)[:80]}: a list of whole numbers is expected"
+            )
         return tuple(value)
     return value

@@ -58,6 +58,8 @@ class Registry:
         """By model and version, those included that are gone: a counter never runs backwards."""
         self.failures: dict[str, str] = {}
         """Archives that could not be loaded when the server started, with the reason."""
+        self.unrestored: dict[str, dict[str, dict[str, Any]]] = {}
+        """What a snapshot told of and could not be had, by model and version, for the next snapshot."""
         self._gpus, self._changed, self._samples_taken = gpus, changed, samples_taken
         self._work = WorkFolder()
         self._hosts = SharedHosts()

@@ -15,6 +15,7 @@ from typing import Any
 
 from torchport.errors import TorchportError
 from torchport.properties import read_properties
+from torchport.server.model_version import ModelVersion
 from torchport.server.registry import Registry
 from torchport.server.setting_checks import check_snapshot
 from torchport.store import write_bytes
@@ -35,21 +36,10 @@ class Snapshots:
         """Write a snapshot; a disk that is full costs the snapshot, not the server."""
         # Names sort by time: in local time an hour comes twice.
         name = f"{datetime.now(UTC):%Y%m%d-%H%M%S%f}"[:-3] + "-snapshot"
-        models: dict[str, Any] = {}
+        models: dict[str, Any] = {model: dict(found) for model, found in self._registry.unrestored.items()}
         for model_name, model in self._registry.models.items():
-            models[model_name] = {
-                number: {
-                    "defaultVersion": number == model.default,
-                    "marName": version.model.url,
-                    "minWorkers": version.settings.min_workers,
-                    "maxWorkers": version.settings.max_workers,
-                    "batchSize": version.settings.batch_size,
-                    "maxBatchDelay": version.settings.max_batch_delay,
-                    "responseTimeout": version.settings.response_timeout,
-                    "startupTimeout": version.settings.startup_timeout,
-                }
-                for number, version in model.versions.items()
-            }
+            for number, version in model.versions.items():
+                models.setdefault(model_name, {})[number] = _entry(version, number == model.default)
         snapshot = {"name": f"{name}.cfg", "modelCount": len(models), "models": models}
         text = f"model_snapshot={_escaped(json.dumps(snapshot))}\n"
         try:
@@ -58,6 +48,23 @@ class Snapshots:
                 old.unlink(missing_ok=True)
         except (OSError, TorchportError) as err:
             logger.warning("no snapshot was written: %s", err)
+
+
+def _entry(version: ModelVersion, is_default: bool) -> dict[str, Any]:
+    settings = version.settings
+    entry: dict[str, Any] = {
+        "defaultVersion": is_default,
+        "marName": version.model.url,
+        "minWorkers": settings.min_workers,
+        "maxWorkers": settings.max_workers,
+        "batchSize": settings.batch_size,
+        "maxBatchDelay": settings.max_batch_delay,
+        "responseTimeout": settings.response_timeout,
+        "startupTimeout": settings.startup_timeout,
+    }
+    if version.model.handler_given:
+        entry["handler"] = version.model.handler
+    return entry
 
 
 def read_last(folder: Path) -> dict[str, Any] | None:

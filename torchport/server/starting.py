@@ -25,6 +25,8 @@ async def load_models(registry: Registry, settings: ServerSettings) -> None:
 
     Their workers start at once, and this returns before they are ready.
     """
+    if not settings.model_store.is_dir():
+        logger.warning("there is no folder %s, and so no models", settings.model_store)
     snapshot = settings.model_snapshot
     if snapshot is not None:
         await _restore(registry, snapshot)
@@ -74,6 +76,10 @@ async def _register(registry: Registry, asked: Registration) -> None:
     except ApiError as err:
         logger.error("%s is not served: %s", asked.url, err)
         registry.failures[asked.url] = str(err)
+    except Exception as err:
+        # Whatever it is, it is one archive's: the others are to be served.
+        logger.exception("%s is not served", asked.url)
+        registry.failures[asked.url] = f"{type(err).__name__}: {err}"
 
 
 async def _newest_as_default(registry: Registry) -> None:
@@ -88,6 +94,7 @@ async def _restore(registry: Registry, snapshot: Mapping[str, Any]) -> None:
             asked = Registration(
                 url=str(entry["marName"]),
                 model_name=name,
+                handler=entry.get("handler"),
                 batch_size=entry.get("batchSize"),
                 max_batch_delay=entry.get("maxBatchDelay"),
                 response_timeout=entry.get("responseTimeout"),
@@ -105,3 +112,6 @@ async def _restore(registry: Registry, snapshot: Mapping[str, Any]) -> None:
                     version.scale(least, max(least, most))
                 if entry.get("defaultVersion"):
                     model.default = number
+            else:
+                # A store that is missing once must not make the server forget its models.
+                registry.unrestored.setdefault(name, {})[number] = dict(entry)

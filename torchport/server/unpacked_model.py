@@ -24,3 +24,5 @@ class UnpackedModel:
     config: dict[str, Any]
     thread_count: int
     certified: bool
+    handler_given: bool = False
+    """Whether registering it named another handler than the archive's own."""

@@ -136,6 +136,7 @@ def unpack(
         config=contents.config,
         thread_count=threads if isinstance(threads, int) else 0,
         certified=certified,
+        handler_given=handler is not None,
     )
 
 
