@@ -417,7 +417,9 @@ def test_versions_of_yesterday_are_not(encrypted: Served, pki: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n", b"", b"\x16\x03\x01", bytes(5000)], ids=repr
+    "data",
+    [b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n", b"", b"\x16\x03\x01", bytes(5000)],
+    ids=["plain", "nothing", "half a hello", "zeros"],
 )
 def test_who_does_not_speak_it_is_cut_off(encrypted: Served, data: bytes) -> None:
     """At once, or when the time for a handshake is over."""
