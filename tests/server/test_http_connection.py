@@ -575,6 +575,17 @@ def test_what_is_refused_takes_no_other_request_s_answer(
         assert raw.has_ended()
 
 
+@pytest.mark.parametrize("first", [1_000, 40_000, 63_000, 70_000])
+def test_headers_are_measured_wherever_they_are_cut(server: ServerProcess, first: int) -> None:
+    long = b"GET /ping HTTP/1.1\r\nX: " + b"a" * 80_000 + b"\r\n\r\n"
+    with wire(server) as raw:
+        raw.send(b"GET /ping HTTP/1.1\r\n\r\n" + long[:first])
+        assert raw.answer().status == 200
+        raw.send(long[first:])
+        assert raw.answer().status == 431
+        assert raw.has_ended()
+
+
 def test_nothing_after_the_last_request_is_read(server: ServerProcess) -> None:
     with wire(server) as raw:
         raw.send(odd(text="last").replace(b"Host: x", b"Connection: close") + odd(text="more") + b"garbage")

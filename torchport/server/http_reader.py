@@ -33,8 +33,9 @@ class RequestReader:
         self._incoming: HttpRequest | None = None
         self._url = b""
         self._body: bytes | bytearray = b""
-        self._read = self._framing = 0
-        """Bytes of the last read; those since the request's beginning, or since the last of its body."""
+        self._read = self._framing = self._span = 0
+        """Bytes of the last read; those since the request's beginning, or since the last of its body; those
+        of all reads that the request is in."""
         self._in_body = self._skips_body = self._replays = self._ended = False
         self._since: float | None = None
 
@@ -74,6 +75,7 @@ class RequestReader:
             return
         self._read = len(data)
         self._framing += self._read
+        self._span += self._read
         try:
             self._parse(data)
         except httptools.HttpParserCallbackError as err:
@@ -122,6 +124,7 @@ class RequestReader:
             return
         self._incoming = HttpRequest(self._owner)
         self._url = self._body = b""
+        self._span = self._read
         self._since = time.monotonic()
 
     def on_url(self, url: bytes) -> None:
@@ -139,7 +142,7 @@ class RequestReader:
         request, parser, settings = self._incoming, self._parser, self._settings
         if request is None or self._replays:
             return
-        if max(self._framing, self._read) > settings.max_header_size:
+        if self._span > settings.max_header_size:
             # What came with them may be of a body, or of other requests.
             size = sum(len(name) + len(value) + 4 for name, value in request.headers)
             if size + len(self._url) > settings.max_header_size:
