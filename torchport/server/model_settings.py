@@ -132,8 +132,6 @@ def _checked(where: str, key: str, value: Any) -> Any:
         return str(value)
     elif kind.startswith("tuple"):
         if not isinstance(value, list) or not all(isinstance(v, int) for v in value):
-            raise ArchiveRefused(
-                f"{where}: {key} is {repr(value)[:80]}: a list of whole numbers is expected"
-            )
+            raise ArchiveRefused(f"{where}: {key} is {repr(value)[:80]}: a list of whole numbers is expected")
         return tuple(value)
     return value
