@@ -13,6 +13,7 @@ import requests
 from tests.server.archives import write_archive
 from torchport.errors import ServerError
 from torchport.properties import read_properties
+from torchport.server.model_settings import ModelSettings
 from torchport.server.registry import Registry
 from torchport.server.snapshot import KEPT, Snapshots, read_last
 from torchport.server_process import ServerProcess, start
@@ -29,7 +30,7 @@ def registry(**versions: int) -> Registry:
     found = {
         number: SimpleNamespace(
             model=SimpleNamespace(url=f'file:///störe/a\\b "{number}".mar', handler_given=False),
-            settings=SimpleNamespace(
+            settings=ModelSettings(
                 min_workers=workers,
                 max_workers=workers + 1,
                 batch_size=4,
@@ -214,3 +215,23 @@ def test_another_handler_is_remembered_and_a_lost_archive_is_not_forgotten(tmp_p
         for name, answer in (("swapped", "other"), ("lost", "own")):
             url = f"{server.urls['inference']}/predictions/{name}"
             assert requests.post(url, data="x", timeout=30).text == answer
+
+
+def test_a_server_that_starts_writes_nothing_before_all_is_there_again(tmp_path):
+    store = Store(tmp_path / "store")
+    for name in ("one", "two", "three"):
+        write_archive(store.path, name, HANDLER, config={"minWorkers": 1, "maxWorkers": 1})
+    options = {"settings": {"enable_grpc": "false"}, "arguments": ()}
+    start(store, tmp_path / "run", **options).stop()
+    snapshots = sorted((tmp_path / "run" / "config").glob("*-snapshot.cfg"))
+    before = read_last(tmp_path / "run" / "config")
+    assert before is not None
+    assert set(before["models"]) == {"one", "two", "three"}
+    for older in snapshots[:-1]:
+        older.unlink()
+    start(store, tmp_path / "run", **options).stop()
+    written = sorted((tmp_path / "run" / "config").glob("*-snapshot.cfg"))
+    assert len(written) > 1
+    for path in written:
+        models = json.loads(read_properties(path)["model_snapshot"])["models"]
+        assert set(models) == {"one", "two", "three"}

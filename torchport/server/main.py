@@ -103,7 +103,9 @@ class _Server:
         self._tls = tls_context(settings)
         self._tracing = Tracing() if settings.opentelemetry else None
         counts = RequestCounts()
-        gpus = cuda_device_count() if settings.number_of_gpu is None else settings.number_of_gpu
+        gpus = cuda_device_count()
+        if settings.number_of_gpu is not None:
+            gpus = min(gpus, settings.number_of_gpu)
         self._registry = Registry(
             settings, gpus=gpus, changed=self._save_snapshot, samples_taken=self._add_samples
         )
@@ -118,6 +120,8 @@ class _Server:
         self._hurry = asyncio.Event()
         self._servers: list[HttpServer] = []
         self._grpc: GrpcServers | None = None
+        self._is_restored = False
+        """Whether what the last snapshot tells of has been registered, or could not be."""
         self._record: dict[str, Any] = {"loaded": False, "failures": {}}
         """What `server.json` tells whoever started the server."""
 
@@ -140,6 +144,7 @@ class _Server:
     async def _load(self) -> None:
         started = time.perf_counter()
         await load_models(self._registry, self.settings)
+        self._is_restored = True
         failures = dict(self._registry.failures)
         for version in self._registry.versions():
             await version.pool.wait_ready(version.settings.min_workers, version.settings.startup_timeout)
@@ -203,7 +208,8 @@ class _Server:
         logger.info("inference %s, management %s, metrics %s", inference, management, metrics)
 
     def _save_snapshot(self) -> None:
-        if self._keeps_snapshots and not self._stop.is_set():
+        # Not before all is there again: a server that is killed meanwhile must not have forgotten the rest.
+        if self._keeps_snapshots and self._is_restored and not self._stop.is_set():
             self._snapshots.save()
 
     def _add_samples(self, version: ModelVersion, samples: list[Sample]) -> None:

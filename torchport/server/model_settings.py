@@ -71,6 +71,17 @@ class ModelSettings:
     recycle_above_mb: int = 0
     shared_worker: str = ""
 
+    def to_json(self) -> dict[str, int]:
+        """What descriptions and snapshots tell of it, by TorchServe's names."""
+        return {
+            "minWorkers": self.min_workers,
+            "maxWorkers": self.max_workers,
+            "batchSize": self.batch_size,
+            "maxBatchDelay": self.max_batch_delay,
+            "responseTimeout": self.response_timeout,
+            "startupTimeout": self.startup_timeout,
+        }
+
     def with_workers(self, least: int, most: int) -> ModelSettings:
         return replace(self, min_workers=least, max_workers=most)
 

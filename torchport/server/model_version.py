@@ -9,7 +9,6 @@ its life are tried again one by one; a row that does it again is answered with a
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import os
 import time
@@ -25,7 +24,7 @@ from torchport.server.unpacked_model import UnpackedModel
 from torchport.server.wire import InferRow, Load, Row, Sample
 from torchport.server.worker_host import SharedHosts
 from torchport.server.worker_pool import WorkerPool
-from torchport.server.worker_process import WorkerSpec
+from torchport.server.worker_process import State, WorkerSpec
 
 logger = logging.getLogger(__name__)
 
@@ -36,12 +35,8 @@ may be an operator's, or the kernel's for want of memory: one more try tells."""
 
 
 class ModelVersion:
-    """A registered version. `samples_taken` is told of the handler's own metrics.
-
-    `cores` is how many the workers of this version share.
-    """
-
-    _devices = itertools.count()
+    """A registered version. `samples_taken` is told of the handler's own metrics; `taken_gpus` tells the
+    devices of all workers of the server, one entry for each."""
 
     def __init__(
         self,
@@ -51,6 +46,7 @@ class ModelVersion:
         hosts: SharedHosts,
         *,
         gpus: int = 0,
+        taken_gpus: Callable[[], list[int]] = list,
         hidden_environment: str = "",
         limit_max_image_pixels: bool = True,
         decode_input: bool = True,
@@ -64,7 +60,7 @@ class ModelVersion:
         self.loaded_at_startup = loaded_at_startup
         self.in_flight = 0
         self._closing = False
-        self._gpus, self._hidden = gpus, hidden_environment
+        self._gpus, self._taken_gpus, self._hidden = gpus, taken_gpus, hidden_environment
         self._limit_pixels, self._decode_input = limit_max_image_pixels, decode_input
         self._samples_taken, self._changed = samples_taken, changed
         self._dispatching = False
@@ -279,11 +275,19 @@ class ModelVersion:
         )
 
     def _next_gpu(self) -> int | None:
-        """Devices in turn; those that the model config names, where it does."""
+        """The device with the fewest workers; of those that the model config names, where it does.
+
+        So a worker that takes a dead one's place takes its device, too.
+        """
         if not self._gpus or self.settings.device_type == "cpu":
             return None
-        ids = self.settings.device_ids or tuple(range(self._gpus))
-        return ids[next(self._devices) % len(ids)]
+        return min(self.settings.device_ids or range(self._gpus), key=self._taken_gpus().count)
+
+    @property
+    def gpus(self) -> list[int]:
+        """The devices of its workers, one entry for each."""
+        alive = [w for w in self.pool.workers if w.state not in (State.STOPPING, State.GONE)]
+        return [w.spec.load.gpu for w in alive if w.spec.load.gpu is not None]
 
     @property
     def is_ready(self) -> bool:

@@ -107,6 +107,9 @@ class Registry:
         """Every version with workers, those that leave included."""
         return {*self.versions(), *self._leaving}
 
+    def _taken_gpus(self) -> list[int]:
+        return [gpu for version in self.serving() for gpu in version.gpus]
+
     @property
     def is_healthy(self) -> bool:
         """Whether every default version has the workers that it is to have."""
@@ -190,6 +193,7 @@ class Registry:
             self.statistics.setdefault((name, number), ModelStatistics()),
             self._hosts,
             gpus=self._gpus,
+            taken_gpus=self._taken_gpus,
             hidden_environment=self.settings.blacklist_env_vars,
             limit_max_image_pixels=self.settings.limit_max_image_pixels,
             decode_input=self.settings.decode_input_request,

@@ -55,12 +55,7 @@ def _entry(version: ModelVersion, is_default: bool) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "defaultVersion": is_default,
         "marName": version.model.url,
-        "minWorkers": settings.min_workers,
-        "maxWorkers": settings.max_workers,
-        "batchSize": settings.batch_size,
-        "maxBatchDelay": settings.max_batch_delay,
-        "responseTimeout": settings.response_timeout,
-        "startupTimeout": settings.startup_timeout,
+        **settings.to_json(),
     }
     if version.model.handler_given:
         entry["handler"] = version.model.handler

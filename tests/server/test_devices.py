@@ -1,0 +1,83 @@
+"""Which device a worker gets. No worker is started: there need not be any device."""
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from torchport.server.model_settings import ModelSettings
+from torchport.server.model_version import ModelVersion
+from torchport.server.statistics import ModelStatistics
+from torchport.server.unpacked_model import UnpackedModel
+from torchport.server.worker_host import SharedHosts
+from torchport.server.worker_process import State
+
+MODEL = UnpackedModel(
+    name="model",
+    version="1.0",
+    url="model-1.0.mar",
+    folder=Path("model"),
+    handler="handler.py",
+    envelope="",
+    runtime="python",
+    config={},
+    thread_count=1,
+    certified=False,
+)
+
+
+def versions(count, **settings):
+    """Versions of a server with two devices, each of which sees the workers of all."""
+    made = []
+    for _ in range(count):
+        made.append(
+            ModelVersion(
+                MODEL,
+                ModelSettings(**settings),
+                ModelStatistics(),
+                SharedHosts(),
+                gpus=2,
+                taken_gpus=lambda: [gpu for version in made for gpu in version.gpus],
+            )
+        )
+    return made
+
+
+def start_worker(version):
+    """As the pool does, but for the process."""
+    spec = version._worker_spec(1)
+    worker = SimpleNamespace(spec=spec, state=State.READY)
+    version.pool.workers.append(worker)
+    return worker
+
+
+def run(test):
+    async def inside():
+        test()
+
+    asyncio.run(inside())
+
+
+def test_workers_are_spread_over_the_devices_and_keep_them():
+    def test():
+        first, second = versions(2)
+        workers = [start_worker(v) for v in (first, second, first, second)]
+        assert [w.spec.load.gpu for w in workers] == [0, 1, 0, 1]
+        workers[1].state = State.GONE
+        for _ in range(3):
+            first._worker_spec(1)  # Looking at what a worker would be takes no device.
+        assert start_worker(second).spec.load.gpu == 1
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpus"), [({"device_type": "cpu"}, [None, None]), ({"device_ids": (1,)}, [1, 1])]
+)
+def test_the_model_config_has_its_say(settings, gpus):
+    def test():
+        (version,) = versions(1, **settings)
+        assert [start_worker(version).spec.load.gpu for _ in range(2)] == gpus
+
+    run(test)
