@@ -4,15 +4,8 @@ curl --json '[4.0]' http://127.0.0.1:8080/predictions/linear                    
 curl --json '{"instances": [[4.0], [5.0]]}' http://127.0.0.1:8080/predictions/linear   # [[14.17], [17.22]]
 """
 
-from typing import Any
-
-import numpy as np
-
 import torchport_runtime as runtime
 
 
 class Regressor(runtime.Handler):
     """A model with one output answers with its values; one with several, with an object of them."""
-
-    def encode(self, request: runtime.InferenceRequest, outputs: dict[str, np.ndarray]) -> Any:
-        return request.values(self.signature, outputs)

@@ -43,19 +43,7 @@ def run_together(
         return [infer(part) for part in parts]
     rows = [len(next(iter(part.values()))) for part in parts]
     joined = {name: _joined([part[name] for part in parts], padding.get(name)) for name in parts[0]}
-    limit = signature.dims[batch_dim][1]
-    pieces = [
-        infer({name: array[start : start + limit] for name, array in joined.items()})
-        for start in range(0, sum(rows), limit)
-    ]
-    outputs = pieces[0]
-    if len(pieces) > 1:
-        outputs = {name: np.concatenate([piece[name] for piece in pieces]) for name in outputs}
-    ends = list(accumulate(rows))
-    shares = [
-        {name: array[end - count : end] for name, array in outputs.items()}
-        for count, end in zip(rows, ends, strict=True)
-    ]
+    shares = split_rows(run_pieces(signature, joined, infer), rows)
     padded = _padded_dims(signature, padding) if padding else set()
     if not padded:
         return shares
@@ -65,6 +53,27 @@ def run_together(
             for name, array in share.items()
         }
         for share, part in zip(shares, parts, strict=True)
+    ]
+
+
+def run_pieces(signature: Signature, inputs: Tensors, infer: Callable[[Tensors], Tensors]) -> Tensors:
+    """Run any number of rows, at least one, in batches that the signature allows."""
+    assert signature.batch_dim is not None
+    rows, limit = len(next(iter(inputs.values()))), signature.dims[signature.batch_dim][1]
+    if rows <= limit:
+        return infer(inputs)
+    pieces = [
+        infer({name: array[start : start + limit] for name, array in inputs.items()})
+        for start in range(0, rows, limit)
+    ]
+    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+
+
+def split_rows(outputs: Tensors, counts: Sequence[int]) -> list[Tensors]:
+    """The outputs of requests with so many rows each."""
+    return [
+        {name: array[end - count : end] for name, array in outputs.items()}
+        for count, end in zip(counts, accumulate(counts), strict=True)
     ]
 
 

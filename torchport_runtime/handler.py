@@ -1,8 +1,8 @@
 """The base class of torchport's handlers: a batch of requests in, an answer for each of them out.
 
 A subclass says how one request becomes tensors (`decode`) and how tensors become one answer
-(`encode`). The rest is here: loading the chosen backend, warming it up, putting requests of equal
-shape into one run, and keeping one bad request from hurting its neighbours.
+(`encode`), where either is not JSON. The rest is here: loading the chosen backend, warming it up,
+putting requests of equal shape into one run, and keeping one bad request from hurting its neighbours.
 
 It speaks TorchServe's handler protocol (`initialize(context)`, `handle(data, context)`) and
 imports nothing of TorchServe.
@@ -22,10 +22,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from torchport_runtime.backends import Backend, open_backend
-from torchport_runtime.batching import Tensors, common_sizes, run_together
+from torchport_runtime.batching import Tensors, common_sizes, run_pieces, run_together, split_rows
 from torchport_runtime.errors import BadRequest, SignatureError
 from torchport_runtime.headers import RequestHeaders
 from torchport_runtime.options import ARTIFACT_SUFFIX, BackendOptions
+from torchport_runtime.plain_rows import read_plain_rows, write_plain_rows
 from torchport_runtime.request import Answer, InferenceRequest, error_answer
 from torchport_runtime.signature import Signature
 
@@ -81,7 +82,7 @@ class Handler:
 
         `outputs` holds this request's rows only.
         """
-        raise NotImplementedError
+        return request.values(self.signature, outputs)
 
     def explain(self, request: InferenceRequest, tensors: Tensors) -> Any:
         """The answer to a request that asks for an explanation; see `integrated_gradients`."""
@@ -152,6 +153,10 @@ class Handler:
 
     def answer(self, requests: Sequence[InferenceRequest]) -> list[Answer]:
         """Answer every request; a bad one gets its own 4xx and the others are served."""
+        if len(requests) > 1:
+            together = self._answer_together(requests)
+            if together is not None:
+                return together
         answers: dict[int, Answer] = {}
         decoded: dict[int, Tensors] = {}
         groups: dict[Any, list[int]] = {}
@@ -174,6 +179,29 @@ class Handler:
         for members in groups.values():
             answers |= self._answer_group(members, requests, decoded)
         return [answers[index] for index in range(len(requests))]
+
+    def _answer_together(self, requests: Sequence[InferenceRequest]) -> list[Answer] | None:
+        """The same answers in less time where every request is plain; None where one of them is not."""
+        own = type(self)
+        if own.decode is not Handler.decode or own.read is not Handler.read:
+            return None
+        inputs = read_plain_rows(requests, self.signature)
+        if inputs is None:
+            return None
+        try:
+            outputs = run_pieces(self.signature, inputs, partial(self.infer, "main"))
+        except MemoryError:
+            raise
+        except Exception:
+            return None  # One of the rows may be to blame: they are tried one by one.
+        if own.encode is Handler.encode:
+            texts = write_plain_rows(outputs)
+            if texts is not None:
+                return [Answer(text.encode()) for text in texts]
+        return [
+            _said(partial(self.encode, request, rows), _ENCODING)
+            for request, rows in zip(requests, split_rows(outputs, [1] * len(requests)), strict=True)
+        ]
 
     def read(self, request: InferenceRequest) -> Tensors:
         """One request's tensors, what it left out filled in, held against the signature.
@@ -213,9 +241,12 @@ class Handler:
                 alone |= self._answer_group([index], requests, decoded)
             return alone
         return {
-            index: _said(partial(self.encode, requests[index], rows), "to write this answer")
+            index: _said(partial(self.encode, requests[index], rows), _ENCODING)
             for index, rows in zip(members, outputs, strict=True)
         }
+
+
+_ENCODING = "to write this answer"
 
 
 def _said(say: Callable[[], Any], what: str) -> Answer:

@@ -22,7 +22,7 @@ from torchport_runtime.signature import Signature, TensorSpec
 from torchport_runtime.suggest import did_you_mean
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Answer:
     """What goes back to one client. `value` is bytes, or anything that JSON can say."""
 
@@ -181,7 +181,7 @@ class InferenceRequest:
         for name, spec in signature.inputs.items():
             if name not in named:
                 continue
-            array = _array(name, named[name], spec)
+            array = as_array(name, named[name], spec)
             is_row = signature.batch_dim is not None and array.ndim == len(spec.shape) - 1
             tensors[name] = array[None] if is_row else array
             batched.add(not is_row)
@@ -201,7 +201,7 @@ class InferenceRequest:
         named = [self._named(row, signature) for row in rows]
         self.batched = True
         return {
-            name: _array(name, [row[name] for row in named], spec)
+            name: as_array(name, [row[name] for row in named], spec)
             for name, spec in signature.inputs.items()
             if self._in_all(name, named)
         }
@@ -233,8 +233,12 @@ class InferenceRequest:
         return value
 
 
-def _array(name: str, value: Any, spec: TensorSpec) -> np.ndarray:
-    """Turn nested lists of numbers into an array of the input's dtype."""
+def as_array(name: str, value: Any, spec: TensorSpec) -> np.ndarray:
+    """Nested lists of numbers, or an array of them, as an array of the input's dtype.
+
+    Raises:
+        BadRequest: no numbers, numbers that the dtype cannot hold, another number of dimensions.
+    """
     try:
         array = np.asarray(value)
     except (ValueError, OverflowError, RecursionError) as err:
@@ -274,11 +278,11 @@ def _array(name: str, value: Any, spec: TensorSpec) -> np.ndarray:
 
 def _fits(array: np.ndarray, wanted: np.dtype[Any]) -> bool:
     """Whether every value is finite and stays so as a float of `wanted`; NaN compares as neither."""
-    greatest = _GREATEST[wanted.name]
+    greatest = _GREATEST[wanted]
     return bool(-greatest <= array.min() and array.max() <= greatest)
 
 
-_GREATEST = {name: float(np.finfo(name).max) for name in ("float16", "float32", "float64")}
+_GREATEST = {np.dtype(name): float(np.finfo(name).max) for name in ("float16", "float32", "float64")}
 
 
 def _refuse_empty(tensors: Mapping[str, np.ndarray]) -> None:

@@ -10,74 +10,89 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import random
 import re
+import secrets
 import time
 from collections.abc import Coroutine, Iterable
+from functools import lru_cache
+from itertools import count
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
 from torchport.server.access import Access, KeyKind
 from torchport.server.errors import ApiError, InternalError, InvalidRequest, MethodNotAllowed
-from torchport.server.http_message import HttpRequest
+from torchport.server.http_message import HttpRequest, header_lines
 from torchport.server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 access_logger = logging.getLogger("torchport.access")
 
-JSON_TYPE = (b"content-type", b"application/json")
+JSON_LINE = b"content-type: application/json\r\n"
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
-_random = random.Random()
+_LONG_PATH = 256
+
+
+def _id_prefix() -> str:
+    digits = secrets.token_hex(10)
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[12:15]}-a{digits[15:18]}"
+
+
+_prefix, _numbers = _id_prefix(), count(secrets.randbelow(1 << 40))
 
 
 def new_request_id() -> str:
-    """A version 4 UUID, from a generator that need not be secret."""
-    digits = f"{_random.getrandbits(128) & ~(0xF << 76) & ~(0x3 << 62) | (4 << 76) | (2 << 62):032x}"
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+    """A UUID that is this server's, with a number that goes up: an id need not be secret."""
+    return f"{_prefix}-{next(_numbers):012x}"
 
 
 class Reply:
-    """A whole answer."""
+    """A whole answer. `lines` are headers as `header_lines` makes them."""
 
-    __slots__ = ("body", "headers", "status")
+    __slots__ = ("body", "lines", "status")
 
-    def __init__(self, status: int, body: bytes, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
-        self.status, self.body, self.headers = status, body, headers
+    def __init__(self, status: int, body: bytes, lines: bytes = JSON_LINE) -> None:
+        self.status, self.body, self.lines = status, body, lines
 
     @classmethod
     def of_json(cls, value: Any, status: int = 200, headers: Iterable[tuple[bytes, bytes]] = ()) -> Reply:
         """JSON, indented as TorchServe's is."""
         body = json.dumps(value, indent=2, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
-        return cls(status, body, [JSON_TYPE, *headers])
+        return cls(status, body, JSON_LINE + header_lines(headers))
 
     @classmethod
     def of_error(cls, error: ApiError) -> Reply:
         """An error in TorchServe's shape."""
-        more = [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
-        # Written out: a server that refuses many requests has no time for an encoder that indents.
-        kind, message = json.dumps(error.kind), json.dumps(str(error), ensure_ascii=False)
-        text = f'{{\n  "code": {error.http_status},\n  "type": {kind},\n  "message": {message}\n}}\n'
-        return cls(error.http_status, text.encode("utf-8", "replace"), [JSON_TYPE, *more])
+        return cls(*_error(error.http_status, error.kind, str(error), tuple(error.headers.items())))
+
+
+# A server that refuses many requests says the same to all of them.
+@lru_cache(maxsize=64)
+def _error(
+    status: int, kind: str, message: str, headers: tuple[tuple[str, str], ...]
+) -> tuple[int, bytes, bytes]:
+    said = {"code": status, "type": kind, "message": message}
+    body = json.dumps(said, indent=2, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+    lines = header_lines((name.lower().encode(), text.encode()) for name, text in headers)
+    return status, body, JSON_LINE + lines
 
 
 class Request:
-    """One request. `segments` are the parts of the path, decoded, without the leading slash."""
+    """One request. `segments` are the parts of the path, decoded, without the leading slash and without
+    empty ones at its end: `/ping/` is `/ping`, and `/` is one empty part."""
 
-    __slots__ = ("_query", "http", "id", "method", "segments", "started", "status")
+    __slots__ = ("_query", "http", "id", "method", "segments", "started")
 
     def __init__(self, http: HttpRequest) -> None:
         self.http, self.method = http, http.method
         self.started = time.perf_counter()
-        path = http.path.decode("latin-1")
-        self.segments = path.split("/")[1:]
-        if "%" in path:
-            self.segments = [unquote(segment) for segment in self.segments]
-        self.status = 0
+        self.segments = _segments(http.path) if len(http.path) < _LONG_PATH else _split(http.path)
         self._query: dict[str, str] | None = None
-        given = http.header(b"x-request-id")
-        known = given is not None and _REQUEST_ID.fullmatch(given)
-        self.id = given.decode("ascii") if given is not None and known else new_request_id()
+        given = http.by_name.get(b"x-request-id")
+        if given is not None and _REQUEST_ID.fullmatch(given):
+            self.id = given.decode("ascii")
+        else:
+            self.id = new_request_id()
 
     @property
     def query(self) -> dict[str, str]:
@@ -89,7 +104,7 @@ class Request:
 
     @property
     def content_type(self) -> str:
-        return (self.http.header(b"content-type") or b"").decode("latin-1")
+        return self.http.by_name.get(b"content-type", b"").decode("latin-1")
 
     def integer(self, name: str) -> int | None:
         """A whole number of the query; None where there is none.
@@ -120,12 +135,22 @@ class Request:
         Raises:
             InvalidRequest: it is no whole number above 0.
         """
-        text = self.http.header(b"x-request-timeout-ms")
+        text = self.http.by_name.get(b"x-request-timeout-ms")
         if text is None:
             return None
         if not re.fullmatch(rb"[1-9][0-9]{0,8}", text):
             raise InvalidRequest("X-Request-Timeout-Ms: a whole number of milliseconds above 0 is expected")
         return int(text) / 1000
+
+
+def _split(path: bytes) -> tuple[str, ...]:
+    segments = [unquote(segment) for segment in path.decode("latin-1").split("/")[1:]] or [""]
+    while len(segments) > 1 and not segments[-1]:
+        segments.pop()
+    return tuple(segments)
+
+
+_segments = lru_cache(maxsize=256)(_split)
 
 
 class RequestCounts:
@@ -171,7 +196,7 @@ class Api:
         request = Request(http)
         try:
             if self._access.enabled and self.key_kind is not None:
-                self._access.require(self.key_kind, http.header(b"authorization"))
+                self._access.require(self.key_kind, http.by_name.get(b"authorization"))
             reply = self.answer(request)
         except Exception as err:
             reply = self.reply_to(request, err)
@@ -205,19 +230,16 @@ class Api:
 
     def send(self, request: Request, reply: Reply) -> None:
         """Send an answer, count it, and log it where that is asked for."""
-        headers = [*reply.headers, *self.common_headers(request, reply.headers)]
-        request.http.connection.respond(reply.status, headers, reply.body)
+        request.http.connection.respond(reply.status, self.all_lines(request, reply.lines), reply.body)
         self.sent(request, reply.status)
 
-    def common_headers(
-        self, request: Request, others: Iterable[tuple[bytes, bytes]]
-    ) -> list[tuple[bytes, bytes]]:
-        """What every answer is to have among its headers, but for what `others` have already."""
-        common = [(b"x-request-id", request.id.encode())]
+    def all_lines(self, request: Request, lines: bytes) -> bytes:
+        """An answer's headers, and those that every answer has."""
         if self._cors:
-            said = {name for name, _ in others}
-            common += [pair for pair in self._cors if pair[0] not in said]
-        return common
+            said = {line.partition(b":")[0] for line in lines.split(b"\r\n")}
+            lines += header_lines(pair for pair in self._cors if pair[0] not in said)
+        # The id has no line break in it: it is ours, or held against _REQUEST_ID.
+        return b"%bx-request-id: %b\r\n" % (lines, request.id.encode())
 
     def sent(self, request: Request, status: int) -> None:
         """Count an answer, and log it where that is asked for."""
@@ -228,7 +250,7 @@ class Api:
     def _log(self, request: Request, status: int) -> None:
         path = request.http.path.decode("latin-1")
         milliseconds = (time.perf_counter() - request.started) * 1000
-        trace = request.http.header(b"traceparent")
+        trace = request.http.by_name.get(b"traceparent")
         access_logger.info(
             '%s "%s %s" %d %.2f ms %s',
             request.http.connection.client,

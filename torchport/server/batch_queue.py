@@ -1,43 +1,47 @@
 """The requests that wait for one model version: bounded, in order, and forgetting those that nobody
 waits for any more.
 
-    queue.put(job)                       # QueueFull where it is full
+    if not queue.is_full():
+        queue.put(job)
     queue.take(8)                        # up to 8 jobs that may share a batch
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
 
 from torchport.server.job import Job
 
-
-class QueueFull(Exception):
-    """As many requests wait as may."""
+LOOK_S = 0.005
+"""A full queue is searched for those whose clients have hung up, but not for every request that comes."""
 
 
 class BatchQueue:
-    """First come, first served. `limit` bounds what `put` accepts, not what `put_back` returns."""
+    """First come, first served. `limit` says when it is full."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._jobs: deque[Job] = deque()
         self._waiting = 0
+        self._looked = 0.0
 
     def __len__(self) -> int:
         """How many wait for an answer."""
         return self._waiting
 
-    def put(self, job: Job) -> None:
-        """Add a job at the end.
-
-        Raises:
-            QueueFull: as many wait already, and none of them has hung up.
-        """
-        if self._waiting >= self.limit:
+    def is_full(self) -> bool:
+        """Whether as many wait as may. Those that have hung up are forgotten first."""
+        if self._waiting < self.limit:
+            return False
+        now = time.monotonic()
+        if now - self._looked > LOOK_S:
+            self._looked = now
             self._forget_gone()
-            if self._waiting >= self.limit:
-                raise QueueFull
+        return self._waiting >= self.limit
+
+    def put(self, job: Job) -> None:
+        """Add a job at the end."""
         self._jobs.append(job)
         self._count_in(job)
 

@@ -22,6 +22,8 @@ def fields_of(body: bytes, content_type: str) -> list[Field]:
     Raises:
         InvalidRequest: a form that cannot be read.
     """
+    if content_type == "application/json":
+        return [Field("body", content_type, bytearray(body))]
     kind = content_type.partition(";")[0].strip()
     lower = kind.lower()
     if lower.startswith("multipart/form-data"):

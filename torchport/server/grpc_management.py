@@ -84,10 +84,12 @@ class ManagementService:
         # What the API answers is read here and not sent, so there is no connection.
         http = HttpRequest(cast(HttpConnection, None))
         http.method, http.path, http.query = method, path.encode(), urlencode(query).encode()
-        http.headers = [pair for pair in call.metadata if pair[0] != _TIMEOUT]
+        for name, value in call.metadata:
+            if name != _TIMEOUT:
+                http.add_header(name, value)
         timeout = call.timeout()
         if timeout is not None:
-            http.headers.append((_TIMEOUT, b"%d" % min(max(1, timeout * 1000), 999_999_999)))
+            http.add_header(_TIMEOUT, b"%d" % min(max(1, timeout * 1000), 999_999_999))
         reply = self._api.answer(Request(http))
         if inspect.isawaitable(reply):
             reply = await reply

@@ -1,6 +1,6 @@
 """HTTP/1.1 on uvloop and httptools: whole requests in, whole or chunked answers out.
 
-    connection.respond(200, [(b"content-type", b"application/json")], b"{}")
+    connection.respond(200, b"content-type: application/json\\r\\n", b"{}")
 
 A request is handed on when all of it is there; those that a client sends ahead wait their turn, and
 no more is read while it does not take its answers. What a client may cost is bounded: headers, body,
@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import cast
 
-from torchport.server.http_message import BODILESS, Headers, HttpRequest, head_of, refusal_of
+from torchport.server.http_message import BODILESS, HttpRequest, head_of, refusal_of
 from torchport.server.http_reader import RequestReader
 from torchport.server.settings import ServerSettings
 
@@ -125,8 +125,8 @@ class HttpConnection(asyncio.Protocol):
         """Whether the client has hung up, or was cut off."""
         return self._closing or self._transport.is_closing()
 
-    def respond(self, status: int, headers: Headers, body: bytes) -> None:
-        """Send a whole answer to the request at hand."""
+    def respond(self, status: int, lines: bytes, body: bytes) -> None:
+        """Send a whole answer to the request at hand; `lines` are its headers, each with its line's end."""
         request = self._active
         if request is None or self.is_gone:
             return
@@ -134,11 +134,11 @@ class HttpConnection(asyncio.Protocol):
         framing = b"" if bodiless else b"content-length: %d\r\n" % len(body)
         if not request.keep_alive:
             framing += b"connection: close\r\n"
-        head = head_of(status, headers, framing)
+        head = head_of(status, lines, framing)
         self._write(head if bodiless or request.method == "HEAD" else head + body)
         self._finish(request)
 
-    async def start_chunks(self, status: int, headers: Headers) -> None:
+    async def start_chunks(self, status: int, lines: bytes) -> None:
         """Begin an answer whose length is not known."""
         request = self._active
         if request is None or self.is_gone:
@@ -149,7 +149,7 @@ class HttpConnection(asyncio.Protocol):
         framing = b"transfer-encoding: chunked\r\n" if self._chunked else b""
         if not request.keep_alive:
             framing += b"connection: close\r\n"
-        self._write(head_of(status, headers, framing))
+        self._write(head_of(status, lines, framing))
 
     async def send_chunk(self, piece: bytes) -> None:
         """Send a piece; waits where the client takes them slower than they come."""

@@ -1,6 +1,6 @@
 """What goes over an HTTP connection: requests as they came, heads of answers, refusals as whole answers.
 
-head_of(200, [(b"content-type", b"application/json")], b"content-length: 2\\r\\n")
+head_of(200, header_lines([(b"content-type", b"application/json")]), b"content-length: 2\\r\\n")
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BODILESS = (204, 304)
 """Statuses whose answers have no body: a client would take one for the next answer's beginning."""
 
 _STATUS_LINES = {
-    status: b"HTTP/1.1 %d %b" % (status, HTTPStatus(status).phrase.encode())
+    status: b"HTTP/1.1 %d %b\r\n" % (status, HTTPStatus(status).phrase.encode())
     for status in map(int, HTTPStatus)
 }
 _NO_CACHE = (
@@ -41,48 +41,65 @@ _REFUSALS = {
 
 
 class HttpRequest:
-    """One request as it came. `headers` have the names that the client wrote.
+    """One request as it came. `headers` have the names that the client wrote; `by_name` has them in lower
+    case, and of a header that comes twice the first.
 
     `chunks` says whether the client knows answers in pieces; one of HTTP/1.0 does not.
     """
 
-    __slots__ = ("_lower", "body", "chunks", "connection", "headers", "keep_alive", "method", "path", "query")
+    __slots__ = (
+        "body",
+        "by_name",
+        "chunks",
+        "connection",
+        "headers",
+        "keep_alive",
+        "method",
+        "path",
+        "query",
+    )
 
     def __init__(self, connection: HttpConnection) -> None:
         self.connection = connection
         self.headers: list[tuple[bytes, bytes]] = []
+        self.by_name: dict[bytes, bytes] = {}
         self.method = ""
         self.path = b""
         self.query = b""
         self.body = b""
         self.keep_alive = self.chunks = True
-        self._lower: dict[bytes, bytes] | None = None
 
-    def header(self, name: bytes) -> bytes | None:
-        """A header by its name in lower case; of one that comes twice, the first."""
-        if self._lower is None:
-            self._lower = {key.lower(): value for key, value in reversed(self.headers)}
-        return self._lower.get(name)
+    def add_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name, value))
+        self.by_name.setdefault(name.lower(), value)
 
 
-def head_of(status: int, headers: Headers, framing: bytes) -> bytes:
-    """Status line and headers. A line break in a value becomes a space: it would begin another header."""
-    lines = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d " % status]
-    lines += [b"%b: %b" % pair for pair in headers]
-    head = b"\r\n".join(lines)
-    if head.count(b"\n") >= len(lines) or head.count(b"\r") >= len(lines) or b"\0" in head:
-        head = b"\r\n".join(b" ".join(line.replace(b"\0", b" ").split()) for line in lines)
-    return b"%b\r\n%b%b" % (head, framing, _NO_CACHE)
+def header_lines(headers: Headers) -> bytes:
+    """Headers as they are sent. A line break in a value becomes a space: it would begin another header."""
+    return b"".join(_line(name, value) for name, value in headers)
+
+
+def _line(name: bytes, value: bytes) -> bytes:
+    line = b"%b: %b" % (name, value)
+    if b"\n" in line or b"\r" in line or b"\0" in line:
+        line = b" ".join(line.replace(b"\0", b" ").split())
+    return line + b"\r\n"
+
+
+def head_of(status: int, lines: bytes, framing: bytes) -> bytes:
+    """Everything before the body: status line, headers as `header_lines` makes them, framing."""
+    first = _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
+    return b"%b%b%b%b" % (first, lines, framing, _NO_CACHE)
 
 
 def refusal_of(status: int) -> bytes:
     """The whole answer to a request that is not read to its end."""
     kind, message = _REFUSALS[status]
     body = f'{{\n  "code": {status},\n  "type": "{kind}",\n  "message": "{message}"\n}}\n'.encode()
-    headers = [(b"content-type", b"application/json")]
+    lines = b"content-type: application/json\r\n"
     if status == 503:
-        headers.append((b"retry-after", b"1"))
+        lines += b"retry-after: 1\r\n"
     if status == 405:
-        headers.append((b"allow", b"GET, HEAD, POST, PUT, DELETE, OPTIONS"))
+        lines += b"allow: GET, HEAD, POST, PUT, DELETE, OPTIONS\r\n"
     framing = b"content-length: %d\r\nconnection: close\r\n" % len(body)
-    return head_of(status, headers, framing) + body
+    return head_of(status, lines, framing) + body

@@ -133,10 +133,12 @@ class RequestReader:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         # Those after a chunked body are dropped: no proxy has looked at them.
-        if self._incoming is not None and not self._in_body:
+        request = self._incoming
+        if request is not None and not self._in_body:
             if value and value[-1] <= 32:
                 value = value.rstrip(b" \t")
-            self._incoming.headers.append((name, value))
+            request.headers.append((name, value))
+            request.by_name.setdefault(name.lower(), value)
 
     def on_headers_complete(self) -> None:
         request, parser, settings = self._incoming, self._parser, self._settings
@@ -153,29 +155,30 @@ class RequestReader:
             request.chunks = request.keep_alive = False
         else:
             request.keep_alive = parser.should_keep_alive()
-        framed = expects = False
-        for name, value in request.headers:
-            length = len(name)
-            if length == 14 and name.lower() == b"content-length":
-                framed = True
-                if not value.isdigit():
-                    self._refuse(400)
-                elif int(value) > settings.max_request_size:
-                    self._refuse(413)
-            elif length == 17 and name.lower() == b"transfer-encoding":
-                framed = True
-                if value.lower() != b"chunked":
-                    self._refuse(501)
-            elif length == 6 and name.lower() == b"expect" and request.chunks:
-                expects = True
-                if value.lower() != b"100-continue":
-                    self._refuse(417)
+        by_name = request.by_name
+        length, encoding = by_name.get(b"content-length"), by_name.get(b"transfer-encoding")
+        if length is not None:
+            if not length.isdigit():
+                self._refuse(400)
+            elif int(length) > settings.max_request_size:
+                self._refuse(413)
+        if encoding is not None and self._is_encoded_otherwise(request):
+            self._refuse(501)
         if request.method == "CONNECT":
             self._refuse(405)
         self._take_target(request)
-        self._skips_body = framed and parser.should_upgrade()
-        if expects and not self._ended:
-            self._owner.expected()
+        self._skips_body = (length is not None or encoding is not None) and parser.should_upgrade()
+        if b"expect" in by_name and request.chunks:
+            if by_name[b"expect"].lower() != b"100-continue":
+                self._refuse(417)
+            elif not self._ended:
+                self._owner.expected()
+
+    @staticmethod
+    def _is_encoded_otherwise(request: HttpRequest) -> bool:
+        """Whether the body is to be decoded by more than what puts chunks together."""
+        name = b"transfer-encoding"
+        return any(key.lower() == name and value.lower() != b"chunked" for key, value in request.headers)
 
     def _take_target(self, request: HttpRequest) -> None:
         if self._url == b"*" and request.method == "OPTIONS":

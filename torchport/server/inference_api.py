@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from torchport.server.access import Access, KeyKind
-from torchport.server.api import Api, Reply, Request, RequestCounts
+from torchport.server.api import JSON_LINE, Api, Reply, Request, RequestCounts
 from torchport.server.errors import (
     ApiError,
     InternalError,
@@ -24,6 +24,7 @@ from torchport.server.errors import (
     ResourceNotFound,
 )
 from torchport.server.forms import fields_of
+from torchport.server.http_message import header_lines
 from torchport.server.job import Job, Kind
 from torchport.server.oip_api import OipApi
 from torchport.server.openapi import inference_description, model_description
@@ -50,9 +51,10 @@ _OURS = (
 )
 
 
-_NOT_FOR_HANDLERS = (b"transfer-encoding", b"expect", b"describe")
+_NOT_FOR_HANDLERS = frozenset([b"transfer-encoding", b"expect", b"describe"])
+_EXPLAIN = {True: (b"explain", b"True"), False: (b"explain", b"False")}
 
-_STREAMED = (b"ts_stream_next", b"true")
+_STREAMED = b"ts_stream_next: true\r\n"
 """What TorchServe's clients may look for in an answer that comes in pieces."""
 
 
@@ -78,22 +80,24 @@ class InferenceApi(Api):
         self._description = Reply.of_json(inference_description())
 
     def answer(self, request: Request) -> Reply | Coroutine[Any, Any, Reply] | None:
-        segments = named_segments(request)
+        segments = request.segments
         first = segments[0]
         if first in ("predictions", "explanations") and len(segments) >= 2:
             explain = first == "explanations"
-            more = [(b"url_path", "/".join(segments[3:]).encode("utf-8", "replace")), _explain(explain)]
-            version = segments[2] if len(segments) > 2 else None
+            version, path = None, b""
+            if len(segments) > 2:
+                version, path = segments[2], "/".join(segments[3:]).encode("utf-8", "replace")
+            more = (b"url_path", path), _EXPLAIN[explain]
             return self.predict(request, segments[1], version, explain=explain, more=more)
         if first == "ping":
             return self._ping()
         if first == "v2":
             return self._oip.answer(request)
-        if segments == [""]:
+        if segments == ("",):
             if request.method != "OPTIONS":
                 raise MethodNotAllowed("OPTIONS")
             return self._description
-        if segments == ["api-description"]:
+        if segments == ("api-description",):
             return self._description
         if first == "v1":
             return self._kserve_v1(request, segments)
@@ -129,13 +133,13 @@ class InferenceApi(Api):
                 return field.value.decode("utf-8", "replace")
         raise InvalidRequest("Parameter model_name is required.")
 
-    def _kserve_v1(self, request: Request, segments: list[str]) -> Reply | None:
+    def _kserve_v1(self, request: Request, segments: tuple[str, ...]) -> Reply | None:
         if len(segments) != 3 or segments[1] != "models":
             raise ResourceNotFound
         match = _V1.fullmatch(segments[2])
         if match is not None:
             explain = match["verb"] == "explain"
-            return self.predict(request, match["model"], None, explain=explain, more=[_explain(explain)])
+            return self.predict(request, match["model"], None, explain=explain, more=[_EXPLAIN[explain]])
         if ":" in segments[2]:
             raise ResourceNotFound
         request.allow("GET")
@@ -162,6 +166,7 @@ class InferenceApi(Api):
         version = self.registry.find(name, number)
         if request.method == "OPTIONS":
             return Reply.of_json(model_description(version))
+        version.require_room()
         fields = fields_of(request.http.body, request.content_type)
         if with_query:
             pairs = parse_qsl(request.http.query.decode("latin-1"), keep_blank_values=True)
@@ -172,7 +177,7 @@ class InferenceApi(Api):
         if self.tracing is not None:
             prediction.span = self.tracing.begin(request, version.model.name, version.model.version)
         # Where the server says nothing of it, handlers take the client's word: then this decides the batch.
-        explain = explain or (with_query and request.http.header(b"explain") == b"True")
+        explain = explain or (with_query and request.http.by_name.get(b"explain") == b"True")
         kind = Kind.EXPLAIN if explain else Kind.PREDICT
         version.submit(kind, row, prediction, request.timeout())
         route.requests += 1
@@ -187,7 +192,7 @@ class InferenceApi(Api):
         if len(answer.body) > self.settings.max_response_size:
             size = f"{len(answer.body)} bytes, max_response_size is {self.settings.max_response_size}"
             return Reply.of_error(InternalError(f"the model's answer is too large: {size}"))
-        return Reply(_status(answer), answer.body, answer_headers(answer))
+        return Reply(_status(answer), answer.body, answer_lines(answer))
 
 
 class _Prediction:
@@ -256,24 +261,12 @@ class _Prediction:
                 return
             if not started:
                 started = True
-                headers = [
-                    *answer_headers(piece),
-                    _STREAMED,
-                    *self._api.common_headers(request, answer_headers(piece)),
-                ]
-                await connection.start_chunks(_status(piece), headers)
+                lines = self._api.all_lines(request, answer_lines(piece) + _STREAMED)
+                await connection.start_chunks(_status(piece), lines)
                 self._api.sent(request, _status(piece))
             await connection.send_chunk(piece.body)
             self._waiting_bytes -= len(piece.body)
         connection.end_chunks()
-
-
-def named_segments(request: Request) -> list[str]:
-    """The parts of the path, without empty ones at its end: `/ping/` is `/ping`."""
-    segments = list(request.segments) or [""]
-    while len(segments) > 1 and not segments[-1]:
-        segments.pop()
-    return segments
 
 
 def headers_for_handlers(request: Request) -> list[tuple[bytes, bytes]]:
@@ -281,28 +274,26 @@ def headers_for_handlers(request: Request) -> list[tuple[bytes, bytes]]:
 
     `describe` is a word of the server's: handlers look for it in a batch's first row.
     """
-    headers = request.http.headers
-    if any(request.http.header(name) is not None for name in _NOT_FOR_HANDLERS):
+    headers, by_name = request.http.headers, request.http.by_name
+    if not _NOT_FOR_HANDLERS.isdisjoint(by_name):
         headers = [pair for pair in headers if pair[0].lower() not in _NOT_FOR_HANDLERS]
-    if request.http.header(b"content-length") is None:
+    if b"content-length" not in by_name:
         headers = [*headers, (b"content-length", b"%d" % len(request.http.body))]
     return headers
-
-
-def _explain(asked: bool) -> tuple[bytes, bytes]:
-    return b"explain", b"True" if asked else b"False"
 
 
 def _status(answer: Answer) -> int:
     return answer.status if 200 <= answer.status <= 599 else 500
 
 
-def answer_headers(answer: Answer) -> list[tuple[bytes, bytes]]:
+def answer_lines(answer: Answer) -> bytes:
     """The handler's headers, without those that the server writes and those that HTTP cannot carry."""
+    if not answer.headers and answer.content_type == "application/json":
+        return JSON_LINE
     found: dict[bytes, bytes] = {}
     if answer.content_type:
         found[b"content-type"] = answer.content_type.encode("latin-1", "replace")
     for name, value in answer.headers:
         if _HEADER_NAME.fullmatch(name) and _HEADER_VALUE.fullmatch(value) and name.lower() not in _OURS:
             found[name.lower().encode()] = value.encode("latin-1")
-    return list(found.items())
+    return header_lines(found.items())

@@ -18,7 +18,7 @@ from torchport.server.errors import (
     MethodNotAllowed,
     ResourceNotFound,
 )
-from torchport.server.inference_api import headers_for_handlers, named_segments
+from torchport.server.inference_api import headers_for_handlers
 from torchport.server.job import Kind, Waiter
 from torchport.server.model_settings import MAX_WORKERS
 from torchport.server.openapi import management_description, model_management_description
@@ -49,29 +49,29 @@ class ManagementApi(Api):
         self._registry = registry
 
     def answer(self, request: Request) -> Reply | Coroutine[Any, Any, Reply] | None:
-        if request.http.header(b"origin") is not None and not self.settings.cors_allowed_origin:
+        if request.http.by_name.get(b"origin") is not None and not self.settings.cors_allowed_origin:
             # A page in a browser on this machine: it could speak in the name of who looks at it.
             raise Forbidden("web pages may not manage models unless cors_allowed_origin is set")
-        segments = named_segments(request)
-        if segments == ["token"] and self._access.enabled:
+        segments = request.segments
+        if segments == ("token",) and self._access.enabled:
             return self._renew_key(request)
         if self._access.enabled:
-            self._access.require(KeyKind.MANAGEMENT, request.http.header(b"authorization"))
-        if segments == [""]:
+            self._access.require(KeyKind.MANAGEMENT, request.http.by_name.get(b"authorization"))
+        if segments == ("",):
             if request.method != "OPTIONS":
                 raise MethodNotAllowed("OPTIONS")
             return self._description
-        if segments == ["api-description"]:
+        if segments == ("api-description",):
             return self._description
         if segments[0] == "models":
             return self._models(request, segments[1:])
-        if segments[:2] == ["v1", "models"] and len(segments) == 3:
+        if segments[:2] == ("v1", "models") and len(segments) == 3:
             request.allow("GET")
             name = segments[2].partition(":")[0]
             return Reply.of_json({"name": name, "ready": bool(self._registry.find(name).pool.ready)})
         raise ResourceNotFound
 
-    def _models(self, request: Request, segments: list[str]) -> Reply | Coroutine[Any, Any, Reply]:
+    def _models(self, request: Request, segments: tuple[str, ...]) -> Reply | Coroutine[Any, Any, Reply]:
         if not segments:
             if request.method == "GET":
                 return self._list(request)
@@ -195,7 +195,7 @@ class ManagementApi(Api):
         return Reply.of_json({"status": said}, status)
 
     def _renew_key(self, request: Request) -> Reply:
-        self._access.require(KeyKind.API, request.http.header(b"authorization"))
+        self._access.require(KeyKind.API, request.http.by_name.get(b"authorization"))
         kinds = {"management": KeyKind.MANAGEMENT, "inference": KeyKind.INFERENCE}
         kind = kinds.get(request.query.get("type", ""))
         if kind is None:

@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from torchport.server.access import Access, KeyKind
 from torchport.server.api import Api, Reply, Request, RequestCounts
 from torchport.server.errors import MethodNotAllowed, ResourceNotFound
-from torchport.server.inference_api import named_segments
+from torchport.server.http_message import header_lines
 from torchport.server.openapi import metrics_description
 from torchport.server.settings import ServerSettings
 
@@ -36,7 +36,7 @@ class MetricsApi(Api):
         self._registry.register(collector)
 
     def answer(self, request: Request) -> Reply:
-        segments = named_segments(request)
+        segments = request.segments
         if segments[0] == "metrics" and self.settings.enable_metrics_api:
             request.allow("GET")
             query = parse_qs(request.http.query.decode("latin-1"))
@@ -45,10 +45,10 @@ class MetricsApi(Api):
             text = _UNTYPED.sub(r"\1 counter", text)
             names = query.get("name[]", [])
             body = (_only(text, set(names)) if names else text).encode()
-            return Reply(200, body, [(b"content-type", CONTENT_TYPE)])
-        if segments == ["api-description"]:
+            return Reply(200, body, header_lines([(b"content-type", CONTENT_TYPE)]))
+        if segments == ("api-description",):
             return self._description
-        if segments == [""]:
+        if segments == ("",):
             if request.method != "OPTIONS":
                 raise MethodNotAllowed("OPTIONS")
             return self._description

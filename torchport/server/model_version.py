@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import Callable
 
-from torchport.server.batch_queue import BatchQueue, QueueFull
+from torchport.server.batch_queue import BatchQueue
 from torchport.server.errors import DeadlineExceeded, InternalError, ServiceUnavailable
 from torchport.server.job import Caller, Job, Kind
 from torchport.server.model_settings import ModelSettings
@@ -92,26 +92,33 @@ class ModelVersion:
         Raises:
             ServiceUnavailable: the queue is full, or there are no workers and none are to come.
         """
-        if self._closing or not (self.pool.wanted or self.pool.workers):
-            raise ServiceUnavailable(
-                f'Model "{self.model.name}" Version {self.model.version} has no worker to serve inference '
-                "request. Please use scale workers API to add workers."
-            )
+        self.require_room()
         job = Job(kind, row, caller)
-        try:
-            self.queue.put(job)
-        except QueueFull:
-            self.statistics.rejected += 1
-            raise ServiceUnavailable(
-                f'Model "{self.model.name}" Version {self.model.version}: {self.queue.limit} requests wait '
-                "already, which is as many as may (job_queue_size): try again later"
-            ) from None
+        self.queue.put(job)
         limit = self.settings.client_timeout_ms / 1000
         if timeout is not None or limit:
             limit = min(timeout or limit, limit or timeout or 0.0)
             job.timer = self._loop.call_later(limit, self._expire, job)
         self._dispatch_soon()
         return job
+
+    def require_room(self) -> None:
+        """Refuse what cannot be taken now, before anything is made of it.
+
+        Raises:
+            ServiceUnavailable: the queue is full, or there are no workers and none are to come.
+        """
+        if self._closing or not (self.pool.wanted or self.pool.workers):
+            raise ServiceUnavailable(
+                f'Model "{self.model.name}" Version {self.model.version} has no worker to serve inference '
+                "request. Please use scale workers API to add workers."
+            )
+        if self.queue.is_full():
+            self.statistics.rejected += 1
+            raise ServiceUnavailable(
+                f'Model "{self.model.name}" Version {self.model.version}: {self.queue.limit} requests wait '
+                "already, which is as many as may (job_queue_size): try again later"
+            )
 
     def _expire(self, job: Job) -> None:
         if job.is_done:

@@ -38,10 +38,7 @@ class OipApi:
         Raises:
             ApiError: what the client gets in the answer's place.
         """
-        segments = request.segments[1:]
-        while segments and not segments[-1]:  # A slash at the end of a path says nothing, as elsewhere.
-            segments.pop()
-        match segments:
+        match request.segments[1:]:
             case []:
                 request.allow("GET")
                 return Reply.of_json(server_metadata())
@@ -78,7 +75,7 @@ class OipApi:
         if not takes_tensors(version):
             # A handler of TorchServe's reads the protocol by itself, or by the kservev2 envelope.
             return self._api.predict(request, name, number, more=[(b"explain", b"False")])
-        asked = read_request(request.http.body, request.http.header(LENGTH_HEADER))
+        asked = read_request(request.http.body, request.http.by_name.get(LENGTH_HEADER))
         route = self._api.registry.model(name).route(number)
         caller = _Inference(self._api, request, asked, version, route)
         version.submit(Kind.TENSORS, asked.row, caller, request.timeout())

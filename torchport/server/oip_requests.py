@@ -15,8 +15,9 @@ from typing import Annotated, Any
 
 import msgspec
 
-from torchport.server.api import JSON_TYPE, Reply
+from torchport.server.api import Reply
 from torchport.server.errors import InvalidRequest
+from torchport.server.http_message import header_lines
 from torchport.server.oip_models import MAIN_GRAPH
 from torchport.server.oip_tensors import (
     MAX_DIMENSIONS,
@@ -103,12 +104,12 @@ class InferenceRequest:
         answer["outputs"] = outputs
         head = _encode(answer)
         if not tail:
-            return Reply(200, head, [JSON_TYPE])
+            return Reply(200, head)
         headers = [
             (b"content-type", b"application/octet-stream"),
             (LENGTH_HEADER, str(len(head)).encode()),
         ]
-        return Reply(200, b"".join([head, *tail]), headers)
+        return Reply(200, b"".join([head, *tail]), header_lines(headers))
 
 
 def read_request(body: bytes, header_length: bytes | None) -> InferenceRequest:

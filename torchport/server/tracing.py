@@ -44,7 +44,7 @@ class Tracing:
         carrier = {
             name.decode(): value.decode("latin-1")
             for name in _CARRIED
-            if (value := request.http.header(name)) is not None
+            if (value := request.http.by_name.get(name)) is not None
         }
         attributes = {
             "http.request.method": request.method,

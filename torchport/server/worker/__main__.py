@@ -19,41 +19,69 @@ from typing import Any
 from torchport.server.wire import HEADER, MAX_FRAME, decode_order, encode_frame
 
 _PR_SET_PDEATHSIG = 1
+_READ_SIZE = 1 << 16
 
 
 def main() -> None:
-    channel = socket.socket(fileno=int(sys.argv[1]))
+    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
     die_with_front(int(sys.argv[2]))
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     from torchport.server.worker.serving import Models
 
-    models = Models(lambda report: send(channel, report))
+    models = Models(channel.send)
     while True:
-        models.obey(receive(channel))
+        models.obey(channel.receive())
 
 
-def receive(channel: socket.socket) -> Any:
-    """The next order; ends the process where the front has closed its end."""
-    (length,) = HEADER.unpack(_receive_exactly(channel, HEADER.size))
-    if length > MAX_FRAME:
-        raise SystemExit(f"a frame of {length} bytes: the channel is damaged")
-    return decode_order(_receive_exactly(channel, length))
+class Channel:
+    """This end of the socket pair. An order comes in one read, unless it is a large one."""
 
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._buffer = memoryview(bytearray(_READ_SIZE))
+        self._filled = 0
 
-def _receive_exactly(channel: socket.socket, count: int) -> bytearray:
-    buffer = bytearray(count)
-    view, filled = memoryview(buffer), 0
-    while filled < count:
-        got = channel.recv_into(view[filled:])
+    def send(self, report: Any) -> None:
+        self._socket.sendall(encode_frame(report))
+
+    def receive(self) -> Any:
+        """The next order; ends the process where the front has closed its end."""
+        self._fill(HEADER.size)
+        (length,) = HEADER.unpack_from(self._buffer)
+        if length > MAX_FRAME:
+            raise SystemExit(f"a frame of {length} bytes: the channel is damaged")
+        end = HEADER.size + length
+        if end > len(self._buffer):
+            return decode_order(self._receive_large(length))
+        self._fill(end)
+        order = decode_order(self._buffer[HEADER.size : end])
+        left = self._filled - end
+        if left:
+            self._buffer[:left] = bytes(self._buffer[end : self._filled])
+        self._filled = left
+        return order
+
+    def _receive_large(self, length: int) -> bytearray:
+        """An order that the buffer cannot hold; its beginning is there."""
+        frame = bytearray(length)
+        at = self._filled - HEADER.size
+        frame[:at] = self._buffer[HEADER.size : self._filled]
+        self._filled = 0
+        with memoryview(frame) as view:
+            while at < length:
+                at += self._read(view[at:])
+        return frame
+
+    def _fill(self, count: int) -> None:
+        while self._filled < count:
+            self._filled += self._read(self._buffer[self._filled :])
+
+    def _read(self, into: memoryview) -> int:
+        got = self._socket.recv_into(into)
         if got == 0:
             # Not sys.exit: a library's atexit hook must not keep a worker that nobody needs.
             os._exit(0)
-        filled += got
-    return buffer
-
-
-def send(channel: socket.socket, report: Any) -> None:
-    channel.sendall(encode_frame(report))
+        return got
 
 
 def die_with_front(lifeline: int) -> None:

@@ -37,15 +37,13 @@ def answer_of(value: Any, index: int, context: Context) -> Answer:
             can say, or a status that is no number.
     """
     status, phrase = context.get_response_status(index)
-    headers = {str(name): str(text) for name, text in context.get_response_headers(index).items()}
-    content_type = next((text for name, text in headers.items() if name.lower() == "content-type"), "")
-    return Answer(
-        status=200 if status is None else int(status),
-        body=_body(value),
-        content_type=content_type,
-        headers=[pair for pair in headers.items() if pair[0].lower() != "content-type"],
-        phrase=phrase or "",
-    )
+    content_type, others = "", []
+    for name, text in context.get_response_headers(index).items():
+        if str(name).lower() == "content-type":
+            content_type = content_type or str(text)
+        else:
+            others.append((str(name), str(text)))
+    return Answer(200 if status is None else int(status), _body(value), content_type, others, phrase or "")
 
 
 def failed(status: int, message: str, count: int) -> list[Answer]:

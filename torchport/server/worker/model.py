@@ -125,7 +125,7 @@ class LoadedModel:
             return field.value
         try:
             if field.content_type == "application/json":
-                return json.loads(field.value.decode("utf-8"))
+                return _decode_json(field.value)
             if field.content_type.startswith("text"):
                 return field.value.decode("utf-8")
         except (ValueError, RecursionError):
@@ -141,6 +141,17 @@ class LoadedModel:
         if "CUDA" in str(err):
             return failed(507, "Out of resources", count)
         return failed(503, "Prediction failed", count)
+
+
+def _decode_json(text: bytearray) -> Any:
+    try:
+        return _decode_strict_json(text)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        # NaN, halves of surrogate pairs, numbers beyond any float: Python takes them.
+        return json.loads(text.decode("utf-8"))
+
+
+_decode_strict_json = msgspec.json.Decoder().decode
 
 
 def _model_config(folder: Path, name: str | None) -> dict[str, Any]:
