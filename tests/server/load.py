@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,14 +54,13 @@ class Load:
             writer.close()
 
     async def _ask(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sent: Any) -> Answer:
-        loop = asyncio.get_running_loop()
         body = json.dumps(sent).encode()
         lines = {"Host": "test", "Content-Type": "application/json", "Content-Length": str(len(body))}
         head = "".join(f"{k}: {v}\r\n" for k, v in (lines | self.headers).items())
-        started = loop.time()
+        started = time.perf_counter()
         writer.write(f"POST {self.path} HTTP/1.1\r\n{head}\r\n".encode() + body)
         head_bytes = await reader.readuntil(b"\r\n\r\n")
         status_line, *rest = head_bytes.decode("latin-1").split("\r\n")
         headers = dict(line.lower().split(": ", 1) for line in rest if ": " in line)
         content = await reader.readexactly(int(headers["content-length"]))
-        return Answer(int(status_line.split()[1]), headers, content, sent, loop.time() - started)
+        return Answer(int(status_line.split()[1]), headers, content, sent, time.perf_counter() - started)
