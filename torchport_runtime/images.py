@@ -48,7 +48,7 @@ def decode_image(content: bytes, mode: str = "RGB") -> Image.Image:
                     f"the image has {width} x {height} pixels, more than {MAX_PIXELS}", status=413
                 )
             image.load()
-            upright = ImageOps.exif_transpose(image)
+            ImageOps.exif_transpose(image, in_place=True)
     except BadRequest:
         raise
     except Image.DecompressionBombError as err:
@@ -59,6 +59,9 @@ def decode_image(content: bytes, mode: str = "RGB") -> Image.Image:
         ) from err
     except Exception as err:  # Pillow's decoders raise many kinds on hostile bytes, all of them "bad image".
         raise BadRequest(f"the image is damaged or truncated: {err}") from err
+    upright: Image.Image = image
+    if upright.mode == mode:
+        return upright
     if upright.mode in ("I;16", "I;16B", "I;16L", "I"):
         # By a table, so that a large picture costs a byte a pixel here and not eight.
         grey = np.asarray(upright)
@@ -118,11 +121,14 @@ class ImageTransform:
             image = ImageOps.fit(image, (width, height), method)
         elif image.size != (width, height):
             image = image.resize((width, height), method)
-        pixels = np.asarray(image, dtype=np.float32).reshape(height, width, -1)
-        mean = np.asarray(self.mean, dtype=np.float32)
-        std = np.asarray(self.std, dtype=np.float32)
-        normalised = (pixels / np.float32(255) - mean) / std
-        return np.ascontiguousarray(normalised.transpose(2, 0, 1))
+        pixels = np.asarray(image).reshape(height, width, -1).transpose(2, 0, 1)
+        mean, std = (np.asarray(v, dtype=np.float32)[:, None, None] for v in (self.mean, self.std))
+        # In place and channel by channel: a third of the time that whole pictures of triples take.
+        normalised: np.ndarray = np.array(pixels, dtype=np.float32, order="C")
+        normalised /= np.float32(255)
+        normalised -= mean
+        normalised /= std
+        return normalised
 
     def to_json(self) -> dict[str, Any]:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
