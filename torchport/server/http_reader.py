@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 import httptools
@@ -22,6 +23,18 @@ if TYPE_CHECKING:
     from torchport.server.http_connection import HttpConnection
 
 logger = logging.getLogger(__name__)
+
+_METHODS = {name.encode(): name for name in ("POST", "GET", "PUT", "HEAD", "DELETE", "OPTIONS", "PATCH")}
+_SHORT_TARGET = 256
+
+
+def _parse_target(target: bytes) -> tuple[bytes, bytes]:
+    url = httptools.parse_url(target)
+    return url.path or b"/", url.query or b""
+
+
+# Most requests are to a few targets; long ones are not worth the memory.
+_parse_short_target = lru_cache(maxsize=256)(_parse_target)
 
 
 class RequestReader:
@@ -150,7 +163,8 @@ class RequestReader:
             if size + len(self._url) > settings.max_header_size:
                 self._refuse(431)
         self._in_body, self._framing = True, 0
-        request.method = parser.get_method().decode("ascii")
+        method = parser.get_method()
+        request.method = _METHODS.get(method) or method.decode("ascii")
         if parser.get_http_version() in ("1.0", "0.9"):
             request.chunks = request.keep_alive = False
         else:
@@ -185,11 +199,11 @@ class RequestReader:
             request.path = b"/"
             return
         try:
-            url = httptools.parse_url(self._url)
+            parse = _parse_short_target if len(self._url) < _SHORT_TARGET else _parse_target
+            request.path, request.query = parse(self._url)
         except httptools.HttpParserInvalidURLError:
             self._refuse(400)
             return
-        request.path, request.query = url.path or b"/", url.query or b""
         if not request.path.startswith(b"/"):
             self._refuse(400)
 
