@@ -5,13 +5,13 @@ from __future__ import annotations
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import psutil
 
 from bench.contenders import CORES
 from bench.load import require_wrk
+from torchport.machine import processor
 
 BUSY_INTERVAL_S = 2.0
 BUSY_PERCENT = 5.0
@@ -37,7 +37,7 @@ def describe() -> dict[str, Any]:
     """Cores, processor, memory, system, versions; and how busy others kept the machine before it began."""
     return {
         "cores": CORES,
-        "processor": _processor(),
+        "processor": processor(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
@@ -45,13 +45,6 @@ def describe() -> dict[str, Any]:
         "wrk": _wrk(),
         "busy_percent": psutil.cpu_percent(interval=BUSY_INTERVAL_S),
     }
-
-
-def _processor() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or "unknown"
 
 
 def _version(package: str) -> str:

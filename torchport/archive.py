@@ -26,6 +26,7 @@ import yaml
 
 from torchport.certificate import REQUIREMENTS, require_certificate, requirements, runtime_folder
 from torchport.errors import ArchiveError, RecipeError
+from torchport.evidence import FILE
 from torchport.export import exported_backends
 from torchport.hashing import sha256_bytes, sha256_file
 from torchport.recipe import Recipe
@@ -109,7 +110,7 @@ def _layout(recipe: Recipe, build: Path, backends: Sequence[str], work: Path) ->
     for graph in recipe.signatures():
         for backend in backends:
             shutil.copy(build / f"{graph}{ARTIFACT_SUFFIX[backend]}", extra)
-    for name in ("signature.json", "parity.json"):
+    for name in ("signature.json", "parity.json", FILE):
         shutil.copy(build / name, extra)
     shutil.copytree(
         runtime_folder(), extra / "torchport_runtime", ignore=shutil.ignore_patterns("__pycache__")

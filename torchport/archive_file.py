@@ -132,14 +132,15 @@ def _problems(contents: ArchiveContents) -> Iterator[str]:
     digests = {entry.name: entry.sha256 for entry in contents.entries}
     assets = {f"assets/{name}": digest for name, digest in bound["assets"].items()}
     required = bound.get("requirements", {})
-    expected = {**bound["artifacts"], **bound["handler"], **required, **assets}
+    evidence = certificate.get("evidence", {})
+    expected = {**bound["artifacts"], **bound["handler"], **required, **assets, **evidence}
     for name, digest in sorted(expected.items()):
         if name in digests and digests[name] != digest:
             yield f"{name} is not what parity.json was made for"
     options = BackendOptions.from_config(contents.config.get("torchport") or {})
     suffix = ARTIFACT_SUFFIX[options.backend]
     served = [f"{graph}{suffix}" for graph in contents.signature.get("graphs", {})]
-    for name in ("signature.json", *served, *bound["handler"], *required, *assets):
+    for name in ("signature.json", *served, *bound["handler"], *required, *assets, *evidence):
         if name not in digests:
             yield f"{name} is missing"
     if not all(r["passed"] for r in certificate["results"] if r["backend"] == options.backend):

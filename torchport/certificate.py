@@ -84,6 +84,8 @@ def require_certificate(recipe: Recipe, folder: BuildFolder) -> dict[str, Any]:
     if not certificate.get("passed"):
         first = (certificate.get("failures") or ["no reason recorded"])[0]
         raise StaleError(f"{folder.name} {folder.version} did not pass parity: {first}")
+    if not has_evidence(folder, certificate):
+        raise StaleError(f"{folder.name} {folder.version}: the certificate's evidence is not there: {again}")
     changed = differences(certificate.get("binding", {}), bound_now)
     if changed:
         raise StaleError(
@@ -91,6 +93,15 @@ def require_certificate(recipe: Recipe, folder: BuildFolder) -> dict[str, Any]:
             f"these have changed: {', '.join(changed)}: {again}"
         )
     return certificate
+
+
+def has_evidence(folder: BuildFolder, certificate: dict[str, Any]) -> bool:
+    """Whether the evidence that a certificate names is there, as it was written."""
+    named = certificate.get("evidence", {})
+    return bool(named) and all(
+        (folder.path / name).is_file() and sha256_file(folder.path / name) == digest
+        for name, digest in named.items()
+    )
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

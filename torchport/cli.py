@@ -110,7 +110,9 @@ def export(
 @app.command(context_settings=TAKES_PARAMETERS)
 def verify(
     ctx: typer.Context,
-    recipe: RecipeArg,
+    recipe: Annotated[
+        str | None, typer.Argument(help="A recipe's name, or the path of its file; every archive if none.")
+    ] = None,
     force: ForceOpt = False,
     store: StoreOpt = STORE,
     cache: CacheOpt = CACHE,
@@ -118,8 +120,14 @@ def verify(
         list[str] | None, typer.Option("--device", help="cpu, cuda; may be given twice.")
     ] = None,
 ) -> None:
-    """Prove that every export computes what the trained model computes: parity.json."""
+    """Prove that every export computes what the trained model computes: parity.json.
+
+    Without a recipe: prove every archive of the store again, on this machine, by what it carries.
+    """
     target = Store(store)
+    if recipe is None:
+        stages.prove_store(target, force)
+        return
     stages.verify(given_recipe(ctx, recipe, target, cache), target, force, device)
 
 

@@ -31,6 +31,11 @@ class Comparison:
         where = f"{self.backend} on {self.device}, graph {self.graph}"
         self.failures.append(f"{where}{', ' + case if case else ''}: {problem}")
 
+    def differs_in(self, case: str) -> bool:
+        """Whether a case was computed, and has failed."""
+        computed = any(row["case"] == case for row in self._rows)
+        return computed and any(f", {case}: " in failure for failure in self.failures)
+
     def compare_all(self, backend: Backend, cases: Sequence[Case]) -> None:
         for case in cases:
             try:

@@ -19,6 +19,7 @@ from torchport.store import write_bytes
 from torchport_runtime import TensorSpec
 
 if TYPE_CHECKING:
+    from torchport.local_proving import LocalParity
     from torchport.zoo import Row
 
 T = TypeVar("T")
@@ -105,6 +106,22 @@ def parity(certificate: Mapping[str, Any]) -> None:
     for graph, kind in certificate["reference"].items():
         if kind != "float64":
             out.print(f"[yellow]graph {escape(graph)}: reference {escape(kind)}[/]")
+
+
+def local_parity(archive: Path, result: LocalParity) -> None:
+    """One line for each backend and device of an archive that was proven again."""
+    for found in result.record["results"]:
+        where = f"{archive.name}: {found['backend']} on {found['device']}"
+        worst = found["worst_error_to_bound"]
+        error = worst if isinstance(worst, str) else f"{worst:.0%}"
+        said = f"{found['cases']} cases, worst error {error} of its bound"
+        if found["requests_compared"]:
+            said += f", {found['requests_compared']} answers as proven"
+        before = "" if result.done else ", proven before"
+        mark = "[green]pass[/]" if found["passed"] else "[bold red]FAIL[/]"
+        out.print(f"{escape(where)}: {mark} [dim]({said}{before})[/]")
+        for failure in found["failures"][:5]:
+            problem(failure)
 
 
 def archive(contents: ArchiveContents) -> None:

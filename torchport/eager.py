@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,17 @@ from torchport_runtime.backends import named_outputs
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+
+@dataclass(frozen=True)
+class ModuleOutput:
+    """What one call of a module gave. `path` is its name in the model, "" the model itself; `call` counts
+    from 1. Of several tensors it is the first."""
+
+    path: str
+    kind: str
+    call: int
+    value: np.ndarray
 
 
 class EagerBackend:
@@ -41,11 +53,50 @@ class EagerBackend:
             values = named_outputs(self._module(*arguments), list(self._signature.outputs))
         return {name: value.cpu().numpy() for name, value in values.items()}
 
+    def run_watched(self, inputs: Mapping[str, np.ndarray]) -> list[ModuleOutput]:
+        """What each of the model's modules gives for these inputs, in the order in which they end.
+
+        A module that is called twice is there twice; one that gives no tensor is not.
+        """
+        seen: list[ModuleOutput] = []
+        counts: dict[str, int] = {}
+
+        def watch(path: str, kind: str) -> Any:
+            def hook(module: Any, arguments: Any, output: Any) -> None:
+                value = _first_tensor(output)
+                call = counts[path] = counts.get(path, 0) + 1
+                if value is not None:
+                    seen.append(ModuleOutput(path, kind, call, value.detach().cpu().numpy().copy()))
+
+            return hook
+
+        handles = [
+            module.register_forward_hook(watch(path, type(module).__name__))
+            for path, module in self._module.named_modules()
+        ]
+        try:
+            self.run(inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return seen
+
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         import torch
 
         tensor = torch.from_numpy(np.array(array, order="C"))
         return tensor.double() if self._double and tensor.is_floating_point() else tensor
+
+
+def _first_tensor(value: Any) -> Any:
+    import torch
+
+    if torch.is_tensor(value):
+        return value
+    parts = (
+        value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
+    )
+    return next((part for part in parts if torch.is_tensor(part)), None)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from torchport.store import BuildFolder
 from torchport.user_code import running
 from torchport_runtime import Handler, InferenceRequest, Signature
 from torchport_runtime.batching import common_sizes, run_together
+from torchport_runtime.handler import json_text
 
 
 def compare_requests(recipe: Recipe, folder: BuildFolder) -> tuple[int, list[str]]:
@@ -45,6 +47,16 @@ def compare_requests(recipe: Recipe, folder: BuildFolder) -> tuple[int, list[str
         failures += _batch_mates(recipe, handler, requests)
         failures += _padding(recipe, handler, requests)
     return len(requests), failures
+
+
+def answered_requests(recipe: Recipe, folder: BuildFolder) -> Iterator[tuple[Request, Any]]:
+    """The recipe's requests, each with the handler's answer to it alone, where its backend loads."""
+    handler = load_handler(recipe, folder.path)
+    for sent in recipe_requests(recipe) if handler.backends else ():
+        (answer,) = handler.answer([InferenceRequest(sent.fields())])
+        # As a client would get it: JSON knows no tuples, and its keys are texts.
+        value = answer.value
+        yield sent, value if isinstance(value, (bytes, bytearray)) else json.loads(json_text(value))
 
 
 def _batch_mates(recipe: Recipe, handler: Handler, requests: list[Request]) -> Iterator[str]:

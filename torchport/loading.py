@@ -18,6 +18,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from torchport.archive_file import ArchiveContents, extract, inspect_archive
 from torchport.errors import ArchiveError, BackendError, BadRequest
 from torchport_runtime.options import ARTIFACT_SUFFIX, BackendOptions
@@ -80,6 +82,11 @@ class ArchivedModel:
             raise
 
     @property
+    def folder(self) -> Path:
+        """Where the archive is unpacked, while this is open."""
+        return Path(self._folder.name)
+
+    @property
     def providers(self) -> dict[str, str]:
         """What really runs each graph, such as `{"main": "CPUExecutionProvider"}`."""
         return {name: backend.provider for name, backend in self._handler.backends.items()}
@@ -95,6 +102,18 @@ class ArchivedModel:
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+    def run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """A graph's outputs by name, past the handler.
+
+        Raises:
+            BackendError: there is no such graph, or it fails on these inputs.
+        """
+        if graph not in self._handler.backends:
+            raise BackendError(f"graph {graph!r}: one of {', '.join(self._handler.backends)} is expected")
+        with self._translated_errors():
+            outputs: dict[str, np.ndarray] = self._handler.backends[graph].run(inputs)
+        return outputs
 
     def explain(self, body: Any, **params: Any) -> Any:
         """What `/explanations` answers to one request.

@@ -16,15 +16,18 @@ from typing import Any
 
 import torchport
 from torchport.cases import parity_cases
-from torchport.certificate import FORMAT, backend_options, binding, differences
+from torchport.certificate import FORMAT, backend_options, binding, differences, has_evidence
 from torchport.comparison import Comparison
+from torchport.divergence import divergence
 from torchport.errors import BackendError
+from torchport.evidence import FILE, Evidence
 from torchport.export import exported_backends, model_graphs
 from torchport.handler_file import sample_request
-from torchport.handler_parity import compare_requests
+from torchport.handler_parity import answered_requests, compare_requests
+from torchport.hashing import sha256_bytes
 from torchport.recipe import Recipe
 from torchport.reference import EAGER_MULTIPLE, SCALE_EPSILONS, Reference
-from torchport.store import BuildFolder, write_json
+from torchport.store import BuildFolder, write_bytes, write_json
 from torchport.training import trained_model
 from torchport.versions import library_versions
 from torchport_runtime.backends import cuda_device_count, open_backend
@@ -63,6 +66,8 @@ def verify(
         bound = binding(recipe, folder)
         devices = list(devices or usable_devices(recipe, folder))
         before = folder.certificate()
+        if before is not None and not has_evidence(folder, before):
+            before = None
         libraries = library_versions("torch", "onnxruntime", "numpy", "pillow")
         why = _why_verify(before, bound, libraries, devices)
         if before is not None and why is None and not force:
@@ -73,10 +78,12 @@ def verify(
         results = []
         graphs = model_graphs(recipe, model)
         reference_kinds = {}
+        evidence = Evidence(recipe.ships[0])
         for graph, signature in recipe.signatures().items():
             cases = list(parity_cases(recipe, graph, signature))
             reference = Reference(graphs[graph], signature, cases)
             reference_kinds[graph] = reference.kind
+            evidence.add_cases(graph, signature, cases, reference)
             failures += [f"eager, graph {graph}: {problem}" for problem in reference.problems]
             for backend in exported_backends(recipe, folder):
                 for device in devices:
@@ -91,12 +98,23 @@ def verify(
                             raise  # It cannot be had here: that says nothing about the export.
                         comparison.fail("", str(err))
                     results.append(comparison.summary())
+                    if backend == "onnxruntime" and comparison.failures:
+                        failed = next((c for c in cases if comparison.differs_in(c.name)), None)
+                        if failed is not None:
+                            module = graphs[graph]
+                            comparison.fail(
+                                failed.name, divergence(recipe, folder, graph, module, signature, failed)
+                            )
                     if backend in recipe.optional_backends:
                         optional += comparison.failures
                     else:
                         failures += comparison.failures
         requests, request_failures = compare_requests(recipe, folder)
         failures += request_failures
+        if not failures:
+            for request, answer in answered_requests(recipe, folder):
+                evidence.add_request(request, answer)
+        proof = evidence.to_bytes()
         certificate = {
             "format": FORMAT,
             "torchport": torchport.__version__,
@@ -114,8 +132,10 @@ def verify(
             "binding": bound,
             "requests_compared": requests,
             "sample_request": sample_request(recipe),
+            "evidence": {FILE: sha256_bytes(proof)},
             "results": results,
         }
+        write_bytes(folder.evidence, proof)
         write_json(folder.parity, certificate)
         return ParityResult(True, certificate, why or "asked for")
 

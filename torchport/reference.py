@@ -137,7 +137,7 @@ class Reference:
         difference = np.abs(eager[finite].astype(np.float64) - other[finite])
         eager_error = float(difference.max(initial=0.0))
         scale = max(float(np.abs(value[finite]).max(initial=0.0)), self._declared_scale(name))
-        return Truth(value, eager_error, scale, _bound(eager_error, scale, eager.dtype))
+        return Truth(value, eager_error, scale, error_bound(eager_error, scale, eager.dtype))
 
     def _declared_scale(self, name: str) -> float:
         spec = self._signature.outputs[name]
@@ -157,7 +157,7 @@ class Reference:
                 continue
             error = np.abs(eager.astype(np.float64) - other).max(axis=0)
             scale = np.maximum(np.abs(other).max(axis=0), self._declared_scale(name))
-            bounds = np.array([_bound(e, s, eager.dtype) for e, s in zip(error, scale, strict=True)])
+            bounds = np.array([error_bound(e, s, eager.dtype) for e, s in zip(error, scale, strict=True)])
             for case in samples:
                 truths = self._truth[case.name]
                 truths[name] = replace(truths[name], channel_bounds=bounds)
@@ -217,6 +217,6 @@ class Reference:
         return problems
 
 
-def _bound(eager_error: float, scale: float, dtype: np.dtype[Any]) -> float:
+def error_bound(eager_error: float, scale: float, dtype: np.dtype[Any]) -> float:
     kind = np.finfo(dtype)
     return max(EAGER_MULTIPLE * eager_error, SCALE_EPSILONS * max(float(kind.eps) * scale, float(kind.tiny)))

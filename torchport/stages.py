@@ -58,6 +58,30 @@ def verify(recipe: Recipe, store: Store, force: bool, devices: list[str] | None)
     return result.done
 
 
+def prove_store(store: Store, force: bool) -> None:
+    """Prove every archive of a store again, on this machine."""
+    from torchport.errors import ArchiveError, ParityError, TorchportError
+    from torchport.local_proving import prove_again
+
+    archives = [path for versions in store.archives().values() for path in versions.values()]
+    if not archives:
+        raise TorchportError(f"no archive in {store.path}: name a recipe, or another --store")
+    failed = []
+    for path in archives:
+        try:
+            with show.working("proving") as tell:
+                result = prove_again(path, force=force, tell=tell)
+        except ArchiveError as err:
+            show.problem(str(err))
+            failed.append(path.name)
+            continue
+        show.local_parity(path, result)
+        if not result.record["passed"]:
+            failed.append(path.name)
+    if failed:
+        raise ParityError(f"not proven on this machine: {', '.join(failed)}")
+
+
 def package(recipe: Recipe, store: Store, backends: list[str] | None, force: bool) -> bool:
     from torchport.archive import package as run
 

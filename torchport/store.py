@@ -115,6 +115,10 @@ class BuildFolder:
         return self.path / "parity.json"
 
     @property
+    def evidence(self) -> Path:
+        return self.path / "evidence.npz"
+
+    @property
     def serving(self) -> Path:
         return self.path / "serving.json"
 

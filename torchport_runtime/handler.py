@@ -264,7 +264,7 @@ def _serialise(answer: Answer) -> tuple[bytes, Answer]:
     if isinstance(answer.value, (bytes, bytearray)):
         return bytes(answer.value), answer
     try:
-        text = _JSON.encode(answer.value)
+        text = json_text(answer.value)
     except (TypeError, ValueError, RecursionError) as err:
         if isinstance(err, ValueError) and "Out of range float" in str(err):
             refusal = BadRequest("the model's answer to this input is NaN or Inf", status=422)
@@ -273,8 +273,16 @@ def _serialise(answer: Answer) -> tuple[bytes, Answer]:
     return text.encode("utf-8", "replace"), answer
 
 
+def json_text(value: Any) -> str:
+    """An answer as JSON; numpy's numbers and arrays as JSON's.
+
+    Raises:
+        TypeError, ValueError, RecursionError: something that JSON cannot say, NaN and Inf among it.
+    """
+    return _JSON.encode(value)
+
+
 def _plain(value: Any) -> Any:
-    """numpy's numbers and arrays as JSON's."""
     if isinstance(value, (np.generic, np.ndarray)):
         return value.tolist()
     raise TypeError(f"{type(value).__name__} is nothing that JSON can say")

@@ -94,6 +94,7 @@ class ServerSettings:
     service_envelope: str = ""
     install_py_dep_per_model: bool = False
     require_certificate: bool = False
+    require_local_parity: bool = False
 
     default_workers_per_model: int | None = None
     default_response_timeout: int = 120

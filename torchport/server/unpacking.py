@@ -8,6 +8,7 @@ torchport's whose hashes do not hold.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -18,7 +19,8 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from torchport.archive_file import ArchiveContents, extract, inspect_archive
-from torchport.errors import ArchiveError
+from torchport.errors import ArchiveError, BackendError
+from torchport.local_parity import require_local_parity
 from torchport.server.errors import (
     ArchiveNotFound,
     ArchiveRefused,
@@ -28,6 +30,7 @@ from torchport.server.errors import (
 )
 from torchport.server.settings import ServerSettings
 from torchport.server.unpacked_model import UnpackedModel
+from torchport_runtime.options import BackendOptions
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,126}")
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,62}")
@@ -148,13 +151,20 @@ def _identity(path: Path) -> tuple[int, ...]:
 def _require_trusted(contents: ArchiveContents, settings: ServerSettings) -> bool:
     """Whether the archive has a certificate and all hashes hold."""
     if not contents.certificate:
-        if settings.require_certificate:
-            raise ArchiveRefused(
-                f"{contents.path.name}: no parity.json, and require_certificate=true: make it with torchport"
-            )
+        for demand in ("require_certificate", "require_local_parity"):
+            if getattr(settings, demand):
+                raise ArchiveRefused(
+                    f"{contents.path.name}: no parity.json, and {demand}=true: make it with torchport"
+                )
         return False
     if contents.problems:
         raise ArchiveRefused(f"{contents.path.name}: {'; '.join(contents.problems)}: package it again")
+    if settings.require_local_parity:
+        try:
+            options = BackendOptions.from_config(contents.config.get("torchport") or {}, os.environ)
+        except BackendError as err:
+            raise ArchiveRefused(f"{contents.path.name}: {err}") from err
+        require_local_parity(contents.path, options.backend)
     return True
 
 

@@ -1,0 +1,171 @@
+"""An archive proven again on the machine that is to serve it: another processor, GPU or library version may
+compute other numbers than those that its certificate is about.
+
+    result = prove_again(store, store.archive("linear", "1.0"))
+    result.record["passed"]
+
+It needs neither the recipe nor the weights: the archive carries its evidence (`torchport.evidence`). What
+came of it is written to the store's `.local_parity/`, where a server looks for it that is told to
+(`require_local_parity=true`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import torchport
+from torchport import machine
+from torchport.answers import same_answer
+from torchport.archive_file import ArchiveContents, inspect_archive
+from torchport.errors import ArchiveError, BackendError, TorchportError
+from torchport.evidence import FILE, Evidence, ProvenCase, read_evidence
+from torchport.hashing import sha256_file
+from torchport.loading import ArchivedModel, load
+from torchport.local_parity import LIBRARIES, record_path
+from torchport.store import read_json, write_json
+from torchport.versions import library_versions
+from torchport_runtime.backends import cuda_device_count
+from torchport_runtime.options import ARTIFACT_SUFFIX, BackendOptions
+
+
+@dataclass(frozen=True)
+class LocalParity:
+    """`done` is False where this machine has proven exactly this archive already."""
+
+    done: bool
+    record: dict[str, Any]
+
+
+def prove_again(
+    archive: Path, *, force: bool = False, tell: Callable[[str], None] = lambda message: None
+) -> LocalParity:
+    """Run the evidence of an archive on every backend that it carries, on this machine's devices, by the
+    archive's own runtime and handler; write down what came of it, passed or not.
+
+    Raises:
+        ArchiveError: not an archive of torchport's, damaged, or made without evidence.
+    """
+    contents = inspect_archive(archive)
+    if contents.problems:
+        raise ArchiveError(f"{archive.name}: {'; '.join(contents.problems)}: package it again")
+    if FILE not in contents.certificate.get("evidence", {}):
+        raise ArchiveError(
+            f"{archive.name} carries no {FILE}: an earlier torchport made it; verify and package it again"
+        )
+    digest, here = sha256_file(archive), machine.describe()
+    path = record_path(archive)
+    before = read_json(path, "archive_sha256", "machine", "libraries", "passed")
+    carried = _backends(contents)
+    backends = [b for b in carried if library_versions(LIBRARIES[b][0])]
+    libraries = {backend: library_versions(*LIBRARIES[backend]) for backend in backends}
+    same = before is not None and (before["archive_sha256"], before["machine"], before["libraries"]) == (
+        digest,
+        here,
+        libraries,
+    )
+    if before is not None and same and before["passed"] and not force:
+        return LocalParity(False, before)
+    results = [
+        _prove(archive, backend, device, tell)
+        for backend in backends
+        for device in ("cpu", *(("cuda",) if cuda_device_count() else ()))
+    ]
+    record = {
+        "torchport": torchport.__version__,
+        "archive": archive.name,
+        "archive_sha256": digest,
+        "machine": here,
+        "libraries": libraries,
+        "not_installed": [b for b in carried if b not in backends],
+        "passed": all(result["passed"] for result in results),
+        "results": results,
+    }
+    write_json(path, record)
+    return LocalParity(True, record)
+
+
+def _backends(contents: ArchiveContents) -> list[str]:
+    """Those whose artifacts the archive carries, the one that serves first."""
+    names = {entry.name for entry in contents.entries}
+    graphs = contents.signature["graphs"]
+    carried = [b for b, suffix in ARTIFACT_SUFFIX.items() if all(f"{g}{suffix}" in names for g in graphs)]
+    serves = BackendOptions.from_config(contents.config.get("torchport") or {}).backend
+    return sorted(carried, key=lambda backend: backend != serves)
+
+
+def _prove(archive: Path, backend: str, device: str, tell: Callable[[str], None]) -> dict[str, Any]:
+    """What one backend makes of the evidence; an archive that does not load on it has failed."""
+    tell(f"{archive.name}: {backend} on {device}")
+    failures: list[str] = []
+    worst, cases, requests = 0.0, 0, 0
+    try:
+        with load(archive, backend=backend, device=device) as model:
+            evidence = read_evidence(model.folder / FILE)
+            for case in evidence.cases:
+                cases += 1
+                for ratio, failure in _compare(model, case):
+                    worst = max(worst, ratio)
+                    failures += [failure] if failure else []
+            if backend == evidence.answered_by:
+                requests = len(evidence.requests)
+                failures += _other_answers(model, evidence)
+    except TorchportError as err:
+        failures.append(str(err))
+    return {
+        "backend": backend,
+        "device": device,
+        "passed": not failures,
+        "failures": failures,
+        "cases": cases,
+        "worst_error_to_bound": float(f"{worst:.3g}") if np.isfinite(worst) else "inf",
+        "requests_compared": requests,
+    }
+
+
+def _compare(model: ArchivedModel, case: ProvenCase) -> Iterator[tuple[float, str]]:
+    """For each output the worst error, of its bound, and what is wrong with it, if anything."""
+    where = f"graph {case.graph}, {case.name}"
+    try:
+        outputs = model.run(case.graph, case.inputs)
+    except BackendError as err:
+        yield np.inf, f"{where}: {err}"
+        return
+    for name, expected in case.expected.items():
+        got = outputs[name]
+        if got.shape != expected.shape:
+            yield np.inf, f"{where}: output {name!r} is {list(got.shape)}, expected {list(expected.shape)}"
+            continue
+        bound = case.bounds.get(name)
+        if bound is None:
+            wrong = int((got != expected).sum())
+            yield (
+                (np.inf, f"{where}: output {name!r}: {wrong} of {got.size} values differ")
+                if wrong
+                else (0, "")
+            )
+            continue
+        finite = np.isfinite(expected)
+        if not np.array_equal(got[~finite].astype(np.float64), expected[~finite], equal_nan=True):
+            yield np.inf, f"{where}: output {name!r}: NaN or Inf is not where the trained model has it"
+            continue
+        error = float(np.abs(got[finite].astype(np.float64) - expected[finite]).max(initial=0.0))
+        too_much = f"{where}: output {name!r}: error {error:.3g} exceeds the bound {bound:.3g}"
+        yield error / bound, "" if error <= bound else too_much
+
+
+def _other_answers(model: ArchivedModel, evidence: Evidence) -> Iterator[str]:
+    """Requests whose answer, from the bytes to the handler's last word, is not the one that was proven."""
+    for index, request in enumerate(evidence.requests):
+        try:
+            answer = model.predict(request.body, **request.params)
+        except TorchportError as err:
+            yield f"request {index}: {err}"
+            continue
+        if not same_answer(answer, request.answer):
+            proven = str(request.answer)[:200]
+            yield f"request {index}: the answer is {str(answer)[:200]}, proven was {proven}"
