@@ -10,7 +10,7 @@ STAMP := $(VENV)/installed
 
 .DEFAULT_GOAL := help
 .PHONY: help install train export verify package ship check-served serve torchserve torchserve-stop query infer \
-        list zoo gallery bench test check clean
+        list zoo gallery screenshots bench test check clean
 
 help: ## the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,9 @@ zoo: $(STAMP) ## ship every kind of model and hold each against its goal; exit 1
 
 gallery: $(STAMP) ## docs/gallery.md, with pictures, from what zoo shipped
 	$(BIN)/python docs/make_gallery.py
+
+screenshots: $(STAMP) ## every parity.html of the store in Chromium, light and dark; exit 1 if its console speaks
+	$(BIN)/python docs/make_screenshots.py
 
 bench: $(STAMP) ## side by side with TorchServe, mosec and bare uvicorn; needs wrk; BENCH="--only A" for parts
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'

@@ -148,6 +148,9 @@ class Sentiment(Recipe):
             [row for row in others if seen.isdisjoint(runs(row[0]))],
         )
 
+    def describe_input(self, graph, row, assets):
+        return self.encoder.decode(row["tokens"]) if "tokens" in row else ""
+
     def corpus(self, name: str) -> Scored:
         """The texts of one corpus, each with its mean score."""
         lines = PACKAGE.read(f"{CORPORA}/{name}_GroundTruth.txt", self.cache).decode("utf-8").split("\n")

@@ -180,6 +180,9 @@ class TranslateEnFr(Recipe):
                 .astype(np.float32),
             }
 
+    def describe_input(self, graph, row, assets):
+        return tokenizer(self.cache)[1].decode(row["tokens"])
+
     def requests(self):
         _, held = split(self.cache)
         _, encoder = tokenizer(self.cache)

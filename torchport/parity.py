@@ -27,6 +27,8 @@ from torchport.handler_parity import answered_requests, compare_requests
 from torchport.hashing import sha256_bytes
 from torchport.recipe import Recipe
 from torchport.reference import EAGER_MULTIPLE, SCALE_EPSILONS, Reference
+from torchport.report import report
+from torchport.report_measures import measure_graph
 from torchport.store import BuildFolder, write_bytes, write_json
 from torchport.training import trained_model
 from torchport.versions import library_versions
@@ -79,6 +81,7 @@ def verify(
         graphs = model_graphs(recipe, model)
         reference_kinds = {}
         evidence = Evidence(recipe.ships[0])
+        measures = []
         for graph, signature in recipe.signatures().items():
             cases = list(parity_cases(recipe, graph, signature))
             reference = Reference(graphs[graph], signature, cases)
@@ -109,6 +112,8 @@ def verify(
                         optional += comparison.failures
                     else:
                         failures += comparison.failures
+            tell(f"measuring {graph} for the report")
+            measures.append(measure_graph(recipe, folder, graph, graphs[graph], signature, cases, reference))
         requests, request_failures = compare_requests(recipe, folder)
         failures += request_failures
         if not failures:
@@ -136,6 +141,7 @@ def verify(
             "results": results,
         }
         write_bytes(folder.evidence, proof)
+        write_bytes(folder.report, report(certificate, measures))
         write_json(folder.parity, certificate)
         return ParityResult(True, certificate, why or "asked for")
 

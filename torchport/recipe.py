@@ -209,6 +209,12 @@ class Recipe:
         """Real inputs of one graph, where a recipe has several: it then needs no `samples`."""
         return self.samples()
 
+    def describe_input(self, graph: str, row: Mapping[str, np.ndarray], assets: Path) -> str:
+        """What one row of a sample is, in words a reader of the report understands: the text that tokens
+        stand for, say. Empty for numbers and pictures, which the report shows by itself.
+        """
+        return ""
+
     def dependencies(self) -> Iterable[Path]:
         """Files beside the recipe's own that the model is made from: changed ones mean training again."""
         return ()

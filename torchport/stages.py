@@ -42,12 +42,12 @@ def verify(recipe: Recipe, store: Store, force: bool, devices: list[str] | None)
     from torchport.errors import ParityError
     from torchport.parity import verify as run
 
+    folder = store.build(recipe.name, recipe.version)
     with show.working("verifying") as tell:
-        result = run(
-            recipe, store.build(recipe.name, recipe.version), devices=devices, force=force, tell=tell
-        )
+        result = run(recipe, folder, devices=devices, force=force, tell=tell)
     if result.done:
         show.parity(result.certificate)
+        show.say(f"the report: {folder.report}")
     if result.failures:
         shown = "\n  ".join(result.failures[:20])
         more = f"\n  and {len(result.failures) - 20} more in parity.json" if len(result.failures) > 20 else ""

@@ -115,6 +115,10 @@ class BuildFolder:
         return self.path / "parity.json"
 
     @property
+    def report(self) -> Path:
+        return self.path / "parity.html"
+
+    @property
     def evidence(self) -> Path:
         return self.path / "evidence.npz"
 

@@ -1,0 +1,108 @@
+"""`parity.html`: the certificate, and what was measured beside it, as a page that one would rather look at.
+
+    write_bytes(folder.report, report(certificate, [measure_graph(...)]))
+
+The page is whole in itself: no script, no font, nothing that is fetched; light or dark as the reader's
+system is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torchport.report_charts import Series, curves, dots, growth, heat_map
+from torchport.report_measures import QUANTILES, GraphMeasures
+
+_SIZE = re.compile(r"([A-Za-z_]\w*)=(\d+)")
+_SWEPT = re.compile(r"[A-Za-z_]\w*=\d+(,? [A-Za-z_]\w*=\d+)*")
+MOST_ROWS = 60
+"""Cases in one chart: more of them nobody reads, and the worst are in the table above."""
+
+
+def report(certificate: Mapping[str, Any], measures: Sequence[GraphMeasures]) -> bytes:
+    """The page, UTF-8."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("parity.html.j2").render(
+        certificate=certificate, graphs=[_graph(certificate, measured) for measured in measures]
+    )
+    return page.encode("utf-8")
+
+
+def _graph(certificate: Mapping[str, Any], measured: GraphMeasures) -> dict[str, Any]:
+    results = [r for r in certificate["results"] if r["graph"] == measured.graph]
+    shares = {f"{r['backend']} on {r['device']}": _shares(r) for r in results}
+    single = {name: _first(found, MOST_ROWS) for name, found in shares.items()}
+    names = [*(m.backend for m in measured.backends), "eager float32"]
+    spread = [
+        Series(name, [("", q) for q in found.quantiles])
+        for name, found in zip(names, (*measured.backends, measured.eager), strict=True)
+    ]
+    layers = measured.layers
+    return {
+        "name": measured.graph,
+        "signature": measured.signature,
+        "results": results,
+        "reference": certificate["reference"].get(measured.graph, ""),
+        "case_names": list(single),
+        "cases": dots([Series(name, list(found.items())) for name, found in single.items()]),
+        "spread_names": names,
+        "spread": curves(spread, QUANTILES),
+        "maps": [(name, _map(found)) for name, found in shares.items()],
+        "layers": growth(
+            [str(layer) for layer in layers],
+            [
+                Series(name, [(str(layer), getattr(layer, attribute)) for layer in layers])
+                for name, attribute in (
+                    ("onnxruntime", "error"),
+                    ("eager float32", "eager_error"),
+                    ("bound", "bound"),
+                )
+            ],
+        )
+        if layers
+        else "",
+        "backends": [*measured.backends, measured.eager],
+        "worst": [(m.backend, m.worst) for m in measured.backends if m.worst],
+        "notes": measured.notes,
+    }
+
+
+def _shares(result: Mapping[str, Any]) -> dict[str, float]:
+    """The greatest error of each case, in shares of its bound, in the order of the comparisons."""
+    found: dict[str, float] = {}
+    for row in result["comparisons"]:
+        share = float(row["error"]) / row["bound"] if "bound" in row else float(row["unequal"] > 0) * 1e9
+        found[row["case"]] = max(found.get(row["case"], 0.0), share)
+    return found
+
+
+def _first(found: Mapping[str, float], count: int) -> dict[str, float]:
+    return dict(list(found.items())[:count])
+
+
+def _map(shares: Mapping[str, float]) -> str:
+    """The sweeps over symbolic dimensions: those over one as a line, those over two as a square."""
+    cells: dict[tuple[str, str], float] = {}
+    for case, share in shares.items():
+        if not _SWEPT.fullmatch(case):
+            continue
+        sizes = _SIZE.findall(case)
+        if len(sizes) == 1:
+            cells[sizes[0][0], sizes[0][1]] = share
+        elif len(sizes) == 2:
+            (one, a), (other, b) = sizes
+            cells[f"{one}={a}, {other}", b] = share
+    rows = list(dict.fromkeys(row for row, _ in cells))
+    columns = sorted({column for _, column in cells}, key=int)
+    return heat_map(rows, columns, cells) if cells else ""
