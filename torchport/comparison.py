@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from torchport.cases import Case
+from torchport.decisions import Decisions
+from torchport.deviation import figures, short
+from torchport.diagnosis import describe, mistaken_for
 from torchport.errors import BackendError, SignatureError
+from torchport.invariances import Invariances
 from torchport.reference import BATCH_ROWS, Reference, Truth
 from torchport_runtime import Signature
 from torchport_runtime.backends import Backend
+
+ALL = slice(None)
 
 
 class Comparison:
@@ -24,8 +30,10 @@ class Comparison:
         self.signature, self.reference = signature, reference
         self.failures: list[str] = []
         self._rows: list[dict[str, Any]] = []
-        self._decisions = {"compared": 0, "agreed": 0, "ties": 0}
+        self._decisions = Decisions()
+        self._invariances = Invariances(self, reference.cases)
         self._batch_rows = 0
+        self._not_finite = {"compared": 0, "alike": 0}
 
     def fail(self, case: str, problem: str) -> None:
         where = f"{self.backend} on {self.device}, graph {self.graph}"
@@ -36,28 +44,42 @@ class Comparison:
         computed = any(row["case"] == case for row in self._rows)
         return computed and any(f", {case}: " in failure for failure in self.failures)
 
-    def compare_all(self, backend: Backend, cases: Sequence[Case]) -> None:
+    def compare_all(self, backend: Backend, reopen: Callable[[int], Backend]) -> None:
+        """Run every case; `reopen` opens the same artifact again, with a number of threads.
+
+        Raises:
+            BackendError: the artifact does not open again.
+        """
+        cases = self.reference.cases
         for case in cases:
             try:
-                outputs = backend.run(case.inputs)
+                # Of a copy: a graph that writes into its inputs is told of, and spoils no other comparison.
+                outputs = backend.run({name: array.copy() for name, array in case.inputs.items()})
                 self.signature.check_outputs(outputs)
             except (BackendError, SignatureError) as err:
-                self.fail(case.name, str(err))
+                if case.judged != "counted":
+                    self.fail(case.name, str(err))
                 continue
-            self._compare(case.name, case.name, outputs)
-        batch_dim = self.signature.batch_dim
-        if batch_dim is None:
-            return
-        for case in cases:
-            if case.compares_rows:
-                self._compare_singles(backend, case)
+            if case.judged == "values":
+                self.compare(case.name, case.name, outputs)
+            else:
+                self._compare_not_finite(case, outputs)
+        if self.signature.batch_dim is not None:
+            for case in cases:
+                if case.compares_rows:
+                    self._compare_singles(backend, case)
+        self._invariances.other_order(backend)
+        self._invariances.other_layout(backend)
+        self._invariances.repeated(backend)
+        if self.device == "cpu":  # On another device, threads of the CPU compute nothing.
+            self._invariances.threads(reopen)
 
     def _compare_singles(self, backend: Backend, case: Case) -> None:
         """The rows of one batch again, one by one, held against the same reference."""
         rows = min(BATCH_ROWS, case.rows)
         try:
             singles = [
-                backend.run({name: array[i : i + 1] for name, array in case.inputs.items()})
+                backend.run({name: array[i : i + 1].copy() for name, array in case.inputs.items()})
                 for i in range(rows)
             ]
         except BackendError as err:
@@ -65,16 +87,15 @@ class Comparison:
             return
         outputs = {n: np.concatenate([single[n] for single in singles]) for n in self.signature.outputs}
         self._batch_rows += rows
-        self._compare(f"{case.name}, row by row", case.name, outputs, rows)
+        self.compare(f"{case.name}, row by row", case.name, outputs, slice(rows))
 
-    def _compare(
-        self, label: str, case: str, outputs: Mapping[str, np.ndarray], rows: int | None = None
-    ) -> None:
+    def compare(self, label: str, case: str, outputs: Mapping[str, np.ndarray], rows: slice = ALL) -> None:
+        """Hold outputs against `rows` of what the model gives for a case; failures begin with `label`."""
         for name, array in outputs.items():
             truth = self.reference.truth(case, name)
             eager, expected = self.reference.eager(case, name), truth.value
-            if rows is not None:
-                eager, expected = eager[:rows], expected[:rows]
+            if rows != ALL:
+                eager, expected = eager[rows], expected[rows]
             if array.shape != eager.shape or array.dtype != eager.dtype:
                 self.fail(
                     label,
@@ -86,11 +107,29 @@ class Comparison:
                 wrong = int((array != eager).sum())
                 self._rows.append({"case": label, "output": name, "unequal": wrong})
                 if wrong:
-                    self.fail(label, f"output {name!r}: {wrong} of {array.size} values differ from eager's")
+                    where = describe(array != eager, self.signature.outputs[name].shape)
+                    self.fail(
+                        label,
+                        f"output {name!r}: {wrong} of {array.size} values differ from eager's ({where})",
+                    )
                 continue
-            self._compare_floats(label, name, array, eager, expected, truth)
-            self._rows[-1] |= {"eager_error": _short(truth.eager_error), "scale": _short(truth.scale)}
-            self._compare_decisions(label, name, array, eager, expected, truth.bound)
+            others = {
+                other: self.reference.truth(case, other).value[rows]
+                if rows != ALL
+                else self.reference.truth(case, other).value
+                for other in outputs
+                if other != name
+            }
+            self._compare_floats(label, name, array, eager, expected, truth, others)
+            self._rows[-1] |= {
+                "eager_error": short(truth.eager_error),
+                "scale": short(truth.scale),
+                "errors": figures(array, expected, truth.scale),
+                "eager_errors": figures(eager, expected, truth.scale),
+            }
+            shape = self.signature.outputs[name].shape
+            for problem in self._decisions.compare(label, name, shape, array, eager, expected, truth.bound):
+                self.fail(label, problem)
 
     def _compare_floats(
         self,
@@ -100,6 +139,7 @@ class Comparison:
         eager: np.ndarray,
         expected: np.ndarray,
         truth: Truth,
+        others: Mapping[str, np.ndarray],
     ) -> None:
         bound = truth.bound
         finite = np.isfinite(eager)
@@ -111,52 +151,45 @@ class Comparison:
         stray = finite & ~np.isfinite(array)
         error[stray] = np.inf
         worst = float(error.max(initial=0.0))
-        self._rows.append({"case": label, "output": name, "error": _short(worst), "bound": _short(bound)})
+        self._rows.append({"case": label, "output": name, "error": short(worst), "bound": short(bound)})
         if not worst <= bound:
             at = np.unravel_index(int(error.argmax()), error.shape)
+            where = describe(error > bound, self.signature.outputs[name].shape)
+            held = mistaken_for(array, expected, others, bound)
             self.fail(
                 label,
                 f"output {name!r}: error {worst:.3g} exceeds the bound {bound:.3g}; at "
-                f"{[int(i) for i in at]} it is {array[at]:.6g}, the trained model says {expected[at]:.6g}",
+                f"{[int(i) for i in at]} it is {array[at]:.6g}, the trained model says {expected[at]:.6g} "
+                f"({where}){'; ' + held if held else ''}",
             )
-        elif truth.channel_bounds is not None:
-            over = error.reshape(-1, truth.channel_bounds.size).max(axis=0) / truth.channel_bounds
+            return
+        for axis, bounds in truth.channel_bounds.items():
+            over = error.max(axis=tuple(a for a in range(error.ndim) if a != axis)) / bounds
             channel = int(over.argmax())
             if over[channel] > 1:
+                which = "the last axis" if axis == error.ndim - 1 else f"axis {axis}"
                 self.fail(
                     label,
-                    f"output {name!r}: the error at index {channel} of the last axis is {over[channel]:.3g} "
-                    f"times the bound {truth.channel_bounds[channel]:.3g} of that index alone",
+                    f"output {name!r}: the error at index {channel} of {which} is {over[channel]:.3g} "
+                    f"times the bound {bounds[channel]:.3g} of that index alone",
                 )
 
-    def _compare_decisions(
-        self,
-        label: str,
-        name: str,
-        array: np.ndarray,
-        eager: np.ndarray,
-        expected: np.ndarray,
-        bound: float,
-    ) -> None:
-        """Argmax over the last axis, where that is a fixed number of classes.
-
-        Near ties do not count, nor does what eager float32 itself decides otherwise than in float64.
-        """
-        shape = self.signature.outputs[name].shape
-        classes = shape[-1] if shape else 0
-        if not isinstance(classes, int) or classes < 2 or not array.size:
-            return
-        ranked = np.sort(np.where(np.isfinite(expected), expected, -np.inf), axis=-1)
-        with np.errstate(invalid="ignore"):
-            clear = (ranked[..., -1] - ranked[..., -2] > 2 * bound) & np.isfinite(expected).all(axis=-1)
-        clear = clear & np.isfinite(eager).all(axis=-1) & (eager.argmax(axis=-1) == expected.argmax(axis=-1))
-        same = array.argmax(axis=-1) == expected.argmax(axis=-1)
-        self._decisions["compared"] += int(clear.sum())
-        self._decisions["agreed"] += int((same & clear).sum())
-        self._decisions["ties"] += int((~clear).sum())
-        wrong = int((clear & ~same).sum())
-        if wrong:
-            self.fail(label, f"output {name!r}: {wrong} of {int(clear.sum())} decisions (argmax) differ")
+    def _compare_not_finite(self, case: Case, outputs: Mapping[str, np.ndarray]) -> None:
+        """Inputs beyond what is computed on: NaN and Inf must come out, not be hidden."""
+        for name, array in outputs.items():
+            eager = self.reference.eager(case.name, name)
+            if array.dtype.kind != "f" or array.shape != eager.shape:
+                continue
+            self._not_finite["compared"] += array.size
+            self._not_finite["alike"] += int((np.isfinite(array) == np.isfinite(eager)).sum())
+            hidden = self.reference.not_finite(case.name, name) & np.isfinite(array)
+            if case.judged == "hidden" and hidden.any():
+                at = tuple(int(i) for i in np.argwhere(hidden)[0])
+                self.fail(
+                    case.name,
+                    f"output {name!r}: at {list(at)} it is the finite {array[at]:.6g}, the trained model "
+                    f"says {eager[at]}: NaN or Inf is hidden ({int(hidden.sum())} of {hidden.size} values)",
+                )
 
     def summary(self) -> dict[str, Any]:
         """What the certificate says of this graph and backend."""
@@ -171,15 +204,12 @@ class Comparison:
             "device": self.device,
             "passed": not self.failures,
             "cases": len({row["case"] for row in self._rows}),
-            "worst_error_to_bound": _short(max(ratios, default=0.0)),
-            "decisions": self._decisions,
+            "worst_error_to_bound": short(max(ratios, default=0.0)),
+            "decisions": self._decisions.summary(),
             "rows_alone_and_batched": self._batch_rows,
+            **self._invariances.counts,
+            "not_finite": self._not_finite,
             "comparisons": [
                 {k: (str(v) if v == np.inf else v) for k, v in row.items()} for row in self._rows
             ],
         }
-
-
-def _short(value: float) -> float:
-    """Three significant digits: what is said of an error, and the same on a second run."""
-    return float(f"{value:.3g}")

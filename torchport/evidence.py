@@ -79,7 +79,8 @@ class Evidence:
     ) -> None:
         """Take the cases of one graph for which there is room, and the first in any case."""
         left = MAX_BYTES
-        for case in sorted(cases, key=_worth):
+        judged = [case for case in cases if case.judged == "values"]
+        for case in sorted(judged, key=_worth):
             proven = _proven(graph, signature, case, reference)
             if proven.size <= left or left == MAX_BYTES:
                 self.cases.append(proven)

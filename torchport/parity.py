@@ -10,8 +10,11 @@ the eager model in float64; all failures are collected and reported at once.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torchport
@@ -32,7 +35,8 @@ from torchport.report_measures import measure_graph
 from torchport.store import BuildFolder, write_bytes, write_json
 from torchport.training import trained_model
 from torchport.versions import library_versions
-from torchport_runtime.backends import cuda_device_count, open_backend
+from torchport_runtime import BackendOptions, Signature
+from torchport_runtime.backends import Backend, cuda_device_count, open_backend
 from torchport_runtime.options import ARTIFACT_SUFFIX
 
 
@@ -82,27 +86,34 @@ def verify(
         reference_kinds = {}
         evidence = Evidence(recipe.ships[0])
         measures = []
+        refused = {}
         for graph, signature in recipe.signatures().items():
             cases = list(parity_cases(recipe, graph, signature))
             reference = Reference(graphs[graph], signature, cases)
             reference_kinds[graph] = reference.kind
-            evidence.add_cases(graph, signature, cases, reference)
+            if reference.refused:
+                refused[graph] = reference.refused
+            evidence.add_cases(graph, signature, reference.cases, reference)
             failures += [f"eager, graph {graph}: {problem}" for problem in reference.problems]
             for backend in exported_backends(recipe, folder):
                 for device in devices:
                     tell(f"comparing {graph}{ARTIFACT_SUFFIX[backend]} on {device}")
                     comparison = Comparison(graph, backend, device, signature, reference)
                     path = folder.path / f"{graph}{ARTIFACT_SUFFIX[backend]}"
+                    options = backend_options(recipe, backend, device)
                     try:
-                        opened = open_backend(path, signature, backend_options(recipe, backend, device))
-                        comparison.compare_all(opened, cases)
+                        with _torch_threads_kept():
+                            comparison.compare_all(
+                                open_backend(path, signature, options),
+                                partial(_with_threads, path, signature, options),
+                            )
                     except BackendError as err:
                         if device != "cpu":
                             raise  # It cannot be had here: that says nothing about the export.
                         comparison.fail("", str(err))
                     results.append(comparison.summary())
                     if backend == "onnxruntime" and comparison.failures:
-                        failed = next((c for c in cases if comparison.differs_in(c.name)), None)
+                        failed = next((c for c in reference.cases if comparison.differs_in(c.name)), None)
                         if failed is not None:
                             module = graphs[graph]
                             comparison.fail(
@@ -113,7 +124,7 @@ def verify(
                     else:
                         failures += comparison.failures
             tell(f"measuring {graph} for the report")
-            measures.append(measure_graph(recipe, folder, graph, graphs[graph], signature, cases, reference))
+            measures.append(measure_graph(recipe, folder, graph, graphs[graph], signature, reference))
         requests, request_failures = compare_requests(recipe, folder)
         failures += request_failures
         if not failures:
@@ -130,6 +141,7 @@ def verify(
             "reference": reference_kinds,
             "bound": {"eager_multiple": EAGER_MULTIPLE, "scale_epsilons": SCALE_EPSILONS},
             "optional_failures": optional,
+            "refused_by_the_model": refused,
             "not_exported": (folder.export_record() or {}).get("failed", {}),
             "devices": devices,
             "machine": platform.machine(),
@@ -158,6 +170,22 @@ def usable_devices(recipe: Recipe, folder: BuildFolder) -> list[str]:
     except BackendError:
         return ["cpu"]
     return ["cpu", "cuda"]
+
+
+def _with_threads(path: Path, signature: Signature, options: BackendOptions, threads: int) -> Backend:
+    return open_backend(path, signature, replace(options, threads=threads))
+
+
+@contextmanager
+def _torch_threads_kept() -> Iterator[None]:
+    """Opening a backend sets torch's number of threads for the whole process."""
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _why_verify(

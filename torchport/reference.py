@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,15 +38,16 @@ USELESS = 0.05
 class Truth:
     """One output of one case. `bound`, `eager_error` and `scale` are in the output's max-norm.
 
-    `channel_bounds` are the same for each index of the last axis alone, where that is of a fixed size and
-    the real samples have rows enough to know each one's error: so that a large channel hides no small one.
+    `channel_bounds` are, by axis, the same for each index of that axis alone: of axis 1 and the last one,
+    the channels of images and of rows, where they are of a fixed size and the real samples have rows enough
+    to know each one's error: so that a large channel hides no small one.
     """
 
     value: np.ndarray
     eager_error: float
     scale: float
     bound: float
-    channel_bounds: np.ndarray | None = None
+    channel_bounds: Mapping[int, np.ndarray] = field(default_factory=dict)
 
 
 class Reference:
@@ -55,26 +56,33 @@ class Reference:
     `kind` is "float64", or says why it is float32. In that case eager's own error is estimated by the
     change that it shows when weights and inputs are moved by a float32 epsilon. `problems` are those
     of the model itself, which make any comparison worthless: answers that change from run to run, that
-    are NaN or all rounding error, and rows of one batch that change each other's answers.
+    are NaN or all rounding error, and rows of one batch that change each other's answers. `cases` are those
+    that the model runs on, `refused` says by name why it does not run on the others, which were optional.
     """
 
     def __init__(self, module: nn.Module, signature: Signature, cases: Sequence[Case]) -> None:
         self._signature = signature
         self._module = module
+        self.refused: dict[str, str] = {}
         self._eager = self._run_all(cases)
-        self.kind, truths = self._truths(cases)
-        others = truths if self.kind == "float64" else self._moved(cases)
+        self.kind, self._double = self._truths([case for case in cases if case.name in self._eager])
+        self.cases = [case for case in cases if case.name not in self.refused]
+        cases = self.cases
+        moved = self._others(cases)
         self._truth = {
             case.name: {
                 name: self._measure(
-                    name, truths[case.name][name], self._eager[case.name][name], others[case.name][name]
+                    name,
+                    self._double[case.name][name],
+                    self._eager[case.name][name],
+                    [others[case.name][name] for others in moved],
                 )
                 for name in signature.outputs
             }
             for case in cases
         }
         real = [case for case in cases if case.is_sample]
-        self._bound_channels(real, others)
+        self._bound_channels(real, moved)
         self.problems = [*self._unusable(real), *self._rows_that_mix(cases)]
 
     def eager(self, case: str, output: str) -> np.ndarray:
@@ -85,6 +93,16 @@ class Reference:
         """The output in float64, and the bound on a backend's distance from it."""
         return self._truth[case][output]
 
+    def not_finite(self, case: str, output: str) -> np.ndarray:
+        """Where the model's answer is not finite in float32, nor is in float64 what float32 could hold."""
+        eager, double = self._eager[case][output], self._double[case][output]
+        if eager.dtype.kind != "f":
+            return np.zeros(eager.shape, bool)
+        with np.errstate(invalid="ignore"):
+            within = np.abs(double) <= float(np.finfo(eager.dtype).max)
+        lost: np.ndarray = ~np.isfinite(eager) & ~within
+        return lost
+
     def _run_all(self, cases: Sequence[Case]) -> dict[str, dict[str, np.ndarray]]:
         backend = EagerBackend(self._module, self._signature)
         outputs = {}
@@ -92,6 +110,9 @@ class Reference:
             try:
                 outputs[case.name] = backend.run(case.inputs)
             except Exception as err:  # The user's forward: whatever it raises is the reason.
+                if case.optional:
+                    self.refused[case.name] = f"{type(err).__name__}: {str(err)[:200]}"
+                    continue
                 raise RecipeError(
                     f"the model itself fails on {case.name!r}: {type(err).__name__}: {str(err)[:300]}: bound "
                     "the dimension (dims), or give the input's range (TensorSpec's low and high)"
@@ -99,43 +120,63 @@ class Reference:
         return outputs
 
     def _truths(self, cases: Sequence[Case]) -> tuple[str, dict[str, dict[str, np.ndarray]]]:
+        truths = {}
         try:
             backend = EagerBackend(self._module, self._signature, double=True)
-            return "float64", {case.name: backend.run(case.inputs) for case in cases}
+            for case in sorted(cases, key=lambda case: case.optional):
+                try:
+                    truths[case.name] = backend.run(case.inputs)
+                except Exception as err:  # As in float32: the user's forward may refuse what is optional.
+                    if not case.optional:
+                        raise
+                    self.refused[case.name] = f"in float64: {type(err).__name__}: {str(err)[:200]}"
         except Exception as err:  # Whatever keeps the user's forward from running in float64 is the reason.
             reason = str(err).splitlines()[0][:200] if str(err) else type(err).__name__
             return f"float32: the model does not run in float64 ({reason})", self._eager
+        return "float64", truths
+
+    def _others(self, cases: Sequence[Case]) -> list[dict[str, dict[str, np.ndarray]]]:
+        """What eager's own error is measured against: the truth, and, where that is no other computation
+        (a float32 reference; a model of float64), the model moved by the last place of its numbers."""
+        others = [self._double] if self.kind == "float64" else []
+        doubles = [n for n, spec in self._signature.outputs.items() if spec.dtype == "float64"]
+        if self.kind != "float64" or doubles:
+            others.append(self._moved(cases))
+        return others
 
     def _moved(self, cases: Sequence[Case]) -> dict[str, dict[str, np.ndarray]]:
         import torch
 
-        epsilon = float(np.finfo(np.float32).eps)
         generator = torch.Generator().manual_seed(0)
         moved = copy.deepcopy(self._module)
         with torch.no_grad():
             for parameter in moved.parameters():
                 if parameter.is_floating_point():
                     sign = torch.randint(0, 2, parameter.shape, generator=generator) * 2 - 1
-                    parameter.mul_(1 + epsilon * sign)
+                    parameter.mul_(1 + torch.finfo(parameter.dtype).eps * sign.to(parameter.dtype))
         backend = EagerBackend(moved, self._signature)
         return {
             case.name: backend.run(
                 {
-                    n: a * a.dtype.type(1 + epsilon) if a.dtype.kind == "f" else a
+                    n: a * (1 + np.finfo(a.dtype).eps) if a.dtype.kind == "f" else a
                     for n, a in case.inputs.items()
                 }
             )
             for case in cases
         }
 
-    def _measure(self, name: str, truth: np.ndarray, eager: np.ndarray, other: np.ndarray) -> Truth:
-        """`other` is what eager's own error is measured against: the truth, or a moved model's output."""
+    def _measure(
+        self, name: str, truth: np.ndarray, eager: np.ndarray, others: Sequence[np.ndarray]
+    ) -> Truth:
         if eager.dtype.kind != "f":
             return Truth(truth, 0.0, 0.0, 0.0)
-        finite = np.isfinite(eager) & np.isfinite(truth) & np.isfinite(other)
+        finite = np.isfinite(eager) & np.isfinite(truth)
         value = np.where(np.isfinite(truth), truth, eager).astype(np.float64)
-        difference = np.abs(eager[finite].astype(np.float64) - other[finite])
-        eager_error = float(difference.max(initial=0.0))
+        eager_error = 0.0
+        for other in others:
+            finite &= np.isfinite(other)
+            difference = np.abs(eager[finite].astype(np.float64) - other[finite])
+            eager_error = max(eager_error, float(difference.max(initial=0.0)))
         scale = max(float(np.abs(value[finite]).max(initial=0.0)), self._declared_scale(name))
         return Truth(value, eager_error, scale, error_bound(eager_error, scale, eager.dtype))
 
@@ -144,23 +185,43 @@ class Reference:
         return 0.0 if spec.low is None or spec.high is None else max(abs(spec.low), abs(spec.high))
 
     def _bound_channels(
-        self, samples: Sequence[Case], others: Mapping[str, Mapping[str, np.ndarray]]
+        self, samples: Sequence[Case], moved: Sequence[Mapping[str, Mapping[str, np.ndarray]]]
     ) -> None:
         """Give every sample's outputs the bounds of their channels, from all samples' rows together."""
         for name, spec in self._signature.outputs.items():
-            channels = spec.shape[-1] if len(spec.shape) > 1 else None
-            if not isinstance(channels, int) or channels < 2:
+            if spec.numpy_dtype.kind != "f":
                 continue
-            eager = np.concatenate([self._eager[c.name][name].reshape(-1, channels) for c in samples])
-            other = np.concatenate([others[c.name][name].reshape(-1, channels) for c in samples])
-            if eager.dtype.kind != "f" or len(eager) < CHANNEL_ROWS or not np.isfinite(other).all():
-                continue
-            error = np.abs(eager.astype(np.float64) - other).max(axis=0)
-            scale = np.maximum(np.abs(other).max(axis=0), self._declared_scale(name))
-            bounds = np.array([error_bound(e, s, eager.dtype) for e, s in zip(error, scale, strict=True)])
-            for case in samples:
-                truths = self._truth[case.name]
-                truths[name] = replace(truths[name], channel_bounds=bounds)
+            for axis in sorted({1, len(spec.shape) - 1} & set(range(1, len(spec.shape)))):
+                channels = spec.shape[axis]
+                if not isinstance(channels, int) or channels < 2:
+                    continue
+                bounds = self._channel_bounds(name, axis, channels, samples, moved)
+                if bounds is None:
+                    continue
+                for case in samples:
+                    truths = self._truth[case.name]
+                    known = {**truths[name].channel_bounds, axis: bounds}
+                    truths[name] = replace(truths[name], channel_bounds=known)
+
+    def _channel_bounds(
+        self,
+        name: str,
+        axis: int,
+        channels: int,
+        samples: Sequence[Case],
+        moved: Sequence[Mapping[str, Mapping[str, np.ndarray]]],
+    ) -> np.ndarray | None:
+        def together(of: Mapping[str, Mapping[str, np.ndarray]]) -> np.ndarray:
+            return np.concatenate(
+                [np.moveaxis(of[case.name][name], axis, -1).reshape(-1, channels) for case in samples]
+            )
+
+        eager, others = together(self._eager), [together(of) for of in moved]
+        if len(eager) < CHANNEL_ROWS or not all(np.isfinite(other).all() for other in others):
+            return None
+        error = np.max([np.abs(eager.astype(np.float64) - other).max(axis=0) for other in others], axis=0)
+        scale = np.maximum(np.abs(others[0]).max(axis=0), self._declared_scale(name))
+        return np.array([error_bound(e, s, eager.dtype) for e, s in zip(error, scale, strict=True)])
 
     def _unusable(self, samples: Sequence[Case]) -> list[str]:
         """What makes any comparison worthless: answers that change, are NaN, or are all rounding error."""

@@ -1,7 +1,7 @@
 """What the report shows beside the certificate: how errors are spread over the real samples, the worst
 inputs, each layer's error, and how long a row takes.
 
-    measures = measure_graph(recipe, folder, "main", module, signature, cases, reference)
+    measures = measure_graph(recipe, folder, "main", module, signature, reference)
     measures.backends[0].quantiles       # of the error, in shares of the bound
 
 None of it is part of the certificate: latencies are another each time.
@@ -83,11 +83,10 @@ def measure_graph(
     graph: str,
     module: nn.Module,
     signature: Signature,
-    cases: Sequence[Case],
     reference: Reference,
 ) -> GraphMeasures:
     """Run the real samples once more on every exported backend, on the CPU."""
-    samples = [case for case in cases if case.is_sample]
+    samples = [case for case in reference.cases if case.is_sample]
     notes = []
     found = []
     for backend in exported_backends(recipe, folder):
@@ -157,6 +156,7 @@ def _shares(
             continue
         with np.errstate(invalid="ignore"):
             error = np.abs(array.astype(np.float64) - truth.value)
+        error = np.where(np.isnan(error), np.inf, error)  # NaN where there is a number.
         found.append(np.where(np.isfinite(truth.value), error, 0.0) / truth.bound)
     return found
 

@@ -1,0 +1,57 @@
+"""How far an array is from the truth, in figures that a reader can judge.
+
+figures(np.float32([1.0, 2.0]), np.array([1.0, 2.0000002]), scale=2.0)
+# {"p50": 1e-07, "p99": 1.98e-07, "relative": 1e-07, "ulp": 0.0}
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+NOT_TINY = 1e-3
+"""Of the output's scale. Smaller values are left out of relative errors and of distances in ULP: they are
+what is left when larger ones cancel, and their last digits are rounding error in any precision."""
+
+QUANTILES = (50, 99)
+
+_ORDERED = {2: np.int16, 4: np.int32, 8: np.int64}
+
+
+def figures(array: np.ndarray, truth: np.ndarray, scale: float) -> dict[str, float]:
+    """Of `array`, floating, against `truth` of the same shape: quantiles of the absolute error, the worst
+    relative error, and the worst distance in units in the last place of the array's dtype.
+
+    What is not finite in either is left out; three significant digits.
+    """
+    both = np.isfinite(array) & np.isfinite(truth)
+    got, wanted = array[both], truth[both]
+    if not got.size:
+        return {**{f"p{q}": 0.0 for q in QUANTILES}, "relative": 0.0, "ulp": 0.0}
+    error = np.abs(got.astype(np.float64) - wanted)
+    large = np.abs(wanted) > NOT_TINY * scale
+    values = {f"p{q}": value for q, value in zip(QUANTILES, np.percentile(error, QUANTILES), strict=True)}
+    values["relative"] = (error[large] / np.abs(wanted[large])).max(initial=0.0)
+    values["ulp"] = ulp_distance(got[large], wanted[large]).max(initial=0.0)
+    return {name: short(float(value)) for name, value in values.items()}
+
+
+def ulp_distance(array: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """How many floating numbers of the array's dtype lie between it and the truth rounded to that dtype."""
+    limits = np.finfo(array.dtype)
+    rounded = np.clip(truth, limits.min, limits.max).astype(array.dtype)
+    distance: np.ndarray = np.abs(_place(array) - _place(rounded))
+    return distance
+
+
+def short(value: float) -> float:
+    """Three significant digits: what is said of an error, and the same on a second run."""
+    return float(f"{value:.3g}")
+
+
+def _place(array: np.ndarray) -> Any:
+    """The place of each number among all of its dtype, 0 at 0: the bits of positive floats count upwards."""
+    bits = np.ascontiguousarray(np.abs(array)).view(_ORDERED[array.dtype.itemsize])
+    # As float64: places of float64 numbers of opposite signs differ by more than an int64 holds.
+    return np.copysign(bits.astype(np.float64), array)
