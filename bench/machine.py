@@ -37,7 +37,7 @@ def describe() -> dict[str, Any]:
     """Cores, processor, memory, system, versions; and how busy others kept the machine before it began."""
     return {
         "cores": CORES,
-        "processor": _processor(),
+        "processor": processor(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
@@ -47,7 +47,8 @@ def describe() -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

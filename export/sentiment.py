@@ -208,12 +208,12 @@ class Sentiment(Recipe):
         }
 
     def graph_samples(self, graph):
-        return self.inputs_of(graph, self.split[1][:64])
+        return self.fed_with(graph, self.split[1][:64])
 
     def calibration(self, graph):
-        return self.inputs_of(graph, self.split[0][:512])
+        return self.fed_with(graph, self.split[0][:512])
 
-    def inputs_of(self, graph, rows):
+    def fed_with(self, graph, rows):
         """What a graph is given for these rows, 32 at a time."""
         for start in range(0, len(rows), 32):
             tokens, mask = pad(self.encoded(rows[start : start + 32]))

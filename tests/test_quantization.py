@@ -7,7 +7,6 @@ import textwrap
 import numpy as np
 import pytest
 
-from tests.conftest import run_stages
 from tests.test_archive import rewrite
 from torchport import load
 from torchport.archive import package
@@ -22,6 +21,7 @@ from torchport.quantization import quantize, require
 from torchport.recipe_file import load_recipe
 from torchport.store import Store
 from torchport.training import train
+from torchport_runtime import BackendOptions
 
 SIGNS = """
     import numpy as np
@@ -316,17 +316,13 @@ def test_a_changed_archive_is_told(proven, store, clock, tmp_path):
     assert "int8.json was made of another main.onnx than parity.json" in inspect_archive(other).problems
 
 
-def test_an_archive_from_before_there_were_precisions(write_recipe, store: Store, tmp_path):
-    """Its runtime knows no such option, and is not told of one."""
-    archive = run_stages(load_recipe(write_recipe()), store)
-    with load(archive) as model:
-        before = model.predict([1.0, 2.0, 3.0])
-    runtime = "torchport_runtime/options.py"
-    source = next(line for line in inspect_archive(archive).entries if line.name == runtime)
-    assert source.size
-    with load(archive, precision="float32") as model:
-        assert "precision" not in model.options.to_json()
-        assert model.predict([1.0, 2.0, 3.0]) == before
+def test_float32_is_not_spoken_of():
+    """The runtimes of archives from before there were precisions refuse options that they do not know."""
+    assert "precision" not in BackendOptions(precision="float32").to_json()
+    assert BackendOptions(**BackendOptions(precision="int8").to_json()).precision == "int8"
+    assert BackendOptions().numerics() != BackendOptions(precision="int8").numerics()
+    with pytest.raises(BackendError, match="made for the CPU"):
+        BackendOptions(precision="int8", device="cuda:0")
 
 
 @pytest.mark.parametrize(("given", "value"), [("0.5%", 0.005), ("0.005", 0.005), (" 1 % ", 0.01), ("0", 0.0)])

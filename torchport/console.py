@@ -126,7 +126,7 @@ def quantization(report: Mapping[str, Any]) -> None:
         table.add_row(
             row["method"],
             f"{len(row['left_in_float32'])} of {report['layers']}",
-            *(f"{row['metrics'][name]:.4g}" for name in before["metrics"]),
+            *(f"{row['metrics'][name]:.4g}" if row["metrics"] else "-" for name in before["metrics"]),
             f"{row['agreed'] / row['compared']:.2%}" if row["compared"] else "-",
             f"{row['bytes'] / 1e6:.1f}",
             f"{'about ' if row['rounds'] == 'few' else ''}{row['speed']:.2f}",

@@ -35,6 +35,9 @@ Layer = tuple[str, str]
 
 QUICK_ROUNDS, FULL_ROUNDS = 3, 15
 
+HOPELESS = 0.5
+"""A multiple of float32's throughput, in one run: of what is slower the metrics are not asked for."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
@@ -45,6 +48,7 @@ class Candidate:
         left: the layers that stay in float32, worst first.
         folder: where its graphs lie.
         size: theirs together, bytes.
+        metrics: empty of what is much too slow.
         problems: why it does not pass the gate.
         speed: its throughput as a multiple of float32's.
         quick: that it was measured in few rounds, enough to tell a slow one.
@@ -118,8 +122,21 @@ class Workbench:
             size += len(content)
             (folder / f"{name}{INT8_SUFFIX}").write_bytes(content)
         handler = self._open(folder, int8_options(self._recipe))
-        measured = self.examples.measure(handler)
         both = {"float32": self._float32, "int8": handler}
+        taken = interleaved_seconds(both, self._batches[:1], 1)
+        if taken["float32"] < HOPELESS * taken["int8"]:
+            speed = taken["float32"] / taken["int8"]
+            return Candidate(
+                method=method,
+                left=tuple(left),
+                folder=folder,
+                size=size,
+                metrics={},
+                agreement=Agreement(0, 0),
+                problems=[f"it has {speed:.2f} times float32's throughput: its metrics were not asked for"],
+                speed=speed,
+            )
+        measured = self.examples.measure(handler)
         taken = interleaved_seconds(both, self._batches, QUICK_ROUNDS)
         return Candidate(
             method=method,
