@@ -233,6 +233,12 @@ class DigitsDetector(Recipe):
     def samples(self):
         yield {"image": preprocess([scene.picture for scene in heldout_scenes()[:32]])}
 
+    def calibration(self, graph):
+        digits, _ = split()  # Those that are trained on: no held-out scene shows one of them.
+        pictures = [scene.picture for scene in training_scenes(digits, 0, 0)[:128]]
+        for start in range(0, len(pictures), 32):
+            yield {"image": preprocess(pictures[start : start + 32])}
+
     def requests(self):
         first, second, *_ = (scene.picture for scene in heldout_scenes())
         colour = Image.merge("RGB", (first, first.point(lambda grey: grey // 2), first))

@@ -211,8 +211,15 @@ class Sentiment(Recipe):
         }
 
     def graph_samples(self, graph):
-        for start in (0, 32):
-            tokens, mask = pad(self.encoded(self.split[1][start : start + 32]))
+        return self.fed_with(graph, self.split[1][:64])
+
+    def calibration(self, graph):
+        return self.fed_with(graph, self.split[0][:512])
+
+    def fed_with(self, graph, rows):
+        """What a graph is given for these rows, 32 at a time."""
+        for start in range(0, len(rows), 32):
+            tokens, mask = pad(self.encoded(rows[start : start + 32]))
             if graph == "embedding":
                 yield {"tokens": tokens}
             else:

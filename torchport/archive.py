@@ -29,9 +29,12 @@ from torchport.errors import ArchiveError, RecipeError
 from torchport.evidence import FILE
 from torchport.export import exported_backends
 from torchport.hashing import sha256_bytes, sha256_file
+from torchport.int8_certificate import CERTIFICATE as INT8_CERTIFICATE
+from torchport.int8_certificate import int8_files, read_int8_certificate, require_int8
 from torchport.recipe import Recipe
 from torchport.recipe_file import find_handler
 from torchport.store import Store, remove_strays, write_bytes
+from torchport_runtime import BackendOptions
 from torchport_runtime.options import ARTIFACT_SUFFIX
 
 EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -54,15 +57,19 @@ def package(
     store: Store,
     *,
     backends: Sequence[str] | None = None,
+    precision: str | None = None,
     force: bool = False,
 ) -> PackageResult:
     """Make the archive of a recipe whose exports have passed parity.
 
     `backends` are those whose artifacts travel, the first of them serving by default; the recipe's
-    `ships` unless given.
+    `ships` unless given. INT8 graphs travel where there are any; `precision` says which serve by default,
+    the recipe's `options.precision` unless given.
 
     Raises:
-        StaleError: no passing certificate of exactly these bytes; the message names what is wrong.
+        StaleError: no passing certificate of exactly these bytes; the message names what is wrong. Or
+            the INT8 graphs are not of them, or there are none and precision is int8.
+        BackendError: a precision that is not known, or that the first backend does not have.
         RecipeError: a backend that the recipe does not export.
         ArchiveError: torch-model-archiver is missing or failed.
     """
@@ -75,14 +82,21 @@ def package(
                 f"backend {backend!r} is not among those that {recipe.path.name} exports: "
                 f"{', '.join(exported)}"
             )
+    config = model_config(recipe, backends, precision)
     with folder.lock():
         certificate = require_certificate(recipe, folder)
+        quantised = "onnxruntime" in backends and (
+            config["torchport"].get("precision") == "int8" or read_int8_certificate(folder) is not None
+        )
+        if quantised:
+            require_int8(recipe, folder)
+        carried = [*int8_files(recipe), INT8_CERTIFICATE] if quantised else []
         for backend in backends:
             if not all(r["passed"] for r in certificate["results"] if r["backend"] == backend):
                 raise ArchiveError(f"backend {backend!r} did not pass parity: see parity.json")
         try:
             with tempfile.TemporaryDirectory(prefix="torchport-package-") as name:
-                content = _zip(_layout(recipe, folder.path, backends, Path(name)))
+                content = _zip(_layout(recipe, folder.path, backends, carried, config, Path(name)))
         except OSError as err:
             raise ArchiveError(
                 f"cannot write the archive's files below {tempfile.gettempdir()}: {err.strerror or err}; "
@@ -97,20 +111,32 @@ def package(
         return PackageResult(True, path, digest)
 
 
-def model_config(recipe: Recipe, backends: Sequence[str]) -> dict[str, Any]:
-    """`model-config.yaml`: TorchServe's keys and the `torchport:` block."""
-    options = recipe.options.to_json() | {"backend": backends[0]}
+def model_config(recipe: Recipe, backends: Sequence[str], precision: str | None = None) -> dict[str, Any]:
+    """`model-config.yaml`: TorchServe's keys and the `torchport:` block.
+
+    Raises:
+        BackendError: a precision that is not known, or that the backend does not have.
+    """
+    changes = {"backend": backends[0]} | ({"precision": precision} if precision else {})
+    options = BackendOptions(**{**recipe.options.to_json(), **changes}).to_json()
     return recipe.serving.model_config() | {"torchport": {**options, "handler": dict(recipe.handler_options)}}
 
 
-def _layout(recipe: Recipe, build: Path, backends: Sequence[str], work: Path) -> Path:
+def _layout(
+    recipe: Recipe,
+    build: Path,
+    backends: Sequence[str],
+    carried: Sequence[str],
+    settings: dict[str, Any],
+    work: Path,
+) -> Path:
     """Everything that travels, laid out below `work` by torch-model-archiver; returns the folder."""
     extra = work / "extra"
     extra.mkdir()
     for graph in recipe.signatures():
         for backend in backends:
             shutil.copy(build / f"{graph}{ARTIFACT_SUFFIX[backend]}", extra)
-    for name in ("signature.json", "parity.json", FILE):
+    for name in ("signature.json", "parity.json", FILE, *carried):
         shutil.copy(build / name, extra)
     shutil.copytree(
         runtime_folder(), extra / "torchport_runtime", ignore=shutil.ignore_patterns("__pycache__")
@@ -118,7 +144,7 @@ def _layout(recipe: Recipe, build: Path, backends: Sequence[str], work: Path) ->
     if any((build / "assets").iterdir()):
         shutil.copytree(build / "assets", extra / "assets")
     config = work / "model-config.yaml"
-    config.write_text(yaml.safe_dump(model_config(recipe, backends), sort_keys=False), encoding="utf-8")
+    config.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     (work / REQUIREMENTS).write_bytes(requirements(recipe))
     temporary, out = work / "tmp", work / "out"
     temporary.mkdir()

@@ -20,7 +20,7 @@ from torchport.archive_entries import extract, open_archive, read_entry
 from torchport.errors import ArchiveError
 from torchport.hashing import sha256_json
 from torchport_runtime.errors import BackendError
-from torchport_runtime.options import ARTIFACT_SUFFIX, BackendOptions
+from torchport_runtime.options import BackendOptions
 
 __all__ = ["ArchiveContents", "Entry", "extract", "inspect_archive"]
 
@@ -46,7 +46,8 @@ class Entry:
 
 @dataclass(frozen=True)
 class ArchiveContents:
-    """What an archive says of itself. `certificate` and `config` are empty in archives of others."""
+    """What an archive says of itself. `certificate` and `config` are empty in archives of others,
+    `int8_certificate` in those without an INT8 version."""
 
     path: Path
     entries: tuple[Entry, ...]
@@ -54,6 +55,7 @@ class ArchiveContents:
     config: dict[str, Any]
     signature: dict[str, Any]
     certificate: dict[str, Any]
+    int8_certificate: dict[str, Any]
     problems: tuple[str, ...]
 
     @property
@@ -82,7 +84,7 @@ def inspect_archive(path: Path) -> ArchiveContents:
         if not all(isinstance(model.get(key, ""), str) for key in ("modelName", "modelVersion", "handler")):
             raise ArchiveError(f"{path}: {_MANIFEST} names no model")
         config_name = model.get("configFile") or ""
-        for name in ("signature.json", "parity.json", config_name):
+        for name in ("signature.json", "parity.json", "int8.json", config_name):
             if isinstance(name, str) and name in infos:
                 texts[name] = _text(path, archive, infos[name])
         entries = tuple(_entry(path, archive, infos[name]) for name in sorted(infos))
@@ -94,6 +96,7 @@ def inspect_archive(path: Path) -> ArchiveContents:
         config=_parse(path, config_name if isinstance(config_name, str) else "", texts),
         signature=_parse(path, "signature.json", texts),
         certificate=certificate,
+        int8_certificate=_parse(path, "int8.json", texts),
         problems=(),
     )
     if not certificate:
@@ -102,7 +105,7 @@ def inspect_archive(path: Path) -> ArchiveContents:
         return replace(read, problems=tuple(_problems(read)))
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as err:
         raise ArchiveError(
-            f"{path}: parity.json or what it names is not of torchport's shape ({err!r})"
+            f"{path}: a certificate or what it names is not of torchport's shape ({err!r})"
         ) from err
     except BackendError as err:
         raise ArchiveError(f"{path}: {err}") from err
@@ -134,18 +137,21 @@ def _problems(contents: ArchiveContents) -> Iterator[str]:
     required = bound.get("requirements", {})
     evidence = certificate.get("evidence", {})
     expected = {**bound["artifacts"], **bound["handler"], **required, **assets, **evidence}
+    quantised = contents.int8_certificate.get("binding", {}).get("int8", {})
     for name, digest in sorted(expected.items()):
         if name in digests and digests[name] != digest:
             yield f"{name} is not what parity.json was made for"
     options = BackendOptions.from_config(contents.config.get("torchport") or {})
-    suffix = ARTIFACT_SUFFIX[options.backend]
-    served = [f"{graph}{suffix}" for graph in contents.signature.get("graphs", {})]
+    served = [f"{graph}{options.artifact_suffix}" for graph in contents.signature.get("graphs", {})]
     for name in ("signature.json", *served, *bound["handler"], *required, *assets, *evidence):
         if name not in digests:
             yield f"{name} is missing"
     if not all(r["passed"] for r in certificate["results"] if r["backend"] == options.backend):
         yield f"the backend {options.backend} did not pass parity"
-    if options.numerics() != bound["options"].get(options.backend):
+    yield from _int8_problems(contents, digests, options)
+    own = contents.int8_certificate.get("binding", {}).get("options")
+    proven = own if options.precision == "int8" else bound["options"].get(options.backend)
+    if options.numerics() != proven:
         yield f"the options of {options.backend} in the model config are not those of parity.json"
     handler_options = (contents.config.get("torchport") or {}).get("handler") or {}
     if sha256_json(handler_options) != bound["handler_options"]:
@@ -161,10 +167,37 @@ def _problems(contents: ArchiveContents) -> Iterator[str]:
     runtime = {n.removeprefix(prefix): d for n, d in digests.items() if n.startswith(prefix)}
     if sha256_json(runtime) != bound["runtime"]:
         yield "torchport_runtime is not what parity.json was made for"
-    known = {*expected, "parity.json", _MANIFEST, model.get("configFile")}
+    known = {
+        *expected,
+        *quantised,
+        *(["int8.json"] if contents.int8_certificate else []),
+        "parity.json",
+        _MANIFEST,
+        model.get("configFile"),
+    }
     for name in digests:
         if name not in known and not name.startswith(prefix):
             yield f"{name} is in the archive, but not in its certificate"
+
+
+def _int8_problems(
+    contents: ArchiveContents, digests: dict[str, str], options: BackendOptions
+) -> Iterator[str]:
+    """What is not as the INT8 version's certificate says; it was made of the same model as parity.json."""
+    if not contents.int8_certificate:
+        if options.precision == "int8":
+            yield "int8.json is missing: nothing says what precision int8 is worth here"
+        return
+    bound, parity = contents.int8_certificate["binding"], contents.certificate["binding"]
+    for name, digest in sorted(bound["int8"].items()):
+        if digests.get(name) != digest:
+            yield f"{name} is {'not what int8.json was made for' if name in digests else 'missing'}"
+    for name, digest in sorted(bound["artifacts"].items()):
+        if parity["artifacts"].get(name) != digest:
+            yield f"int8.json was made of another {name} than parity.json"
+    for key in ("handler", "handler_options", "runtime", "assets"):
+        if bound[key] != parity[key]:
+            yield f"int8.json was made with another {key.replace('_', ' ')} than parity.json"
 
 
 def _mapping(path: Path, name: str, value: dict[str, Any], key: str) -> dict[str, Any]:

@@ -64,8 +64,8 @@ def requirements(recipe: Recipe) -> bytes:
 
 
 def backend_options(recipe: Recipe, backend: str, device: str | None = None) -> BackendOptions:
-    """The recipe's options with another backend, and another device where one is given."""
-    changes = {"backend": backend} | ({"device": device} if device else {})
+    """The recipe's options in float32 with another backend, and another device where one is given."""
+    changes = {"backend": backend, "precision": "float32"} | ({"device": device} if device else {})
     return BackendOptions(**{**recipe.options.to_json(), **changes})
 
 

@@ -23,6 +23,7 @@ from torchport import server_process, torchserve
 from torchport.answers import ATOL, RTOL, same_answer
 from torchport.client import Client
 from torchport.errors import CheckError, RecipeError, ServerError, StaleError
+from torchport.gate import Gate
 from torchport.goals import missed_goals
 from torchport.handler_file import recipe_requests
 from torchport.hashing import sha256_file
@@ -64,12 +65,14 @@ def check(
     store: Store,
     *,
     backend: str | None = None,
+    precision: str | None = None,
     server: str = "torchport",
     tell: Callable[[str], None] = lambda message: None,
 ) -> CheckResult:
     """Serve the recipe's archive on free ports of this machine, ask, compare, stop.
 
-    `server` is one of `SERVERS`.
+    `server` is one of `SERVERS`; `backend` and `precision` are the archive's unless given. In INT8 the
+    metrics are to be those of `int8.json`, give or take what its gate allows; else those of training.
 
     Raises:
         StaleError: there is no archive.
@@ -82,7 +85,8 @@ def check(
         raise StaleError(f"{archive} is not there: torchport package {recipe.name}")
     if backend is not None and backend not in recipe.ships:
         raise RecipeError(f"backend {backend!r}: the archive carries {', '.join(recipe.ships)}")
-    environment = {"TORCHPORT_BACKEND": backend} if backend else {}
+    given = {"TORCHPORT_BACKEND": backend, "TORCHPORT_PRECISION": precision}
+    environment = {name: value for name, value in given.items() if value}
     with tempfile.TemporaryDirectory(prefix="torchport-check-") as name:
         alone = Store(Path(name) / "store")
         alone.path.mkdir()
@@ -93,17 +97,26 @@ def check(
         run = Path(name) / "run"
         with guard(run), SERVE[server](alone, run, environment) as running_server:
             tell("asking")
-            with running_server.client() as client, load(served, backend=backend) as model:
+            with (
+                running_server.client() as client,
+                load(served, backend=backend, precision=precision) as model,
+            ):
                 answers, failures = _compare_requests(recipe, client, model.predict)
                 metrics, count = _heldout_metrics(recipe, client)
-            chosen = model.options.backend
-    training = store.build(recipe.name, recipe.version).training_record() or {}
-    failures += _compare_metrics(metrics, training.get("metrics", {}))
+            chosen = model.options
+            int8 = model.int8_certificate if chosen.precision == "int8" else None
+    if int8 is not None:
+        floats = {name: both["float32"] for name, both in int8["metrics"].items()}
+        failures += Gate(**int8["gate"]).broken(floats, metrics)
+    else:
+        training = store.build(recipe.name, recipe.version).training_record() or {}
+        failures += _compare_metrics(metrics, training.get("metrics", {}))
     record = {
         "torchport": torchport.__version__,
         "server": _named(server),
         "archive_sha256": digest,
-        "backend": chosen,
+        "backend": chosen.backend,
+        "precision": chosen.precision,
         "passed": not failures,
         "failures": failures,
         "requests_compared": len(answers),

@@ -25,6 +25,7 @@ from torchport.cli_options import (
     ForceOpt,
     ModelArg,
     ParamOpt,
+    PrecisionOpt,
     RecipeArg,
     SeedOpt,
     ServerOpt,
@@ -32,6 +33,7 @@ from torchport.cli_options import (
     VersionOpt,
     WeightsOpt,
 )
+from torchport.cli_quantize import quantize
 from torchport.cli_recipe import TAKES_PARAMETERS, given_recipe
 from torchport.cli_serve import serve
 from torchport.errors import TorchportError
@@ -45,6 +47,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_torchserve.app, name="torchserve")
 app.command()(serve)
+app.command(context_settings=TAKES_PARAMETERS)(quantize)
 
 
 def main() -> None:
@@ -139,13 +142,14 @@ def package(
         list[str] | None,
         typer.Option("--backend", help="Whose artifacts travel, the first serving; may be repeated."),
     ] = None,
+    precision: PrecisionOpt = None,
     force: ForceOpt = False,
     store: StoreOpt = STORE,
     cache: CacheOpt = CACHE,
 ) -> None:
     """Make the archive of what has passed parity: NAME-VERSION.mar."""
     target = Store(store)
-    stages.package(given_recipe(ctx, recipe, target, cache), target, backend, force)
+    stages.package(given_recipe(ctx, recipe, target, cache), target, backend, force, precision)
 
 
 @app.command(context_settings=TAKES_PARAMETERS)
@@ -153,13 +157,14 @@ def check(
     ctx: typer.Context,
     recipe: RecipeArg,
     backend: Annotated[str | None, typer.Option("--backend", help="Another than the archive's.")] = None,
+    precision: PrecisionOpt = None,
     server: ServerOpt = "torchport",
     store: StoreOpt = STORE,
     cache: CacheOpt = CACHE,
 ) -> None:
     """Serve the archive, ask it over HTTP, compare with the model in process: serving.json."""
     target = Store(store)
-    stages.check(given_recipe(ctx, recipe, target, cache), target, backend, server)
+    stages.check(given_recipe(ctx, recipe, target, cache), target, backend, server, precision)
 
 
 @app.command(context_settings=TAKES_PARAMETERS)

@@ -23,4 +23,7 @@ VersionOpt = Annotated[str | None, typer.Option("--version", help="The newest un
 ServerOpt = Annotated[
     str, typer.Option("--server", help="What serves it: torchport, or torchserve, a real TorchServe.")
 ]
+PrecisionOpt = Annotated[
+    str | None, typer.Option("--precision", help="float32, or int8 where torchport quantize has made it.")
+]
 STORE, CACHE = Path("model_store"), Path(".cache")

@@ -124,6 +124,36 @@ def local_parity(archive: Path, result: LocalParity) -> None:
             problem(failure)
 
 
+def quantization(report: Mapping[str, Any]) -> None:
+    """What was tried to make a model INT8, a line per attempt."""
+    examples, gate = report["heldout_answers"], report["gate"]
+    table = Table(
+        title=f"INT8 of {report['recipe']} {report['version']}: {examples} held-out answers, at most "
+        f"{gate['max_drop']:g} worse; batches of {report['batch_size']}, {report['threads']} threads",
+        title_justify="left",
+        box=SIMPLE,
+    )
+    for column in ("ranges", "in float32", *report["float32"]["metrics"], "agree", "MB", "throughput", ""):
+        table.add_column(column, justify="left" if column in ("ranges", "") else "right")
+    before = report["float32"]
+    numbers = [f"{value:.4g}" for value in before["metrics"].values()]
+    table.add_row("(float32)", "all", *numbers, "-", "-", f"1.00, {before['batch_ms']:.3g} ms", "")
+    for row in report["tried"]:
+        verdict = "[green]passes[/]" if not row["problems"] else "[red]fails[/]"
+        table.add_row(
+            row["method"],
+            f"{len(row['left_in_float32'])} of {report['layers']}",
+            *(f"{row['metrics'][name]:.4g}" if row["metrics"] else "-" for name in before["metrics"]),
+            f"{row['agreed'] / row['compared']:.2%}" if row["compared"] else "-",
+            f"{row['bytes'] / 1e6:.1f}",
+            f"{'about ' if row['rounds'] == 'few' else ''}{row['speed']:.2f}",
+            "[bold green]chosen[/]" if row["chosen"] else verdict,
+        )
+    out.print(table)
+    for method, why in report["impossible"].items():
+        say(f"  {method}: {why}")
+
+
 def archive(contents: ArchiveContents) -> None:
     """What an archive holds and whether its hashes hold."""
     model, certificate = contents.manifest["model"], contents.certificate
@@ -143,6 +173,12 @@ def archive(contents: ArchiveContents) -> None:
     if certificate:
         backends = ", ".join(f"{r['backend']} on {r['device']}" for r in certificate.get("results", []))
         say(f"certificate: {'passed' if certificate.get('passed') else 'NOT PASSED'}, {backends}")
+    if contents.int8_certificate:
+        int8 = contents.int8_certificate
+        changes = ", ".join(f"{k} {v['float32']:.4g} -> {v['int8']:.4g}" for k, v in int8["metrics"].items())
+        agreed, compared = int8["agreement"]["agreed"], int8["agreement"]["compared"]
+        alike = f"; {agreed} of {compared} answers decide alike" if compared else ""
+        say(f"INT8 version ({int8['method']}): {changes}{alike}")
     if contents.problems:
         for item in contents.problems:
             problem(item)

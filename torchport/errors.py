@@ -27,6 +27,12 @@ class TrainingError(TorchportError):
     """Training that failed, or weights that cannot be used."""
 
 
+class QuantizationError(TorchportError):
+    """No INT8 version of a model that is both good and fast enough, or none that can be made."""
+
+    exit_code = 1
+
+
 class ExportError(TorchportError):
     """A model that cannot be exported as its recipe says."""
 
@@ -77,6 +83,7 @@ __all__ = [
     "ExportError",
     "MissingParameter",
     "ParityError",
+    "QuantizationError",
     "RecipeError",
     "RequestError",
     "ServerError",

@@ -22,17 +22,23 @@ import numpy as np
 
 from torchport.archive_file import ArchiveContents, extract, inspect_archive
 from torchport.errors import ArchiveError, BackendError, BadRequest
-from torchport_runtime.options import ARTIFACT_SUFFIX, BackendOptions
+from torchport_runtime.options import ARTIFACT_SUFFIX, INT8_SUFFIX, BackendOptions
 
 _RUNTIME = "torchport_runtime"
 
 
 def load(
-    archive: str | Path, *, backend: str | None = None, device: str | None = None, threads: int | None = None
+    archive: str | Path,
+    *,
+    backend: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    precision: str | None = None,
 ) -> ArchivedModel:
     """Open an archive and load its model, with its own handler and its own copy of the runtime.
 
-    `backend`, `device` and `threads` win over the environment, and that over the archive's config.
+    `backend`, `device`, `threads` and `precision` win over the environment, and that over the archive's
+    config.
 
     Raises:
         ArchiveError: not an archive of torchport's, damaged, or its hashes do not hold.
@@ -43,7 +49,7 @@ def load(
         raise ArchiveError(f"{archive}: no parity.json: not an archive that torchport made")
     if contents.problems:
         raise ArchiveError(f"{archive}: {'; '.join(contents.problems)}: package it again")
-    given = {"backend": backend, "device": device, "threads": threads}
+    given = {"backend": backend, "device": device, "threads": threads, "precision": precision}
     environment = os.environ | {f"TORCHPORT_{k.upper()}": str(v) for k, v in given.items() if v is not None}
     options = BackendOptions.from_config(dict(contents.config.get("torchport") or {}), environment)
     return ArchivedModel(contents, options)
@@ -53,12 +59,20 @@ class ArchivedModel:
     """A loaded archive. Close it, or use it in a `with` statement, to remove its temporary folder."""
 
     def __init__(self, contents: ArchiveContents, options: BackendOptions) -> None:
+        if options.precision == "int8" and not contents.int8_certificate:
+            raise BackendError(
+                f"{contents.path.name} has no INT8 version: torchport quantize {contents.name}, then "
+                "torchport package, make one; or ask for precision float32"
+            )
         self.name, self.version, self.options = contents.name, contents.version, options
         self._folder = tempfile.TemporaryDirectory(prefix="torchport-model-")
         folder = Path(self._folder.name)
-        suffix = ARTIFACT_SUFFIX[options.backend]
-        idle = tuple(s for s in ARTIFACT_SUFFIX.values() if s != suffix)
-        names = {e.name for e in contents.entries if "/" in e.name or not e.name.endswith(idle)}
+        self.int8_certificate = contents.int8_certificate
+        graphs = contents.signature["graphs"]
+        suffixes = (*ARTIFACT_SUFFIX.values(), INT8_SUFFIX)
+        idle = {f"{graph}{suffix}" for graph in graphs for suffix in suffixes}
+        idle -= {f"{graph}{options.artifact_suffix}" for graph in graphs}
+        names = {entry.name for entry in contents.entries} - idle
         try:
             extract(contents.path, folder, only=names)
             (handler_name,) = contents.certificate["binding"]["handler"]

@@ -104,7 +104,7 @@ def _prove(archive: Path, backend: str, device: str, tell: Callable[[str], None]
     failures: list[str] = []
     worst, cases, requests = 0.0, 0, 0
     try:
-        with load(archive, backend=backend, device=device) as model:
+        with load(archive, backend=backend, device=device, precision="float32") as model:
             evidence = read_evidence(model.folder / FILE)
             for case in evidence.cases:
                 cases += 1

@@ -215,6 +215,11 @@ class Recipe:
         """
         return ""
 
+    def calibration(self, graph: str) -> Iterable[dict[str, np.ndarray]]:
+        """Inputs of one graph that `torchport quantize` measures the ranges of activations on: like those
+        that clients send, but none that is held out. The samples, unless overridden."""
+        return self.graph_samples(graph)
+
     def dependencies(self) -> Iterable[Path]:
         """Files beside the recipe's own that the model is made from: changed ones mean training again."""
         return ()

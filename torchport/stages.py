@@ -58,6 +58,24 @@ def verify(recipe: Recipe, store: Store, force: bool, devices: list[str] | None)
     return result.done
 
 
+def quantize(recipe: Recipe, store: Store, max_drop: float, force: bool) -> bool:
+    from torchport.quantization import quantize as run
+    from torchport.quantization import require
+
+    folder = store.build(recipe.name, recipe.version)
+    with show.working("quantising") as tell:
+        result = run(recipe, folder, max_drop=max_drop, force=force, tell=tell)
+    show.quantization(result.report)
+    certificate = require(result).certificate or {}
+    left = certificate["left_in_float32"]
+    chosen = next(row for row in result.report["tried"] if row["chosen"])
+    floats = f", {len(left)} of {certificate['layers']} layers in float32" if left else ""
+    detail = f"{certificate['method']}{floats}: {chosen['speed']:.2f} times float32's throughput"
+    show.stage("quantize", result.done, result.why, detail)
+    show.say("  torchport package puts it into the archive; it serves there with precision int8")
+    return result.done
+
+
 def prove_store(store: Store, force: bool) -> None:
     """Prove every archive of a store again, on this machine."""
     from torchport.errors import ArchiveError, ParityError, TorchportError
@@ -82,29 +100,38 @@ def prove_store(store: Store, force: bool) -> None:
         raise ParityError(f"not proven on this machine: {', '.join(failed)}")
 
 
-def package(recipe: Recipe, store: Store, backends: list[str] | None, force: bool) -> bool:
+def package(
+    recipe: Recipe, store: Store, backends: list[str] | None, force: bool, precision: str | None = None
+) -> bool:
     from torchport.archive import package as run
 
-    result = run(recipe, store, backends=backends, force=force)
+    result = run(recipe, store, backends=backends, precision=precision, force=force)
     size = decimal(result.path.stat().st_size)
     why = "packaged" if result.done else "the same bytes are there"
     show.stage("package", result.done, why, f"{result.path} {size}, sha256 {result.sha256[:12]}")
     return result.done
 
 
-def check(recipe: Recipe, store: Store, backend: str | None, server: str = "torchport") -> None:
+def check(
+    recipe: Recipe,
+    store: Store,
+    backend: str | None,
+    server: str = "torchport",
+    precision: str | None = None,
+) -> None:
     from torchport.checking import check as run
     from torchport.checking import require
     from torchport.handler_file import recipe_requests
 
     with show.working("serving") as tell:
-        result = run(recipe, store, backend=backend, server=server, tell=tell)
+        result = run(recipe, store, backend=backend, precision=precision, server=server, tell=tell)
     if result.failures:
         require(result)
     record = result.record
     numbers = "".join(f", served {k} {v:.5g}" for k, v in record["metrics"].items())
     detail = f"{record['requests_compared']} answers as in process{numbers}"
-    show.stage("check", True, f"{record['server']}, {record['backend']}", detail)
+    precision = "" if record["precision"] == "float32" else f", {record['precision']}"
+    show.stage("check", True, f"{record['server']}, {record['backend']}{precision}", detail)
     for request, answer in zip(recipe_requests(recipe), result.answers, strict=True):
         body = request.content
         sent = body.decode() if request.body is None else f"{request.content_type} of {len(body)} bytes"

@@ -49,6 +49,11 @@ def open_backend(path: Path, signature: Signature, options: BackendOptions) -> B
     Raises:
         BackendError: the file is damaged, the library is missing, or the device cannot be had.
     """
+    if not path.is_file() and options.precision == "int8":
+        raise BackendError(
+            f"precision 'int8' needs {path.name}, which is not there: torchport quantize makes it, and "
+            "torchport package then puts it into the archive; or ask for precision float32"
+        )
     if not path.is_file():
         raise BackendError(
             f"backend {options.backend!r} needs {path.name}, which is not there: export it, or "
@@ -111,7 +116,7 @@ class OnnxRuntimeBackend:
                 raise BackendError(f"{path.name}: {role} are {names}, the signature has {list(specs)}")
 
     def _open(self, path: Path, options: BackendOptions) -> Any:
-        if options.device != "cpu":
+        if options.device != "cpu" and options.precision == "float32":
             reason = self._why_no_cuda(options)
             if reason is None:
                 session = self._session_on(path, options, cuda=True)

@@ -25,7 +25,7 @@ from torchport_runtime.backends import Backend, open_backend
 from torchport_runtime.batching import Tensors, common_sizes, run_pieces, run_together, split_rows
 from torchport_runtime.errors import BadRequest, SignatureError
 from torchport_runtime.headers import RequestHeaders
-from torchport_runtime.options import ARTIFACT_SUFFIX, BackendOptions
+from torchport_runtime.options import BackendOptions
 from torchport_runtime.plain_rows import read_plain_rows, write_plain_rows
 from torchport_runtime.request import Answer, InferenceRequest, error_answer
 from torchport_runtime.signature import Signature
@@ -100,7 +100,8 @@ class Handler:
         config = dict((getattr(context, "model_yaml_config", None) or {}).get("torchport") or {})
         options = BackendOptions.from_config(config, os.environ)
         gpu = context.system_properties.get("gpu_id")
-        if options.device in ("auto", "cuda") and isinstance(gpu, int) and gpu > 0:
+        on_cuda = options.device in ("auto", "cuda") and options.precision == "float32"
+        if on_cuda and isinstance(gpu, int) and gpu > 0:
             # The server spreads workers over the devices; the first one is what plain cuda means.
             options = BackendOptions(**{**options.to_json(), "device": f"cuda:{gpu}"})
         self.load(folder, options, config.get("handler") or {})
@@ -116,9 +117,8 @@ class Handler:
             BackendError: the backend, the device or an artifact cannot be had.
         """
         self.describe(folder, handler_options)
-        suffix = ARTIFACT_SUFFIX[options.backend]
         self.backends = {
-            name: open_backend(folder / f"{name}{suffix}", signature, options)
+            name: open_backend(folder / f"{name}{options.artifact_suffix}", signature, options)
             for name, signature in self.signatures.items()
         }
 

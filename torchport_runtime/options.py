@@ -5,8 +5,9 @@
       device: auto             # or cpu, cuda, cuda:1
       threads: 0               # 0: every core that this process may use
       tf32: false              # CUDA: allow TensorFloat-32
+      precision: float32       # or int8: the graphs that `torchport quantize` made, on the CPU
 
-`TORCHPORT_BACKEND`, `TORCHPORT_DEVICE` and `TORCHPORT_THREADS` win over the file.
+`TORCHPORT_BACKEND`, `TORCHPORT_DEVICE`, `TORCHPORT_THREADS` and `TORCHPORT_PRECISION` win over the file.
 """
 
 from __future__ import annotations
@@ -22,6 +23,11 @@ from torchport_runtime.suggest import did_you_mean
 
 ARTIFACT_SUFFIX = {"onnxruntime": ".onnx", "torchscript": ".pt", "pt2": ".pt2"}
 """The backends, each with the ending of the artifact that it runs."""
+
+INT8_SUFFIX = ".int8.onnx"
+"""The ending of an artifact that `torchport quantize` made; ONNX Runtime runs it."""
+
+PRECISIONS = ("float32", "int8")
 
 GRAPH_OPTIMIZATION = ("disable", "basic", "extended", "all")
 
@@ -39,6 +45,7 @@ class BackendOptions:
     threads: int = 0
     tf32: bool = False
     graph_optimization: str = "all"
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         if not isinstance(self.backend, str) or self.backend not in ARTIFACT_SUFFIX:
@@ -55,6 +62,20 @@ class BackendOptions:
             raise BackendError(
                 f"graph_optimization {self.graph_optimization!r}: "
                 f"{did_you_mean(str(self.graph_optimization), GRAPH_OPTIMIZATION)}"
+            )
+        if self.precision not in PRECISIONS:
+            raise BackendError(
+                f"precision {self.precision!r}: {did_you_mean(str(self.precision), PRECISIONS)}"
+            )
+        if self.precision == "int8" and self.backend != "onnxruntime":
+            raise BackendError(
+                f"precision 'int8' with backend {self.backend!r}: only onnxruntime has it; ask for precision "
+                "float32 (TORCHPORT_PRECISION=float32), or for backend onnxruntime"
+            )
+        if self.precision == "int8" and self.device.startswith("cuda"):
+            raise BackendError(
+                f"precision 'int8' with device {self.device!r}: these graphs are made for the CPU and proven "
+                "there; ask for device cpu or auto, or for precision float32"
             )
 
     @classmethod
@@ -76,7 +97,7 @@ class BackendOptions:
                     f"model-config.yaml: torchport.{key} is not known, {did_you_mean(key, known)}"
                 )
         environ = environ or {}
-        for key in ("backend", "device", "threads"):
+        for key in ("backend", "device", "threads", "precision"):
             value = environ.get(f"TORCHPORT_{key.upper()}")
             if value:
                 given[key] = value
@@ -95,11 +116,20 @@ class BackendOptions:
             return len(os.sched_getaffinity(0))
         return os.cpu_count() or 1
 
+    @property
+    def artifact_suffix(self) -> str:
+        """The ending of the files that are run."""
+        return INT8_SUFFIX if self.precision == "int8" else ARTIFACT_SUFFIX[self.backend]
+
     def numerics(self) -> dict[str, Any]:
         """The options that can change a result, which a certificate is bound to."""
         if self.backend == "onnxruntime":
-            return {"graph_optimization": self.graph_optimization, "tf32": self.tf32}
+            precision = {"precision": self.precision} if self.precision != "float32" else {}
+            return {"graph_optimization": self.graph_optimization, "tf32": self.tf32, **precision}
         return {"tf32": self.tf32}
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """What the `torchport:` block says. Runtimes from before there were precisions read it too, so one
+        that is not spoken of is float32.
+        """
+        return {k: v for k, v in asdict(self).items() if (k, v) != ("precision", "float32")}

@@ -164,6 +164,11 @@ def _require_trusted(contents: ArchiveContents, settings: ServerSettings) -> boo
             options = BackendOptions.from_config(contents.config.get("torchport") or {}, os.environ)
         except BackendError as err:
             raise ArchiveRefused(f"{contents.path.name}: {err}") from err
+        if options.precision != "float32":
+            raise ArchiveRefused(
+                f"{contents.path.name}: require_local_parity=true, and what an archive carries to be proven by "
+                f"says nothing of the precision {options.precision}: serve it in float32"
+            )
         require_local_parity(contents.path, options.backend)
     return True
 

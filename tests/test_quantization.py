@@ -1,0 +1,371 @@
+"""INT8: made only where the held-out metrics hold, layers left in float32 where they must be, and served."""
+
+import json
+import shutil
+import textwrap
+
+import numpy as np
+import pytest
+
+from tests.test_archive import rewrite
+from torchport import load
+from torchport.archive import package
+from torchport.archive_file import inspect_archive
+from torchport.errors import BackendError, QuantizationError, RecipeError, StaleError
+from torchport.export import export
+from torchport.gate import Gate, parse_max_drop
+from torchport.heldout import decision
+from torchport.int8_certificate import require_int8
+from torchport.parity import verify
+from torchport.quantization import quantize, require
+from torchport.recipe_file import load_recipe
+from torchport.store import Store
+from torchport.training import train
+from torchport_runtime import BackendOptions
+
+SIGNS = """
+    import numpy as np
+    import torch
+    from torch import nn
+    from torchport import Example, Recipe, Request, Serving, TensorSpec
+
+    LOUD = 1.0
+
+    def pictures(seed, count):
+        draw = np.random.default_rng(seed)
+        signs = np.where(np.arange(count) % 2, 1.0, -1.0)
+        told = 0.5 * signs[:, None, None] + 0.1 * draw.standard_normal((count, 8, 8))
+        noise = draw.uniform(-1, 1, (count, 8, 8))
+        return np.stack([told, noise], axis=1).astype(np.float32), signs
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Conv2d(2, 2, 1, bias=False)
+            self.second = nn.Conv2d(2, 4, 3, bias=False)
+            self.last = nn.Linear(4, 2)
+            with torch.no_grad():
+                # The second channel is noise, as loud as it may be, and nobody listens to it.
+                self.first.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, LOUD]])[..., None, None])
+                self.second.weight.zero_()[:, 0] = 1 / 9
+                self.last.weight.copy_(torch.tensor([[-1.0], [1.0]]).repeat(1, 4))
+                self.last.bias.zero_()
+
+        def forward(self, image):
+            return self.last(self.second(self.first(image)).mean((2, 3)))
+
+    class Signs(Recipe):
+        name, version, handler = "signs", "1.0", "regressor"
+        inputs = {"image": TensorSpec("float32", ("batch", 2, 8, 8), low=-1.0, high=1.0)}
+        outputs = {"logits": TensorSpec("float32", ("batch", 2))}
+        goals = {"accuracy": ">= 0.9"}
+        serving = Serving(batch_size=4)
+
+        def build(self):
+            return Net()
+
+        def samples(self):
+            yield {"image": pictures(0, 16)[0]}
+
+        def requests(self):
+            picture = pictures(2, 1)[0]
+            return [Request(json=picture[0].tolist(), tensors={"image": picture})]
+
+        def heldout(self):
+            for picture, sign in zip(*pictures(1, 24)):
+                request = Request(json=picture.tolist(), tensors={"image": picture[None]})
+                yield Example(request=request, expected=int(sign > 0))
+
+        def score(self, answers, expected):
+            right = np.mean([np.argmax(a) == e for a, e in zip(answers, expected)])
+            return {"accuracy": float(right), "error": float(1 - right)}
+"""
+LOUD = ("LOUD = 1.0", "LOUD = 1000.0")
+CALIBRATION = (
+    "    def requests",
+    """    def calibration(self, graph):
+        yield {"image": pictures(5, 200)[0]}
+
+    def requests""",
+)
+LOWER = ('{"accuracy": ">= 0.9"}', '{"error": "<= 0.1"}')
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Stands in for the clock, so that what is chosen does not depend on what else the machine does: a
+    function that sets how many times as fast as float32 all INT8 versions are."""
+    times = {"int8": 0.5}
+
+    def seconds(handlers, batches, rounds):
+        return {name: 1.0 if name == "float32" else times["int8"] for name in handlers}
+
+    monkeypatch.setattr("torchport.int8_candidates.interleaved_seconds", seconds)
+
+    def runs(speed):
+        times["int8"] = 1 / speed
+
+    return runs
+
+
+@pytest.fixture(scope="module")
+def proofs(tmp_path_factory):
+    """What the recipe above has become with some changes: the road to a certificate takes seconds."""
+    made = {}
+
+    def proof(changes):
+        if changes not in made:
+            text = textwrap.dedent(SIGNS)
+            for old, new in changes:
+                assert old in text, old
+                text = text.replace(old, new)
+            folder = tmp_path_factory.mktemp("signs")
+            (folder / "signs_recipe.py").write_text(text, encoding="utf-8")
+            recipe, build = load_recipe(folder / "signs_recipe.py"), Store(folder).build("signs", "1.0")
+            train(recipe, build)
+            export(recipe, build)
+            assert not verify(recipe, build).failures
+            made[changes] = folder
+        return made[changes]
+
+    return proof
+
+
+@pytest.fixture
+def proven(proofs, store):
+    """The recipe above with changes, exported and proven, in a store of the test's own."""
+
+    def prove(*changes):
+        folder = proofs(changes)
+        shutil.copytree(folder / ".build", store.path / ".build")
+        recipe = load_recipe(folder / "signs_recipe.py")
+        return recipe, store.build("signs", "1.0")
+
+    return prove
+
+
+def test_a_model_whose_metric_holds_is_quantised_whole(proven, clock):
+    recipe, folder = proven()
+    result = require(quantize(recipe, folder, max_drop=0.005))
+    assert result.done
+    assert result.certificate["left_in_float32"] == []
+    assert result.certificate["metrics"]["accuracy"] == {"float32": 1.0, "int8": 1.0}
+    assert result.certificate["agreement"] == {"compared": 24, "agreed": 24}
+    assert result.certificate["calibration_rows"] == {"main": 16}
+    assert {row["method"] for row in result.report["tried"]} == {"minmax", "entropy", "percentile", "dynamic"}
+    assert sum(row["chosen"] for row in result.report["tried"]) == 1
+    assert (folder.path / "main.int8.onnx").read_bytes() != (folder.path / "main.onnx").read_bytes()
+    assert json.loads((folder.path / "int8.json").read_text()) == result.certificate
+    again = quantize(recipe, folder, max_drop=0.005)
+    assert (again.done, again.certificate) == (False, result.certificate)
+    assert quantize(recipe, folder, max_drop=0.01).why == "another gate"
+
+
+def test_the_same_bytes_on_a_second_run(proven, clock):
+    recipe, folder = proven()
+    names = ("main.int8.onnx", "int8.json")
+    quantize(recipe, folder, max_drop=0.005)
+    before = [(folder.path / name).read_bytes() for name in names]
+    assert quantize(recipe, folder, max_drop=0.005, force=True).done
+    assert [(folder.path / name).read_bytes() for name in names] == before
+
+
+@pytest.mark.parametrize("goal", [(), (LOWER,)])
+def test_layers_that_break_the_metric_stay_in_float32(proven, clock, goal):
+    """The loud channel takes all of an integer's range: the convolutions it passes between stay as they are,
+    the rest is INT8. An error, which is better when it is lower, is held in the same way."""
+    recipe, folder = proven(LOUD, *goal)
+    result = require(quantize(recipe, folder, max_drop=0.005))
+    whole = [row for row in result.report["tried"] if not row["left_in_float32"]]
+    assert whole
+    assert all("worse than" in row["problems"][0] for row in whole)
+    left = result.certificate["left_in_float32"]
+    assert 0 < len(left) < result.certificate["layers"]
+    assert result.certificate["metrics"]["accuracy"] == {"float32": 1.0, "int8": 1.0}
+    assert not any("linear" in layer for layer in left)
+
+
+def test_a_wide_gate_lets_a_bad_model_pass_but_for_its_goal(proven, clock):
+    """A goal that float32 reaches is to be reached still, however much --max-drop allows."""
+    recipe, folder = proven(LOUD)
+    result = quantize(recipe, folder, max_drop=1.0)
+    whole = next(row for row in result.report["tried"] if row["method"] == "minmax")
+    assert whole["metrics"]["accuracy"] < 0.9
+    assert "which float32 reaches" in whole["problems"][0]
+
+
+def test_what_is_not_faster_is_refused(proven, clock):
+    recipe, folder = proven()
+    quantize(recipe, folder, max_drop=0.005)
+    clock(0.9)
+    result = quantize(recipe, folder, max_drop=0.004)
+    with pytest.raises(QuantizationError, match=r"nothing is faster than float32.* 0.90 times") as caught:
+        require(result)
+    assert caught.value.exit_code == 1
+    assert result.report["tried"]
+    assert not any(row["chosen"] for row in result.report["tried"])
+    assert not (folder.path / "main.int8.onnx").exists(), "of a wider gate than the one that refused"
+    assert not (folder.path / "int8.json").exists()
+
+
+def test_what_passes_no_gate_is_refused(proven, clock):
+    recipe, folder = proven(LOUD)
+    clock(0.5)  # So slow that leaving layers in float32 is not worth trying.
+    with pytest.raises(QuantizationError, match="nothing passes the gate.*accuracy is"):
+        require(quantize(recipe, folder, max_drop=0.005))
+
+
+def test_held_out_inputs_are_not_calibrated_on(proven, clock):
+    recipe, folder = proven(('yield {"image": pictures(0, 16)[0]}', 'yield {"image": pictures(1, 24)[0]}'))
+    with pytest.raises(RecipeError, match="24 rows, are all held out.*calibration"):
+        quantize(recipe, folder, max_drop=0.005)
+
+
+def test_a_recipes_own_calibration_inputs(proven, clock):
+    recipe, folder = proven(
+        ('yield {"image": pictures(0, 16)[0]}', 'yield {"image": pictures(1, 24)[0]}'),
+        CALIBRATION,
+    )
+    certificate = require(quantize(recipe, folder, max_drop=0.005)).certificate
+    assert certificate["calibration_rows"] == {"main": 128}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (('goals = {"accuracy": ">= 0.9"}', ""), "no goals"),
+        (("zip(*pictures(1, 24))", "()"), "heldout.. gives nothing"),
+    ],
+)
+def test_without_a_metric_there_is_no_gate(proven, clock, change, reason):
+    recipe, folder = proven(change)
+    with pytest.raises(RecipeError, match=reason):
+        quantize(recipe, folder, max_drop=0.005)
+
+
+def test_an_unproven_model_is_not_quantised(built, clock):
+    recipe, folder = built(source=SIGNS)
+    with pytest.raises(StaleError, match="torchport verify signs"):
+        quantize(recipe, folder, max_drop=0.005)
+
+
+def test_packaged_and_served_in_process(proven, store, clock):
+    recipe, folder = proven()
+    plain = package(recipe, store).path
+    with pytest.raises(StaleError, match="no INT8 version: torchport quantize signs"):
+        package(recipe, store, precision="int8")
+    with pytest.raises(BackendError, match="has no INT8 version: torchport quantize signs"):
+        load(plain, precision="int8")
+    quantize(recipe, folder, max_drop=0.005)
+    archive = package(recipe, store).path
+    contents = inspect_archive(archive)
+    assert contents.problems == ()
+    assert {"main.onnx", "main.int8.onnx", "int8.json"} <= {entry.name for entry in contents.entries}
+    assert "precision" not in contents.config["torchport"], "float32 unless somebody says otherwise"
+    picture = recipe.requests()[0].json
+    with load(archive) as floats, load(archive, precision="int8") as integers:
+        one, other = floats.predict(picture), integers.predict(picture)
+    assert one != other
+    # 8 bits of a range of about 1: a hundredth of it is two steps, of four channels that are summed.
+    assert one == pytest.approx(other, abs=0.05)
+    served = package(recipe, store, precision="int8").path
+    assert inspect_archive(served).config["torchport"]["precision"] == "int8"
+    assert inspect_archive(served).problems == ()
+    with load(served) as model:
+        assert model.options.precision == "int8"
+        assert model.predict(picture) == other
+    with pytest.raises(BackendError, match="only onnxruntime has it"):
+        load(served, backend="torchscript")
+
+
+def test_the_environment_chooses_the_precision(proven, store, clock, monkeypatch):
+    recipe, folder = proven()
+    quantize(recipe, folder, max_drop=0.005)
+    archive = package(recipe, store).path
+    monkeypatch.setenv("TORCHPORT_PRECISION", "int8")
+    with load(archive) as model:
+        assert model.options.precision == "int8"
+    monkeypatch.setenv("TORCHPORT_PRECISION", "int4")
+    with pytest.raises(BackendError, match="precision 'int4'"):
+        load(archive)
+
+
+def test_stale_int8_is_not_packaged(proven, store, clock):
+    recipe, folder = proven()
+    quantize(recipe, folder, max_drop=0.005)
+    assert require_int8(recipe, folder)
+    (folder.path / "main.int8.onnx").write_bytes(b"changed")
+    with pytest.raises(StaleError, match=r"main.int8.onnx: torchport quantize signs") as caught:
+        package(recipe, store)
+    assert "int8.json" in str(caught.value)
+    (folder.path / "int8.json").unlink()
+    assert "int8.json" not in {entry.name for entry in inspect_archive(package(recipe, store).path).entries}
+
+
+def test_a_changed_archive_is_told(proven, store, clock, tmp_path):
+    recipe, folder = proven()
+    quantize(recipe, folder, max_drop=0.005)
+    archive = package(recipe, store, precision="int8").path
+    changed = rewrite(archive, tmp_path / "changed.mar", {"main.int8.onnx": b"other"})
+    assert "main.int8.onnx is not what int8.json was made for" in inspect_archive(changed).problems
+    without = rewrite(archive, tmp_path / "without.mar", {"int8.json": None})
+    assert any("int8.json is missing" in problem for problem in inspect_archive(without).problems)
+    certificate = json.loads((folder.path / "int8.json").read_text())
+    certificate["binding"]["artifacts"]["main.onnx"] = "0" * 64
+    other = rewrite(archive, tmp_path / "other.mar", {"int8.json": json.dumps(certificate).encode()})
+    assert "int8.json was made of another main.onnx than parity.json" in inspect_archive(other).problems
+
+
+def test_float32_is_not_spoken_of():
+    """The runtimes of archives from before there were precisions refuse options that they do not know."""
+    assert "precision" not in BackendOptions(precision="float32").to_json()
+    assert BackendOptions(**BackendOptions(precision="int8").to_json()).precision == "int8"
+    assert BackendOptions().numerics() != BackendOptions(precision="int8").numerics()
+    with pytest.raises(BackendError, match="made for the CPU"):
+        BackendOptions(precision="int8", device="cuda:0")
+
+
+@pytest.mark.parametrize(("given", "value"), [("0.5%", 0.005), ("0.005", 0.005), (" 1 % ", 0.01), ("0", 0.0)])
+def test_a_drop_is_in_points_of_the_metric(given, value):
+    assert parse_max_drop(given) == pytest.approx(value, abs=1e-15)
+
+
+@pytest.mark.parametrize("given", ["", "%", "half", "-1%", "nan", "inf"])
+def test_what_is_no_drop_is_refused(given):
+    with pytest.raises(RecipeError, match=r"--max-drop"):
+        parse_max_drop(given)
+
+
+def test_a_gate_knows_which_way_is_better():
+    gate = Gate(max_drop=0.01, goals={"loss": "< 1", "accuracy": ">= 0.9"})
+    before = {"loss": 0.5, "accuracy": 0.95}
+    assert gate.broken(before, {"loss": 0.4, "accuracy": 0.94}) == []
+    assert gate.broken(before, {"loss": 0.51, "accuracy": 0.99}) == []
+    (loss,) = gate.broken(before, {"loss": 0.52, "accuracy": 0.99})
+    assert "loss is 0.5200, 0.0200 worse than 0.5000" in loss
+    (missing,) = gate.broken(before, {"accuracy": 0.95})
+    assert "no 'loss'" in missing
+    assert gate.broken(before, {"loss": float("nan"), "accuracy": 0.95})
+
+
+@pytest.mark.parametrize(
+    ("answer", "decided"),
+    [
+        ([0.1, 2.0, -1.0], 1),
+        ({"7": 0.9, "1": 0.1}, "7"),
+        ({"7": 0.9}, "7"),
+        ({"label": "good", "probability": 0.7}, {"label": "good"}),
+        ({"boxes": [{"box": [1.5, 2.0], "label": "3", "score": 0.5}]}, {"boxes": [{"label": "3"}]}),
+        (3.5, None),
+        ([4.25], None),
+        (b"picture", None),
+        ("bonjour", "bonjour"),
+    ],
+)
+def test_what_an_answer_decides(answer, decided):
+    assert decision(answer) == decided
+
+
+def test_numbers_that_round_apart_are_no_disagreement():
+    one, other = np.array([0.5, 1.25]), np.array([0.51, 1.2])
+    assert decision(one.tolist()) == decision(other.tolist())

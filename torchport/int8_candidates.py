@@ -1,0 +1,202 @@
+"""INT8 versions of a whole model, each made, opened as a server would, and measured on the held-out examples.
+
+bench = Workbench(recipe, folder, gate, work=Path("work"))
+candidate = bench.candidate("minmax")
+candidate.problems                   # why it does not pass the gate; empty where it does
+candidate = bench.candidate("minmax", left=bench.layers_by_error("minmax")[:3])
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torchport.calibration import Calibration
+from torchport.certificate import backend_options
+from torchport.gate import Gate
+from torchport.handler_file import handler_class
+from torchport.heldout import Agreement, HeldOut, interleaved_seconds
+from torchport.int8_graphs import Arithmetic, Int8Graph
+from torchport.recipe import Recipe
+from torchport.recipe_file import find_handler
+from torchport.store import BuildFolder
+from torchport.user_code import running
+from torchport_runtime import BackendOptions, Handler
+from torchport_runtime.backends import open_backend
+from torchport_runtime.options import INT8_SUFFIX
+
+Layer = tuple[str, str]
+"""The name of a graph and that of one of its layers."""
+
+QUICK_ROUNDS, FULL_ROUNDS = 3, 15
+
+HOPELESS = 0.5
+"""A multiple of float32's throughput, in one run: of what is slower the metrics are not asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One INT8 version of the model and what was measured of it.
+
+    Args:
+        method: how its ranges were found, one of `METHODS`.
+        left: the layers that stay in float32, worst first.
+        folder: where its graphs lie.
+        size: theirs together, bytes.
+        metrics: empty of what is much too slow.
+        problems: why it does not pass the gate.
+        speed: its throughput as a multiple of float32's.
+        quick: that it was measured in few rounds, enough to tell a slow one.
+    """
+
+    method: str
+    left: tuple[Layer, ...]
+    folder: Path
+    size: int
+    metrics: dict[str, float]
+    agreement: Agreement
+    problems: list[str] = field(default_factory=list)
+    speed: float
+    quick: bool = True
+
+    def contents(self) -> dict[str, bytes]:
+        """The graphs by file name."""
+        return {path.name: path.read_bytes() for path in sorted(self.folder.glob(f"*{INT8_SUFFIX}"))}
+
+
+class Workbench:
+    """Everything that is needed to make and to measure candidates of one model.
+
+    Raises:
+        RecipeError: no held-out examples, no calibration inputs, or the recipe's code fails.
+        QuantizationError: the graphs cannot be prepared.
+    """
+
+    def __init__(self, recipe: Recipe, folder: BuildFolder, gate: Gate, *, work: Path) -> None:
+        self._recipe, self._build, self._gate, self._work = recipe, folder.path, gate, work
+        self.arithmetic = Arithmetic.of_this_machine()
+        self.examples = HeldOut(recipe, batch_size=recipe.serving.batch_size)
+        self._float32 = self._open(folder.path, backend_options(recipe, "onnxruntime", "cpu"))
+        self.calibration = Calibration.of(recipe, folder, self.examples.row_digests(self._float32))
+        self.before = self.examples.measure(self._float32)
+        self._batches = self.examples.batches(self._float32)
+        self._signatures = recipe.signatures()
+        self._graphs = {
+            name: Int8Graph(name, folder.path / f"{name}.onnx", work=work, arithmetic=self.arithmetic)
+            for name in self._signatures
+        }
+        self._calibrated: set[str] = set()
+        self._made = 0
+
+    @property
+    def layers(self) -> list[Layer]:
+        """Everything that can be left in float32."""
+        return [(name, layer) for name, graph in self._graphs.items() for layer in graph.layers]
+
+    @property
+    def batch_seconds(self) -> float:
+        """What a batch costs in float32, the median."""
+        taken = interleaved_seconds({"float32": self._float32}, self._batches, FULL_ROUNDS)
+        return taken["float32"] / len(self._batches)
+
+    def candidate(self, method: str, left: Sequence[Layer] = ()) -> Candidate:
+        """Make one and measure it.
+
+        Raises:
+            QuantizationError: ONNX Runtime cannot make it.
+        """
+        self._calibrate(method)
+        self._made += 1
+        folder = self._work / f"candidate-{self._made}"
+        folder.mkdir()
+        (folder / "signature.json").write_bytes((self._build / "signature.json").read_bytes())
+        os.symlink((self._build / "assets").resolve(), folder / "assets", target_is_directory=True)
+        size = 0
+        for name, graph in self._graphs.items():
+            content = graph.quantized(method, leave=[layer for of, layer in left if of == name])
+            size += len(content)
+            (folder / f"{name}{INT8_SUFFIX}").write_bytes(content)
+        handler = self._open(folder, int8_options(self._recipe))
+        both = {"float32": self._float32, "int8": handler}
+        taken = interleaved_seconds(both, self._batches[:1], 1)
+        if taken["float32"] < HOPELESS * taken["int8"]:
+            speed = taken["float32"] / taken["int8"]
+            return Candidate(
+                method=method,
+                left=tuple(left),
+                folder=folder,
+                size=size,
+                metrics={},
+                agreement=Agreement(0, 0),
+                problems=[f"it has {speed:.2f} times float32's throughput: its metrics were not asked for"],
+                speed=speed,
+            )
+        measured = self.examples.measure(handler)
+        taken = interleaved_seconds(both, self._batches, QUICK_ROUNDS)
+        return Candidate(
+            method=method,
+            left=tuple(left),
+            folder=folder,
+            size=size,
+            metrics=measured.metrics,
+            agreement=self.before.agreement(measured),
+            problems=self._gate.broken(self.before.metrics, measured.metrics),
+            speed=taken["float32"] / taken["int8"],
+        )
+
+    def speeds(self, candidates: Sequence[Candidate]) -> list[float]:
+        """The throughput of each as a multiple of float32's, measured thoroughly, all side by side."""
+        handlers = {
+            str(i): self._open(c.folder, int8_options(self._recipe)) for i, c in enumerate(candidates)
+        }
+        taken = interleaved_seconds({"float32": self._float32, **handlers}, self._batches, FULL_ROUNDS)
+        return [taken["float32"] / taken[str(index)] for index in range(len(candidates))]
+
+    def layers_by_error(self, method: str) -> list[Layer]:
+        """All layers, first the one which, in INT8 by itself, moves its graph's outputs the most."""
+        self._calibrate(method)
+        errors: dict[Layer, float] = {}
+        for name, graph in self._graphs.items():
+            signature = self._signatures[name]
+            inputs = next(self.calibration.pieces(name))
+            expected = self._float32.backends[name].run(inputs)
+            alone = self._work / f"{name}.alone{INT8_SUFFIX}"
+            for layer in graph.layers:
+                alone.write_bytes(graph.quantized(method, only=[layer]))
+                got = open_backend(alone, signature, int8_options(self._recipe)).run(inputs)
+                errors[name, layer] = sum(relative_error(got[key], expected[key]) for key in expected)
+        return sorted(errors, key=lambda layer: -errors[layer])
+
+    def _calibrate(self, method: str) -> None:
+        if method not in self._calibrated:
+            for name, graph in self._graphs.items():
+                graph.calibrate(method, self.calibration.pieces(name))
+            self._calibrated.add(method)
+
+    def _open(self, folder: Path, options: BackendOptions) -> Handler:
+        path, settings = find_handler(self._recipe), dict(self._recipe.handler_options)
+        with running(path, "setup"):
+            handler = handler_class(path)()
+        handler.load(folder, options, settings)
+        return handler
+
+
+def int8_options(recipe: Recipe) -> BackendOptions:
+    """How a recipe's INT8 graphs are run: on the CPU, with its threads and optimisations."""
+    changes: dict[str, Any] = {"backend": "onnxruntime", "device": "cpu", "precision": "int8"}
+    return BackendOptions(**{**recipe.options.to_json(), **changes})
+
+
+def relative_error(got: np.ndarray, expected: np.ndarray) -> float:
+    """The root mean square of the difference, of that of what is expected; 0 for what is no fraction."""
+    if expected.dtype.kind != "f" or got.shape != expected.shape or not expected.size:
+        return float(not np.array_equal(got, expected))
+    finite = np.isfinite(expected)
+    difference = np.where(finite, got.astype(np.float64) - np.where(finite, expected, 0), 0)
+    scale = float(np.sqrt(np.mean(np.square(expected[finite].astype(np.float64))))) or 1.0
+    return float(np.sqrt(np.mean(np.square(difference)))) / scale
