@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from statistics import median
 from typing import Any
 
@@ -173,10 +174,13 @@ def decision(answer: Any, *, named: bool = False) -> Any:
 
 
 def interleaved_seconds(
-    handlers: Mapping[str, Handler], batches: list[Batch], rounds: int
+    handlers: Mapping[str, Handler], batches: list[Batch], *, rounds: int, at_least: float = 0.0
 ) -> dict[str, float]:
     """The median time of all the batches, by handler: one run of each in every round, each round beginning
     with another, so that what else the machine does falls on all of them alike.
+
+    As many rounds as given, and more until they took `at_least` seconds: the runs of a small model are
+    over so soon that a few of them say nothing.
     """
 
     def run(handler: Handler) -> None:
@@ -186,11 +190,15 @@ def interleaved_seconds(
     runs: dict[str, Callable[[], None]] = {name: partial(run, h) for name, h in handlers.items()}
     taken: dict[str, list[float]] = {name: [] for name in runs}
     names = list(runs)
-    for number in range(-1, rounds):  # The first round is for warming up.
+    for warm_up in runs.values():
+        warm_up()
+    began = time.perf_counter()
+    for number in count():
+        if number >= rounds and time.perf_counter() - began >= at_least:
+            break
         turn = number % len(names)
         for name in (*names[turn:], *names[:turn]):
             started = time.perf_counter()
             runs[name]()
-            if number >= 0:
-                taken[name].append(time.perf_counter() - started)
+            taken[name].append(time.perf_counter() - started)
     return {name: median(times) for name, times in taken.items()}
