@@ -357,6 +357,10 @@ def test_a_gate_knows_which_way_is_better():
         ({"7": 0.9}, "7"),
         ({"label": "good", "probability": 0.7}, {"label": "good"}),
         ({"boxes": [{"box": [1.5, 2.0], "label": "3", "score": 0.5}]}, {"boxes": [{"label": "3"}]}),
+        (
+            [{"label": "b", "score": 0.6}, {"label": "a", "score": 0.9}, {"label": "c", "score": 0.1}],
+            [{"label": "a"}, {"label": "b"}],
+        ),
         (3.5, None),
         ([4.25], None),
         (b"picture", None),

@@ -31,6 +31,9 @@ Batch = tuple[str, dict[str, np.ndarray]]
 
 TIMED_BATCHES = 4
 
+SURE = 0.5
+"""A finding of a lower score may be listed, for a curve of precision and recall, but is not claimed."""
+
 
 @dataclass(frozen=True)
 class Agreement:
@@ -152,8 +155,9 @@ def row_digests(tensors: Mapping[str, np.ndarray], padding: Mapping[str, float])
 
 def decision(answer: Any, *, named: bool = False) -> Any:
     """What an answer decides: its texts, names and whole numbers, and of several numbers the place of the
-    greatest, but not of those that have a name of their own (`named`), such as a box's; None where it
-    decides nothing, as a single number does not, nor does a picture.
+    greatest, but not of those that have a name of their own (`named`), such as a box's. Of findings with a
+    `score`, those of at least a half, in whatever order. None where it decides nothing, as a single number
+    does not, nor does a picture.
     """
     if isinstance(answer, dict):
         if len(answer) > 1 and all(isinstance(value, float) for value in answer.values()):
@@ -166,6 +170,9 @@ def decision(answer: Any, *, named: bool = False) -> Any:
     if isinstance(answer, list):
         if len(answer) > 1 and all(isinstance(value, float) for value in answer):
             return None if named else int(np.argmax(answer))
+        if answer and all(isinstance(value, dict) and "score" in value for value in answer):
+            sure = [decision(value) for value in answer if value["score"] >= SURE]
+            return sorted(sure, key=repr)
         found = [decision(value, named=named) for value in answer]
         return found if any(value is not None for value in found) or not answer else None
     if isinstance(answer, (str, bool, int)):
