@@ -56,7 +56,7 @@ def measured(recipe: Recipe, folder: BuildFolder) -> tuple[float, float]:
         "int8": opened(recipe, folder, int8_options(recipe)),
     }
     batches = HeldOut(recipe, batch_size=BATCH_SIZE).batches(handlers["float32"])
-    taken = interleaved_seconds(handlers, batches, ROUNDS)
+    taken = interleaved_seconds(handlers, batches, rounds=ROUNDS, at_least=4.0)
     return taken["float32"] * 1000 / len(batches), taken["int8"] * 1000 / len(batches)
 
 
@@ -102,7 +102,7 @@ def main(names: list[str]) -> None:
     console = Console(width=200)
     threads = BackendOptions().thread_count
     table = Table(
-        title=f"{processor()}, {threads} threads, batches of {BATCH_SIZE}, {ROUNDS} turns",
+        title=f"{processor()}, {threads} threads, batches of {BATCH_SIZE}, at least {ROUNDS} turns",
         title_justify="left",
         box=SIMPLE,
     )

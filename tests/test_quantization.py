@@ -11,6 +11,7 @@ from tests.test_archive import rewrite
 from torchport import load
 from torchport.archive import package
 from torchport.archive_file import inspect_archive
+from torchport.checking import check
 from torchport.errors import BackendError, QuantizationError, RecipeError, StaleError
 from torchport.export import export
 from torchport.gate import Gate, parse_max_drop
@@ -97,7 +98,7 @@ def clock(monkeypatch):
     function that sets how many times as fast as float32 all INT8 versions are."""
     times = {"int8": 0.5}
 
-    def seconds(handlers, batches, rounds):
+    def seconds(handlers, batches, *, rounds, at_least=0.0):
         return {name: 1.0 if name == "float32" else times["int8"] for name in handlers}
 
     monkeypatch.setattr("torchport.int8_candidates.interleaved_seconds", seconds)
@@ -356,6 +357,10 @@ def test_a_gate_knows_which_way_is_better():
         ({"7": 0.9}, "7"),
         ({"label": "good", "probability": 0.7}, {"label": "good"}),
         ({"boxes": [{"box": [1.5, 2.0], "label": "3", "score": 0.5}]}, {"boxes": [{"label": "3"}]}),
+        (
+            [{"label": "b", "score": 0.6}, {"label": "a", "score": 0.9}, {"label": "c", "score": 0.1}],
+            [{"label": "a"}, {"label": "b"}],
+        ),
         (3.5, None),
         ([4.25], None),
         (b"picture", None),
@@ -369,3 +374,14 @@ def test_what_an_answer_decides(answer, decided):
 def test_numbers_that_round_apart_are_no_disagreement():
     one, other = np.array([0.5, 1.25]), np.array([0.51, 1.2])
     assert decision(one.tolist()) == decision(other.tolist())
+
+
+def test_a_server_serves_it_and_the_gate_holds_there(proven, store, clock):
+    recipe, folder = proven()
+    quantize(recipe, folder, max_drop=0.005)
+    package(recipe, store)
+    result = check(recipe, store, precision="int8")
+    assert (result.failures, result.missed) == ([], [])
+    assert result.record["precision"] == "int8"
+    assert result.record["metrics"]["accuracy"] == 1.0
+    assert check(recipe, store).record["precision"] == "float32"

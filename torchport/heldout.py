@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from statistics import median
 from typing import Any
 
@@ -29,6 +30,9 @@ Batch = tuple[str, dict[str, np.ndarray]]
 """A graph's name and what enters there."""
 
 TIMED_BATCHES = 4
+
+SURE = 0.5
+"""A finding of a lower score may be listed, for a curve of precision and recall, but is not claimed."""
 
 
 @dataclass(frozen=True)
@@ -151,8 +155,9 @@ def row_digests(tensors: Mapping[str, np.ndarray], padding: Mapping[str, float])
 
 def decision(answer: Any, *, named: bool = False) -> Any:
     """What an answer decides: its texts, names and whole numbers, and of several numbers the place of the
-    greatest, but not of those that have a name of their own (`named`), such as a box's; None where it
-    decides nothing, as a single number does not, nor does a picture.
+    greatest, but not of those that have a name of their own (`named`), such as a box's. Of findings with a
+    `score`, those of at least a half, in whatever order. None where it decides nothing, as a single number
+    does not, nor does a picture.
     """
     if isinstance(answer, dict):
         if len(answer) > 1 and all(isinstance(value, float) for value in answer.values()):
@@ -165,6 +170,9 @@ def decision(answer: Any, *, named: bool = False) -> Any:
     if isinstance(answer, list):
         if len(answer) > 1 and all(isinstance(value, float) for value in answer):
             return None if named else int(np.argmax(answer))
+        if answer and all(isinstance(value, dict) and "score" in value for value in answer):
+            sure = [decision(value) for value in answer if value["score"] >= SURE]
+            return sorted(sure, key=repr)
         found = [decision(value, named=named) for value in answer]
         return found if any(value is not None for value in found) or not answer else None
     if isinstance(answer, (str, bool, int)):
@@ -173,10 +181,13 @@ def decision(answer: Any, *, named: bool = False) -> Any:
 
 
 def interleaved_seconds(
-    handlers: Mapping[str, Handler], batches: list[Batch], rounds: int
+    handlers: Mapping[str, Handler], batches: list[Batch], *, rounds: int, at_least: float = 0.0
 ) -> dict[str, float]:
     """The median time of all the batches, by handler: one run of each in every round, each round beginning
     with another, so that what else the machine does falls on all of them alike.
+
+    As many rounds as given, and more until they took `at_least` seconds: the runs of a small model are
+    over so soon that a few of them say nothing.
     """
 
     def run(handler: Handler) -> None:
@@ -186,11 +197,15 @@ def interleaved_seconds(
     runs: dict[str, Callable[[], None]] = {name: partial(run, h) for name, h in handlers.items()}
     taken: dict[str, list[float]] = {name: [] for name in runs}
     names = list(runs)
-    for number in range(-1, rounds):  # The first round is for warming up.
+    for warm_up in runs.values():
+        warm_up()
+    began = time.perf_counter()
+    for number in count():
+        if number >= rounds and time.perf_counter() - began >= at_least:
+            break
         turn = number % len(names)
         for name in (*names[turn:], *names[:turn]):
             started = time.perf_counter()
             runs[name]()
-            if number >= 0:
-                taken[name].append(time.perf_counter() - started)
+            taken[name].append(time.perf_counter() - started)
     return {name: median(times) for name, times in taken.items()}

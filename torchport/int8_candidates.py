@@ -34,9 +34,10 @@ Layer = tuple[str, str]
 """The name of a graph and that of one of its layers."""
 
 QUICK_ROUNDS, FULL_ROUNDS = 3, 15
+QUICK_SECONDS, FULL_SECONDS = 1.0, 4.0
 
 HOPELESS = 0.5
-"""A multiple of float32's throughput, in one run: of what is slower the metrics are not asked for."""
+"""A multiple of float32's throughput: of what is slower the metrics are not asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +102,7 @@ class Workbench:
     @property
     def batch_seconds(self) -> float:
         """What a batch costs in float32, the median."""
-        taken = interleaved_seconds({"float32": self._float32}, self._batches, FULL_ROUNDS)
+        taken = interleaved_seconds({"float32": self._float32}, self._batches, rounds=FULL_ROUNDS)
         return taken["float32"] / len(self._batches)
 
     def candidate(self, method: str, left: Sequence[Layer] = ()) -> Candidate:
@@ -123,7 +124,7 @@ class Workbench:
             (folder / f"{name}{INT8_SUFFIX}").write_bytes(content)
         handler = self._open(folder, int8_options(self._recipe))
         both = {"float32": self._float32, "int8": handler}
-        taken = interleaved_seconds(both, self._batches[:1], 1)
+        taken = interleaved_seconds(both, self._batches[:1], rounds=1, at_least=QUICK_SECONDS)
         if taken["float32"] < HOPELESS * taken["int8"]:
             speed = taken["float32"] / taken["int8"]
             return Candidate(
@@ -137,7 +138,7 @@ class Workbench:
                 speed=speed,
             )
         measured = self.examples.measure(handler)
-        taken = interleaved_seconds(both, self._batches, QUICK_ROUNDS)
+        taken = interleaved_seconds(both, self._batches, rounds=QUICK_ROUNDS, at_least=QUICK_SECONDS)
         return Candidate(
             method=method,
             left=tuple(left),
@@ -154,7 +155,9 @@ class Workbench:
         handlers = {
             str(i): self._open(c.folder, int8_options(self._recipe)) for i, c in enumerate(candidates)
         }
-        taken = interleaved_seconds({"float32": self._float32, **handlers}, self._batches, FULL_ROUNDS)
+        taken = interleaved_seconds(
+            {"float32": self._float32, **handlers}, self._batches, rounds=FULL_ROUNDS, at_least=FULL_SECONDS
+        )
         return [taken["float32"] / taken[str(index)] for index in range(len(candidates))]
 
     def layers_by_error(self, method: str) -> list[Layer]:

@@ -166,7 +166,7 @@ def _require_trusted(contents: ArchiveContents, settings: ServerSettings) -> boo
             raise ArchiveRefused(f"{contents.path.name}: {err}") from err
         if options.precision != "float32":
             raise ArchiveRefused(
-                f"{contents.path.name}: require_local_parity=true, and what an archive carries to be proven by "
+                f"{contents.path.name}: require_local_parity=true, but what an archive is proven by again "
                 f"says nothing of the precision {options.precision}: serve it in float32"
             )
         require_local_parity(contents.path, options.backend)
