@@ -1,6 +1,7 @@
 """Artifacts that something has been done to: edited graphs, other weights, state, the wrong file."""
 
 import io
+import json
 import warnings
 from pathlib import Path
 
@@ -346,3 +347,13 @@ def test_an_input_that_an_onnx_graph_takes_in_another_order(shipped_as):
     change_onnx(folder, exchange)
     assert [value.name for value in onnx.load(folder.path / "main.onnx").graph.input] == ["left", "right"]
     says(verify(recipe, folder).failures, "output 'y'", "exceeds the bound")
+
+
+def test_a_certificate_of_fewer_rules_is_made_again(shipped_as):
+    recipe, folder = shipped_as(TINY)
+    certificate = verify(recipe, folder).certificate
+    folder.parity.write_text(json.dumps({**certificate, "rules": 1}))
+    again = verify(recipe, folder)
+    assert again.done
+    assert again.why == "parity asks for more than it did then"
+    assert again.certificate == certificate
