@@ -22,7 +22,7 @@ from torchport_runtime import Signature, TensorSpec
 
 SEEDS = (1, 2, 3)
 MAX_ELEMENTS = 2**28
-PAIR_ELEMENTS = 2**20
+PAIR_ELEMENTS = 2**18
 """Of inputs where two dimensions are at their greatest at once: beyond it the larger one is halved, since
 time and memory go with the product."""
 
@@ -119,6 +119,7 @@ def _sizes(recipe: Recipe, signature: Signature, usual: dict[str, int]) -> Itera
                     f"machine is asked to prove: give dims a lower greatest {symbol!r}"
                 )
             yield Case(f"{symbol}={size}", random_inputs(signature, sizes, 0))
+    seen = [usual | {symbol: size} for symbol, bounds in dims.items() for size in sweep(*bounds)]
     moving = [symbol for symbol, (low, high) in dims.items() if low < high]
     for pair in combinations(moving, 2):
         # A size at its end alone shows no limit on a product, nor what holds while one exceeds the other.
@@ -129,6 +130,9 @@ def _sizes(recipe: Recipe, signature: Signature, usual: dict[str, int]) -> Itera
                 if sizes[largest] // 2 < dims[largest][0]:
                     break
                 sizes[largest] //= 2
+            if sizes in seen:
+                continue
+            seen.append(sizes)
             name = ", ".join(f"{symbol}={sizes[symbol]}" for symbol in pair)
             yield Case(name, random_inputs(signature, sizes, 0))
 

@@ -17,6 +17,8 @@ from torchport.training import require_training
 from torchport_runtime import BackendOptions
 
 FORMAT = 1
+RULES = 2
+"""What parity asks, counted up when it asks for more: `verify` does again what was proven by less."""
 REQUIREMENTS = "requirements.txt"
 """In an archive: what its handler needs beside the runtime; the name that TorchServe's archiver gives it."""
 

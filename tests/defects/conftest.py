@@ -30,10 +30,9 @@ from torchport.export import random_inputs
 
 
 class Net(nn.Module):
-    planted = False
-
     def __init__(self):
         super().__init__()
+        self.planted = False
         torch.manual_seed(0)
 {layers}
 
