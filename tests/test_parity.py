@@ -193,7 +193,7 @@ def test_a_wrong_normalisation_in_the_handler_fails(shipped, digits_archive, tmp
     recipe = load_recipe("digits_resnet18")
     wrong = dict(recipe.handler_options)
     wrong["image"] = {**wrong["image"], "mean": [0.4, 0.5, 0.5]}
-    monkeypatch.setattr(type(recipe), "handler_options", wrong)
+    monkeypatch.setattr(recipe, "handler_options", wrong)
     from torchport.handler_parity import compare_requests
 
     count, failures = compare_requests(recipe, shipped.build("digits_resnet18", "1.0"))
