@@ -21,6 +21,11 @@ from torchport.local_proving import prove_again
 from torchport.parity import verify
 from torchport.server_process import start
 from torchport.store import Store
+from torchport_runtime import write_arrays
+
+
+def npz(index):
+    return write_arrays({"index": np.frombuffer(index, np.uint8)}, "npz")
 
 
 @pytest.fixture
@@ -90,7 +95,17 @@ def test_bytes_and_json_come_back_as_they_were(tmp_path):
     assert read_evidence(path) == evidence
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"no zip"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"PK\x03\x04",
+        b"no zip",
+        npz(b"[]"),
+        npz(b'{"format": 9}'),
+        npz(b'{"format": 1, "cases": [{"graph": "main", "name": "a", "inputs": [], "expected": {}}]}'),
+    ],
+)
 def test_damaged_evidence_is_an_error(tmp_path, content):
     path = tmp_path / FILE
     path.write_bytes(content)
@@ -134,6 +149,26 @@ def test_a_handler_that_answers_otherwise_does_not_pass(archive, monkeypatch):
     )
 
 
+def test_a_handler_that_breaks_is_told_and_costs_no_other_archive(archive, store, monkeypatch):
+    def broken(self, body, **params):
+        raise ZeroDivisionError("of the handler's own")
+
+    monkeypatch.setattr(ArchivedModel, "predict", broken)
+    shutil.copy(archive, store.path / "other-1.0.mar")
+    done = CliRunner().invoke(app, ["verify", "--store", str(store.path)])
+    assert "linear-1.0.mar, other-1.0.mar" in str(done.exception)
+    assert "ZeroDivisionError: of the handler's own" in failures(prove_again(archive).record)[0]
+
+
+def test_a_device_that_the_backend_cannot_use_is_passed_over(archive, monkeypatch):
+    from torchport import local_proving
+
+    monkeypatch.setattr(local_proving, "cuda_device_count", lambda: 1)
+    record = prove_again(archive).record
+    assert record["passed"]
+    assert {result["device"] for result in record["results"]} == {"cpu"}
+
+
 def test_what_changed_since_is_named(archive, monkeypatch):
     with pytest.raises(ArchiveError, match="has not been proven on this machine"):
         require_local_parity(archive, "onnxruntime")
@@ -147,6 +182,10 @@ def test_what_changed_since_is_named(archive, monkeypatch):
     ):
         path.write_text(json.dumps(record | change))
         with pytest.raises(ArchiveError, match=f"{said} changed"):
+            require_local_parity(archive, "onnxruntime")
+    for damage in ({"machine": 1}, {"results": [3]}, {"libraries": None}):
+        path.write_text(json.dumps(record | damage))
+        with pytest.raises(ArchiveError, match="damaged"):
             require_local_parity(archive, "onnxruntime")
     path.write_text("{")
     with pytest.raises(ArchiveError, match="has not been proven"):

@@ -13,9 +13,7 @@ first, cut to a few rows, then random and extreme inputs, as long as there is ro
 
 from __future__ import annotations
 
-import io
 import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from torchport.errors import ArchiveError
+from torchport.errors import ArchiveError, BadRequest
 from torchport_runtime import Signature, write_arrays
+from torchport_runtime.arrays import read_npz
 
 if TYPE_CHECKING:
     from torchport.cases import Case
@@ -132,35 +131,34 @@ def read_evidence(path: Path) -> Evidence:
         ArchiveError: the file is missing, damaged, or of a later format.
     """
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            index = json.loads(file["index"].tobytes())
-            if index["format"] != FORMAT:
-                raise ArchiveError(f"{path.name} is of format {index['format']}: a newer torchport reads it")
+        arrays = read_npz(path.read_bytes())
+        index = json.loads(arrays["index"].tobytes())
+        if index["format"] != FORMAT:
+            raise ArchiveError(f"{path.name} is of format {index['format']}: a newer torchport reads it")
 
-            def named(names: Mapping[str, str]) -> dict[str, np.ndarray]:
-                return {name: file[key] for name, key in names.items()}
+        def named(names: Mapping[str, str]) -> dict[str, np.ndarray]:
+            return {name: arrays[key] for name, key in names.items()}
 
-            def said(value: Mapping[str, Any]) -> Any:
-                return file[value["bytes"]].tobytes() if "bytes" in value else value["json"]
+        def said(value: Mapping[str, Any]) -> Any:
+            return arrays[value["bytes"]].tobytes() if "bytes" in value else value["json"]
 
-            cases = [
-                ProvenCase(
-                    graph=case["graph"],
-                    name=case["name"],
-                    inputs=named(case["inputs"]),
-                    expected=named(case["expected"]),
-                    bounds=case["bounds"],
-                )
-                for case in index["cases"]
-            ]
-            requests = [
-                ProvenRequest(body=said(r["body"]), params=r["params"], answer=said(r["answer"]))
-                for r in index["requests"]
-            ]
-            answered_by = index["answered_by"]
-    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as err:
+        cases = [
+            ProvenCase(
+                graph=case["graph"],
+                name=case["name"],
+                inputs=named(case["inputs"]),
+                expected=named(case["expected"]),
+                bounds={name: float(bound) for name, bound in case["bounds"].items()},
+            )
+            for case in index["cases"]
+        ]
+        requests = [
+            ProvenRequest(body=said(r["body"]), params=dict(r["params"]), answer=said(r["answer"]))
+            for r in index["requests"]
+        ]
+        return Evidence(index["answered_by"], cases, requests)
+    except (OSError, BadRequest, AttributeError, KeyError, RecursionError, TypeError, ValueError) as err:
         raise ArchiveError(f"{path.name} cannot be read: {err}") from err
-    return Evidence(answered_by, cases, requests)
 
 
 def _worth(case: Case) -> int:

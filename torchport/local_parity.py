@@ -7,6 +7,7 @@ the machine, its libraries and the archive as they are now.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torchport import machine
 from torchport.errors import ArchiveError
@@ -40,6 +41,14 @@ def require_local_parity(archive: Path, backend: str) -> None:
     record = read_json(record_path(archive), "archive_sha256", "machine", "libraries", "passed", "results")
     if record is None:
         raise ArchiveError(f"{archive.name} has not been proven on this machine: {again}")
+    try:
+        _hold(archive, backend, record, again)
+    except (AttributeError, KeyError, TypeError) as err:
+        path = record_path(archive)
+        raise ArchiveError(f"{path.parent.name}/{path.name} is damaged ({err!r}): {again}") from err
+
+
+def _hold(archive: Path, backend: str, record: dict[str, Any], again: str) -> None:
     changed = []
     if record["archive_sha256"] != sha256_file(archive):
         changed.append("the archive")

@@ -1,7 +1,7 @@
 """An archive proven again on the machine that is to serve it: another processor, GPU or library version may
 compute other numbers than those that its certificate is about.
 
-    result = prove_again(store, store.archive("linear", "1.0"))
+    result = prove_again(store.archive("linear", "1.0"))
     result.record["passed"]
 
 It needs neither the recipe nor the weights: the archive carries its evidence (`torchport.evidence`). What
@@ -73,7 +73,7 @@ def prove_again(
     results = [
         _prove(archive, backend, device, tell)
         for backend in backends
-        for device in ("cpu", *(("cuda",) if cuda_device_count() else ()))
+        for device in ("cpu", *(("cuda",) if _starts_on_cuda(archive, backend) else ()))
     ]
     record = {
         "torchport": torchport.__version__,
@@ -98,6 +98,17 @@ def _backends(contents: ArchiveContents) -> list[str]:
     return sorted(carried, key=lambda backend: backend != serves)
 
 
+def _starts_on_cuda(archive: Path, backend: str) -> bool:
+    """Whether there is a device that the backend can use: one that it cannot, `device: auto` passes over."""
+    if cuda_device_count() == 0:
+        return False
+    try:
+        load(archive, backend=backend, device="cuda", precision="float32").close()
+    except BackendError:
+        return False
+    return True
+
+
 def _prove(archive: Path, backend: str, device: str, tell: Callable[[str], None]) -> dict[str, Any]:
     """What one backend makes of the evidence; an archive that does not load on it has failed."""
     tell(f"{archive.name}: {backend} on {device}")
@@ -116,6 +127,9 @@ def _prove(archive: Path, backend: str, device: str, tell: Callable[[str], None]
                 failures += _other_answers(model, evidence)
     except TorchportError as err:
         failures.append(str(err))
+    except Exception as err:
+        # Of the archive's own handler: the store's other archives are proven all the same.
+        failures.append(f"the handler failed: {type(err).__name__}: {err}")
     return {
         "backend": backend,
         "device": device,
@@ -136,7 +150,10 @@ def _compare(model: ArchivedModel, case: ProvenCase) -> Iterator[tuple[float, st
         yield np.inf, f"{where}: {err}"
         return
     for name, expected in case.expected.items():
-        got = outputs[name]
+        got = outputs.get(name)
+        if got is None:
+            yield np.inf, f"{where}: there is no output {name!r}"
+            continue
         if got.shape != expected.shape:
             yield np.inf, f"{where}: output {name!r} is {list(got.shape)}, expected {list(expected.shape)}"
             continue
@@ -154,6 +171,7 @@ def _compare(model: ArchivedModel, case: ProvenCase) -> Iterator[tuple[float, st
             yield np.inf, f"{where}: output {name!r}: NaN or Inf is not where the trained model has it"
             continue
         error = float(np.abs(got[finite].astype(np.float64) - expected[finite]).max(initial=0.0))
+        error = np.inf if np.isnan(error) else error  # NaN where there is a number.
         too_much = f"{where}: output {name!r}: error {error:.3g} exceeds the bound {bound:.3g}"
         yield error / bound, "" if error <= bound else too_much
 

@@ -49,6 +49,15 @@ def read_arrays(content: bytes, signature: Signature) -> dict[str, np.ndarray]:
         if len(names) != 1:
             raise BadRequest(f"an .npy file holds one array, this model takes {names}: send an .npz of them")
         return {names[0]: _read(content, names[0])}
+    return read_npz(content)
+
+
+def read_npz(content: bytes) -> dict[str, np.ndarray]:
+    """The arrays in an `.npz` file's bytes, by name.
+
+    Raises:
+        BadRequest: damaged, too large once unpacked (413), pickled objects.
+    """
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = _unpacked(archive)
