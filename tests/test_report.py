@@ -86,6 +86,13 @@ def test_what_a_model_says_of_itself_is_text(page):
     assert "<b>" not in text
 
 
+def test_a_word_that_a_recipe_cannot_find_costs_no_certificate(page):
+    failing = "def describe_input(self, graph, row, assets):\n        raise KeyError('tokens')\n\n    "
+    path, certificate = page(("def requests(self):", failing + "def requests(self):"))
+    assert certificate["passed"]
+    assert "KeyError" in path.read_text()
+
+
 def test_charts_hold_what_is_not_finite():
     for svg in (
         dots([Series("a", [("x", float("inf")), ("y", 0.0)]), Series("b", [("x", 1e-9), ("y", 3.0)])]),

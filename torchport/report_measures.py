@@ -21,7 +21,7 @@ import numpy as np
 from torchport.cases import Case
 from torchport.certificate import backend_options
 from torchport.eager import EagerBackend
-from torchport.errors import BackendError
+from torchport.errors import BackendError, RecipeError
 from torchport.export import exported_backends
 from torchport.layer_errors import LayerError, layer_errors
 from torchport.recipe import Recipe
@@ -179,8 +179,11 @@ def _shown(recipe: Recipe, folder: BuildFolder, graph: str, share: float, case: 
     """One row as what it is: a picture, the recipe's words for it, or numbers."""
     where = f"{case.name}, row {row}"
     arrays = {name: array[row] for name, array in case.inputs.items()}
-    with running(recipe.path, "describe_input"):
-        text = recipe.describe_input(graph, arrays, folder.assets)
+    try:
+        with running(recipe.path, "describe_input"):
+            text = recipe.describe_input(graph, arrays, folder.assets)
+    except RecipeError as err:  # A word in a report is not worth the certificate.
+        text = str(err)
     if text:
         return ShownInput(where=where, share=share, text=text)
     for array in arrays.values():
