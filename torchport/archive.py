@@ -58,19 +58,21 @@ def package(
     *,
     backends: Sequence[str] | None = None,
     precision: str | None = None,
+    shadow: str | None = None,
     force: bool = False,
 ) -> PackageResult:
     """Make the archive of a recipe whose exports have passed parity.
 
     `backends` are those whose artifacts travel, the first of them serving by default; the recipe's
     `ships` unless given. INT8 graphs travel where there are any; `precision` says which serve by default,
-    the recipe's `options.precision` unless given.
+    the recipe's `options.precision` unless given. `shadow` is a backend that live traffic is compared with,
+    and how much of it ("torchscript=0.1", "off"); the recipe's `options.shadow` unless given.
 
     Raises:
         StaleError: no passing certificate of exactly these bytes; the message names what is wrong. Or
             the INT8 graphs are not of them, or there are none and precision is int8.
         BackendError: a precision that is not known, or that the first backend does not have.
-        RecipeError: a backend that the recipe does not export.
+        RecipeError: a backend that the recipe does not export, a shadow that would not be in the archive.
         ArchiveError: torch-model-archiver is missing or failed.
     """
     folder = store.build(recipe.name, recipe.version)
@@ -82,11 +84,19 @@ def package(
                 f"backend {backend!r} is not among those that {recipe.path.name} exports: "
                 f"{', '.join(exported)}"
             )
-    config = model_config(recipe, backends, precision)
+    config = model_config(recipe, backends, precision, shadow)
+    watching = BackendOptions.from_config(config["torchport"]).shadow
+    if watching is not None and watching.backend not in backends:
+        raise RecipeError(
+            f"shadow {watching.backend!r} is not among the backends that the archive carries: "
+            f"{', '.join(backends)}"
+        )
     with folder.lock():
         certificate = require_certificate(recipe, folder)
         quantised = "onnxruntime" in backends and (
-            config["torchport"].get("precision") == "int8" or read_int8_certificate(folder) is not None
+            config["torchport"].get("precision") == "int8"
+            or (watching is not None and watching.precision == "int8")
+            or read_int8_certificate(folder) is not None
         )
         if quantised:
             require_int8(recipe, folder)
@@ -111,13 +121,16 @@ def package(
         return PackageResult(True, path, digest)
 
 
-def model_config(recipe: Recipe, backends: Sequence[str], precision: str | None = None) -> dict[str, Any]:
+def model_config(
+    recipe: Recipe, backends: Sequence[str], precision: str | None = None, shadow: str | None = None
+) -> dict[str, Any]:
     """`model-config.yaml`: TorchServe's keys and the `torchport:` block.
 
     Raises:
-        BackendError: a precision that is not known, or that the backend does not have.
+        BackendError: a precision or a shadow that is not known, or that the backend does not have.
     """
-    changes = {"backend": backends[0]} | ({"precision": precision} if precision else {})
+    given = {"precision": precision, "shadow": shadow}
+    changes = {"backend": backends[0]} | {key: value for key, value in given.items() if value}
     options = BackendOptions(**{**recipe.options.to_json(), **changes}).to_json()
     return recipe.serving.model_config() | {"torchport": {**options, "handler": dict(recipe.handler_options)}}
 

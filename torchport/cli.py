@@ -143,13 +143,17 @@ def package(
         typer.Option("--backend", help="Whose artifacts travel, the first serving; may be repeated."),
     ] = None,
     precision: PrecisionOpt = None,
+    shadow: Annotated[
+        str | None,
+        typer.Option("--shadow", help="Compare live traffic with another backend: torchscript=0.1; off."),
+    ] = None,
     force: ForceOpt = False,
     store: StoreOpt = STORE,
     cache: CacheOpt = CACHE,
 ) -> None:
     """Make the archive of what has passed parity: NAME-VERSION.mar."""
     target = Store(store)
-    stages.package(given_recipe(ctx, recipe, target, cache), target, backend, force, precision)
+    stages.package(given_recipe(ctx, recipe, target, cache), target, backend, force, precision, shadow)
 
 
 @app.command(context_settings=TAKES_PARAMETERS)

@@ -101,11 +101,16 @@ def prove_store(store: Store, force: bool) -> None:
 
 
 def package(
-    recipe: Recipe, store: Store, backends: list[str] | None, force: bool, precision: str | None = None
+    recipe: Recipe,
+    store: Store,
+    backends: list[str] | None,
+    force: bool,
+    precision: str | None = None,
+    shadow: str | None = None,
 ) -> bool:
     from torchport.archive import package as run
 
-    result = run(recipe, store, backends=backends, precision=precision, force=force)
+    result = run(recipe, store, backends=backends, precision=precision, shadow=shadow, force=force)
     size = decimal(result.path.stat().st_size)
     why = "packaged" if result.done else "the same bytes are there"
     show.stage("package", result.done, why, f"{result.path} {size}, sha256 {result.sha256[:12]}")

@@ -41,6 +41,7 @@ def integrated_gradients(
         BadRequest: the backend has no gradients; it says which one has.
         BackendError: Captum is not installed.
     """
+    backend = getattr(backend, "unwatched", backend)
     if not isinstance(backend, TorchScriptBackend):
         raise BadRequest(
             "explanations need gradients, which this model's backend does not give: whoever runs the server "

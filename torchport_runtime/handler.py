@@ -28,6 +28,7 @@ from torchport_runtime.headers import RequestHeaders
 from torchport_runtime.options import BackendOptions
 from torchport_runtime.plain_rows import read_plain_rows, write_plain_rows
 from torchport_runtime.request import Answer, InferenceRequest, error_answer
+from torchport_runtime.shadow import Shadow
 from torchport_runtime.signature import Signature
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ class Handler:
     options: the `torchport.handler:` block of `model-config.yaml`.
     assets: the folder of what the recipe's training put into `run.assets`.
     backends: the loaded graphs by name.
+    shadow: what looks at live traffic a second time, where the model's configuration asks for it.
 
     A subclass may set `padding`, input names to fill values, where requests of different lengths may
     share a run: they are filled up to the longest. Without it only requests of equal sizes do.
@@ -53,6 +55,7 @@ class Handler:
         self.options: Mapping[str, Any] = {}
         self.assets = Path()
         self.backends: dict[str, Backend] = {}
+        self.shadow: Shadow | None = None
 
     @property
     def signature(self) -> Signature:
@@ -108,6 +111,7 @@ class Handler:
         for name, backend in self.backends.items():
             logger.info("graph %s: %s on %s", name, backend.provider, backend.device)
         self.warm_up()
+        self._start_shadow(folder, options)
         self.initialized = True
 
     def load(self, folder: Path, options: BackendOptions, handler_options: Mapping[str, Any]) -> None:
@@ -121,6 +125,19 @@ class Handler:
             name: open_backend(folder / f"{name}{options.artifact_suffix}", signature, options)
             for name, signature in self.signatures.items()
         }
+
+    def _start_shadow(self, folder: Path, options: BackendOptions) -> None:
+        shadowed = options.shadowed
+        if shadowed is None:
+            if options.shadow is not None:
+                logger.warning("shadow: %s is what serves: there is nothing to compare", options.backend)
+            return
+        self.shadow = Shadow(folder, self.signatures, options)
+        for name, backend in self.backends.items():
+            self.backends[name] = self.shadow.beside(name, self.signatures[name], backend)
+        logger.info(
+            "shadow: %s %s, of %g of the rows", shadowed.backend, shadowed.precision, self.shadow.fraction
+        )
 
     def describe(self, folder: Path, handler_options: Mapping[str, Any]) -> None:
         """Read the signature, the options and the assets only: enough to decode and to encode."""
@@ -141,6 +158,8 @@ class Handler:
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[Any]:
         """TorchServe's entry point: one row per request in, one body per request out."""
+        if self.shadow is not None:
+            self.shadow.report(context.metrics)
         requests = [InferenceRequest(row, RequestHeaders(context, i)) for i, row in enumerate(data)]
         bodies = []
         for index, answer in enumerate(self.answer(requests)):

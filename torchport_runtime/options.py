@@ -6,8 +6,10 @@
       threads: 0               # 0: every core that this process may use
       tf32: false              # CUDA: allow TensorFloat-32
       precision: float32       # or int8: the graphs that `torchport quantize` made, on the CPU
+      shadow: {backend: torchscript, fraction: 0.1}    # run again, to compare: see shadow_options.py
 
-`TORCHPORT_BACKEND`, `TORCHPORT_DEVICE`, `TORCHPORT_THREADS` and `TORCHPORT_PRECISION` win over the file.
+`TORCHPORT_BACKEND`, `TORCHPORT_DEVICE`, `TORCHPORT_THREADS`, `TORCHPORT_PRECISION` and `TORCHPORT_SHADOW`
+(`torchscript=0.1`, or `off`) win over the file.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from torchport_runtime.errors import BackendError
+from torchport_runtime.shadow_options import ShadowOptions
 from torchport_runtime.suggest import did_you_mean
 
 ARTIFACT_SUFFIX = {"onnxruntime": ".onnx", "torchscript": ".pt", "pt2": ".pt2"}
@@ -46,8 +49,11 @@ class BackendOptions:
     tf32: bool = False
     graph_optimization: str = "all"
     precision: str = "float32"
+    shadow: ShadowOptions | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "shadow", ShadowOptions.read(self.shadow))
+        self._of_shadow()
         if not isinstance(self.backend, str) or self.backend not in ARTIFACT_SUFFIX:
             raise BackendError(
                 f"backend {self.backend!r}: {did_you_mean(str(self.backend), ARTIFACT_SUFFIX)}"
@@ -97,7 +103,7 @@ class BackendOptions:
                     f"model-config.yaml: torchport.{key} is not known, {did_you_mean(key, known)}"
                 )
         environ = environ or {}
-        for key in ("backend", "device", "threads", "precision"):
+        for key in ("backend", "device", "threads", "precision", "shadow"):
             value = environ.get(f"TORCHPORT_{key.upper()}")
             if value:
                 given[key] = value
@@ -117,6 +123,30 @@ class BackendOptions:
         return os.cpu_count() or 1
 
     @property
+    def shadowed(self) -> BackendOptions | None:
+        """How the shadow's backend runs; None where there is none, or it would be the same one again."""
+        options = self._of_shadow()
+        if options is None or (options.backend, options.precision) == (self.backend, self.precision):
+            return None
+        return options
+
+    def _of_shadow(self) -> BackendOptions | None:
+        if self.shadow is None:
+            return None
+        shadow = self.shadow
+        try:
+            return BackendOptions(
+                backend=shadow.backend,
+                precision=shadow.precision,
+                device=shadow.device,
+                threads=shadow.threads,
+                tf32=self.tf32,
+                graph_optimization=self.graph_optimization,
+            )
+        except BackendError as err:
+            raise BackendError(f"shadow: {err}") from err
+
+    @property
     def artifact_suffix(self) -> str:
         """The ending of the files that are run."""
         return INT8_SUFFIX if self.precision == "int8" else ARTIFACT_SUFFIX[self.backend]
@@ -132,4 +162,9 @@ class BackendOptions:
         """What the `torchport:` block says. Runtimes from before there were precisions read it too, so one
         that is not spoken of is float32.
         """
-        return {k: v for k, v in asdict(self).items() if (k, v) != ("precision", "float32")}
+        said = {
+            k: v
+            for k, v in asdict(self).items()
+            if (k, v) not in (("precision", "float32"), ("shadow", None))
+        }
+        return said | ({} if self.shadow is None else {"shadow": self.shadow.to_json()})

@@ -188,6 +188,9 @@ class ModelVersion:
         for job in jobs:
             statistics.inference_s.add(now - job.started)
         statistics.completed += len(jobs)
+        self.sampled(samples)
+
+    def sampled(self, samples: list[Sample]) -> None:
         if samples:
             self._samples_taken(self, samples)
 

@@ -148,8 +148,15 @@ class Answered(msgspec.Struct, array_like=True, tag=14):
     memory: int
 
 
+class Sampled(msgspec.Struct, array_like=True, tag=15):
+    """The handler's metrics between two batches: what it does after it has answered."""
+
+    slot: int
+    samples: list[Sample]
+
+
 Order = Load | Unload | Predict | Infer
-Report = Loaded | LoadFailed | Partial | Answered
+Report = Loaded | LoadFailed | Partial | Answered | Sampled
 
 _encoder = msgspec.msgpack.Encoder()
 decode_order = msgspec.msgpack.Decoder(Order).decode

@@ -29,7 +29,16 @@ from typing import Any, Protocol, cast
 import msgspec
 import psutil
 
-from torchport.server.wire import HEADER, MAX_FRAME, Partial, Report, Unload, decode_report, encode_frame
+from torchport.server.wire import (
+    HEADER,
+    MAX_FRAME,
+    Partial,
+    Report,
+    Sampled,
+    Unload,
+    decode_report,
+    encode_frame,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -211,7 +220,7 @@ class WorkerHost(asyncio.Protocol):
 
     def _take(self, report: Report) -> None:
         member = self.members.get(report.slot)
-        if not isinstance(report, Partial) and member is not None and member is self._current:
+        if not isinstance(report, Partial | Sampled) and member is not None and member is self._current:
             # Others go first: a member that is never out of work must not keep them waiting.
             self._current = None
             self._send_next()

@@ -39,6 +39,7 @@ class Observer(Protocol):
     def worker_lost(self) -> None: ...
 
     def batch_done(self, jobs: list[Job], samples: list[Sample]) -> None: ...
+    def sampled(self, samples: list[Sample]) -> None: ...
 
     def batch_returned(self, jobs: list[Job]) -> None: ...
 
@@ -209,6 +210,9 @@ class WorkerPool:
         if (self._recycle_after or self._recycle_above) and self._is_due(worker, worker.spec):
             self._replace_one()
         self._observer.worker_free()
+
+    def worker_sampled(self, samples: list[Sample]) -> None:
+        self._observer.sampled(samples)
 
     def worker_gone(self, worker: WorkerProcess, jobs: list[Job], reason: str) -> None:
         if worker in self.workers:

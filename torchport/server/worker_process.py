@@ -34,6 +34,7 @@ from torchport.server.wire import (
     Report,
     Row,
     Sample,
+    Sampled,
 )
 from torchport.server.worker_host import End, SharedHosts, WorkerHost
 
@@ -71,6 +72,7 @@ class Owner(Protocol):
     def worker_ready(self, worker: WorkerProcess) -> None: ...
 
     def worker_answered(self, worker: WorkerProcess, jobs: list[Job], samples: list[Sample]) -> None: ...
+    def worker_sampled(self, samples: list[Sample]) -> None: ...
 
     def worker_gone(self, worker: WorkerProcess, jobs: list[Job], reason: str) -> None: ...
 
@@ -211,6 +213,8 @@ class WorkerProcess:
         elif isinstance(report, Partial):
             if report.batch == self._batch and report.row < len(self._jobs):
                 self._jobs[report.row].stream(report.answer)
+        elif isinstance(report, Sampled):
+            self.owner.worker_sampled(report.samples)
         elif isinstance(report, Loaded):
             self._cancel_timer()
             self.loaded = True

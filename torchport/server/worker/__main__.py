@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import logging
 import os
+import select
 import signal
 import socket
 import sys
@@ -20,6 +21,8 @@ from torchport.server.wire import HEADER, MAX_FRAME, decode_order, encode_frame
 
 _PR_SET_PDEATHSIG = 1
 _READ_SIZE = 1 << 16
+NEWS_EVERY_S = 0.05
+"""How often a worker without work asks whether its handlers have something to tell."""
 
 
 def main() -> None:
@@ -30,6 +33,8 @@ def main() -> None:
 
     models = Models(channel.send)
     while True:
+        while models.has_news and not channel.has_order(NEWS_EVERY_S):
+            models.tell_news()
         models.obey(channel.receive())
 
 
@@ -43,6 +48,10 @@ class Channel:
 
     def send(self, report: Any) -> None:
         self._socket.sendall(encode_frame(report))
+
+    def has_order(self, seconds: float) -> bool:
+        """Whether there is something to receive, waiting for it so long at most."""
+        return bool(self._filled) or bool(select.select([self._socket], [], [], seconds)[0])
 
     def receive(self) -> Any:
         """The next order; ends the process where the front has closed its end."""

@@ -115,6 +115,18 @@ class LoadedModel:
             return b""
         return msgspec.json.encode({name: s.to_json() for name, s in signatures.items()})
 
+    @property
+    def has_news(self) -> bool:
+        """Whether a handler that torchport made looks at answers once more (its `shadow`)."""
+        return bool(getattr(getattr(self._entry.owner, "shadow", None), "has_news", False))
+
+    def take_news(self) -> list[Sample]:
+        """What that has found since the last answers."""
+        report = getattr(getattr(self._entry.owner, "shadow", None), "report", None)
+        if callable(report):
+            report(self._context.metrics)
+        return self.take_samples()
+
     def take_samples(self) -> list[Sample]:
         """The handler's own metrics since the last call."""
         return self._metrics.take()

@@ -25,6 +25,7 @@ from torchport.server.wire import (
     Order,
     Partial,
     Predict,
+    Sampled,
     Unload,
 )
 from torchport.server.worker.model import LoadedModel
@@ -56,6 +57,19 @@ class Models:
         elif isinstance(order, Unload):
             self._models.pop(order.slot, None)
             self._spaces.pop(order.slot, None)
+
+    @property
+    def has_news(self) -> bool:
+        """Whether a handler is at something after its answers, and will tell of it."""
+        return any(model.has_news for model in self._models.values())
+
+    def tell_news(self) -> None:
+        """Send what handlers have found since their last answers."""
+        for slot, model in self._models.items():
+            with self._space(slot):
+                samples = model.take_news()
+            if samples:
+                self._send(Sampled(slot, samples))
 
     def _load(self, order: Load) -> None:
         folder = Path(order.folder)

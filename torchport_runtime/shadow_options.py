@@ -1,0 +1,84 @@
+"""The `shadow:` block of `model-config.yaml`: a second backend that looks over the first one's shoulder.
+
+    torchport:
+      backend: onnxruntime
+      shadow: {backend: torchscript, fraction: 0.1}
+
+Also in it: `precision`, `device` and `threads` of that backend, and `examples`, a folder that keeps the input
+on which the two differ most. Nothing is kept unless it is named: inputs may be private.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from torchport_runtime.errors import BackendError
+from torchport_runtime.suggest import did_you_mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShadowOptions:
+    """What is run again, and how much of the traffic. One thread, on the CPU, unless told otherwise: it is
+    to take what nobody else wants.
+
+    Raises:
+        BackendError: a fraction that is not above 0 and at most 1, an `examples` that is no text. The
+            backend's own options are held by `BackendOptions`.
+    """
+
+    backend: str
+    fraction: float
+    precision: str = "float32"
+    device: str = "cpu"
+    threads: int = 1
+    examples: str = ""
+
+    def __post_init__(self) -> None:
+        fraction = self.fraction
+        if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction <= 1:
+            raise BackendError(f"shadow.fraction {fraction!r}: above 0, and 1 (all requests) at most")
+        if not isinstance(self.examples, str):
+            raise BackendError(f"shadow.examples {self.examples!r}: the path of a folder is expected")
+
+    @classmethod
+    def read(cls, given: Any) -> ShadowOptions | None:
+        """From the block, or from a text such as "torchscript=0.1"; "off" and nothing are None.
+
+        Raises:
+            BackendError: anything else, and values that are not known.
+        """
+        if given is None or isinstance(given, ShadowOptions):
+            return given
+        if isinstance(given, str):
+            return cls._from_text(given)
+        if not isinstance(given, Mapping):
+            raise BackendError(f"shadow: {given!r}, expected {{backend: torchscript, fraction: 0.1}}")
+        known = [f.name for f in fields(cls)]
+        for key in given:
+            if key not in known:
+                raise BackendError(f"shadow.{key} is not known, {did_you_mean(str(key), known)}")
+        for key in ("backend", "fraction"):
+            if key not in given:
+                raise BackendError(f"shadow: {key} is missing: {{backend: torchscript, fraction: 0.1}}")
+        return cls(**given)
+
+    @classmethod
+    def _from_text(cls, text: str) -> ShadowOptions | None:
+        if text.lower() in ("", "off"):
+            return None
+        backend, _, fraction = text.partition("=")
+        try:
+            number = float(fraction)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise BackendError(f"shadow {text!r}: expected BACKEND=FRACTION, such as torchscript=0.1, or off")
+        return cls(backend=backend, fraction=number)
+
+    def to_json(self) -> dict[str, Any]:
+        """What the block says, without what is as it would be anyway."""
+        defaults = {f.name: f.default for f in fields(self)}
+        return {key: value for key, value in asdict(self).items() if value != defaults[key]}

@@ -1,0 +1,140 @@
+"""`python -m torchport_runtime.shadow_process SOCKET`: the process in which a `Shadow` has its backend.
+
+It takes what time nobody else wants: its scheduling class is the idle one, where the system has that. It ends
+when the other end of the socket closes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torchport_runtime.backends import Backend, open_backend
+from torchport_runtime.errors import BackendError
+from torchport_runtime.options import BackendOptions
+from torchport_runtime.shadow_comparison import Allowed, Difference, compare
+from torchport_runtime.shadow_messages import Arrays, Looked
+from torchport_runtime.signature import Signature
+
+logger = logging.getLogger(__name__)
+
+LOWEST = 19
+"""The niceness of what may wait for everything else."""
+
+
+@dataclass
+class SecondBackend:
+    """The loaded graphs, and the greatest difference so far of each that has an example kept."""
+
+    signatures: dict[str, Signature]
+    backends: dict[str, Backend]
+    allowed: dict[str, Allowed]
+    examples: str
+    kept: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, start: Mapping[str, Any]) -> SecondBackend:
+        """Open every graph.
+
+        Raises:
+            BackendError: an artifact, a library or a device that is not to be had.
+        """
+        folder, options = Path(start["folder"]), BackendOptions(**start["options"])
+        signatures = {name: Signature.from_json(graph) for name, graph in start["signatures"].items()}
+        backends = {
+            name: open_backend(folder / f"{name}{options.artifact_suffix}", signature, options)
+            for name, signature in signatures.items()
+        }
+        for name, signature in signatures.items():
+            backends[name].run(signature.zeros())
+        allowed = {
+            name: Allowed.of_certificate(folder / "parity.json", name, start["bounded_by"])
+            for name in signatures
+        }
+        return cls(signatures, backends, allowed, start["examples"])
+
+    def look(self, graph: str, inputs: Arrays, outputs: Arrays) -> Looked:
+        """Run the rows again and compare."""
+        signature = self.signatures[graph]
+        try:
+            again = self.backends[graph].run(inputs)
+        except BackendError as err:
+            rows = len(next(iter(outputs.values()))) if signature.batch_dim is not None else 1
+            return Looked(rows, rows, math.inf, str(err))
+        difference = compare(signature, outputs, again, self.allowed[graph])
+        if self.examples and difference.disagreeing:
+            self._keep(graph, inputs, outputs, again, difference)
+        return Looked(difference.rows, difference.disagreeing, difference.greatest)
+
+    def _keep(
+        self, graph: str, inputs: Arrays, first: Arrays, second: Arrays, difference: Difference
+    ) -> None:
+        """The row that differs most, with both answers: one file for each graph."""
+        if difference.greatest < self.kept.get(graph, -1.0):
+            return
+        row = slice(None)
+        if self.signatures[graph].batch_dim is not None:
+            row = slice(difference.worst, difference.worst + 1)
+        arrays = {f"input.{name}": array[row] for name, array in inputs.items()}
+        arrays |= {f"first.{name}": array[row] for name, array in first.items()}
+        arrays |= {f"second.{name}": array[row] for name, array in second.items()}
+        target = Path(self.examples) / f"{graph}-{os.getppid()}.npz"
+        temporary = target.with_suffix(".part")
+        try:
+            with temporary.open("wb") as file:
+                np.savez(file, allow_pickle=False, **arrays)
+            temporary.replace(target)
+        except OSError as err:
+            logger.warning("shadow: the example could not be kept in %s: %s", self.examples, err)
+            return
+        self.kept[graph] = difference.greatest
+
+
+def main() -> None:
+    connection = Connection(int(sys.argv[1]))
+    # Ctrl-C and a terminal's end are for the server: this process ends with its socket.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+    )
+    with contextlib.suppress(EOFError, ConnectionError):
+        try:
+            second = SecondBackend.load(connection.recv())
+        except (BackendError, OSError) as err:
+            connection.send(str(err))
+            return
+        yield_to_everyone()
+        connection.send("")
+        while True:
+            connection.send(tuple(second.look(*connection.recv())))
+    # Not by the long way through torch's clean-up: who comes last at everything would be long about it.
+    os._exit(0)
+
+
+def yield_to_everyone() -> None:
+    """Leave the processors to whoever else wants them, with every thread of this process."""
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, LOWEST)
+    if not hasattr(os, "SCHED_IDLE"):
+        return
+    for thread in os.listdir("/proc/self/task"):
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(int(thread), os.SCHED_IDLE, os.sched_param(0))
+    # Linux weighs the sessions of processes against each other, where it groups by them, by this number.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/autogroup").write_text(str(LOWEST), encoding="ascii")
+
+
+if __name__ == "__main__":
+    main()
