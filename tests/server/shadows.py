@@ -1,0 +1,72 @@
+"""Archives with a shadow whose second backend is wrong on purpose, and what a server's metrics tell of it."""
+
+import hashlib
+import io
+import json
+import time
+import warnings
+import zipfile
+
+import requests
+import torch
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+
+class Wrong(torch.nn.Module):
+    """No line that any training gives."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return -x - 1000
+
+
+def wrong_artifact():
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated, and what archives have.
+        torch.jit.save(torch.jit.script(Wrong()), buffer)
+    return buffer.getvalue()
+
+
+def with_shadow(source, target, fraction, *, artifact=None, shared_worker=""):
+    """A copy of an archive with a shadow, whose artifact may be another: the certificate is told that it is
+    right, as if parity had missed it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name == "model-config.yaml":
+                config = yaml.safe_load(content)
+                config["torchport"]["shadow"] = {"backend": "torchscript", "fraction": fraction}
+                if shared_worker:
+                    config["torchport_server"] = {"shared_worker": shared_worker}
+                content = yaml.safe_dump(config).encode()
+            elif name == "main.pt" and artifact:
+                content = artifact
+            elif name == "parity.json" and artifact:
+                certificate = json.loads(content)
+                certificate["binding"]["artifacts"]["main.pt"] = hashlib.sha256(artifact).hexdigest()
+                content = json.dumps(certificate).encode()
+            new.writestr(name, content)
+
+
+def shadow_metrics(url):
+    text = requests.get(f"{url}/metrics", timeout=10).text
+    return {
+        sample.name.removesuffix("_total"): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name.startswith("Shadow")
+    }
+
+
+def metrics_when(url, is_there):
+    deadline = time.monotonic() + 30
+    while not is_there(found := shadow_metrics(url)):
+        assert time.monotonic() < deadline, found
+        time.sleep(0.05)
+    return found
+
+
+def looked_at(found):
+    return found.get("ShadowRows", 0) + found.get("ShadowDrops", 0)
