@@ -120,15 +120,11 @@ class LoadedModel:
         """Whether a handler that torchport made looks at answers once more (its `shadow`)."""
         return bool(getattr(getattr(self._entry.owner, "shadow", None), "has_news", False))
 
-    def take_news(self) -> list[Sample]:
-        """What that has found since the last answers."""
-        report = getattr(getattr(self._entry.owner, "shadow", None), "report", None)
-        if callable(report):
-            report(self._context.metrics)
-        return self.take_samples()
-
     def take_samples(self) -> list[Sample]:
-        """The handler's own metrics since the last call."""
+        """The handler's own metrics since the last call, and what its shadow has found."""
+        report = getattr(getattr(self._entry.owner, "shadow", None), "report", None)
+        if self.has_news and callable(report):
+            report(self._context.metrics)
         return self._metrics.take()
 
     def _value(self, field: Field) -> Any:

@@ -67,7 +67,7 @@ class Models:
         """Send what handlers have found since their last answers."""
         for slot, model in self._models.items():
             with self._space(slot):
-                samples = model.take_news()
+                samples = model.take_samples()
             if samples:
                 self._send(Sampled(slot, samples))
 
