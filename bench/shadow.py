@@ -10,6 +10,7 @@ a request was due: nobody gains by being late. Client, servers and shadow share 
 from __future__ import annotations
 
 import http.client
+import shutil
 import tempfile
 import threading
 import time
@@ -58,7 +59,7 @@ def main(
     with tempfile.TemporaryDirectory(prefix="bench-shadow-") as folder, ExitStack() as stack:
         alone = Store(Path(folder) / "store")
         alone.path.mkdir()
-        (alone.path / archive.name).symlink_to(archive.resolve())
+        shutil.copy(archive, alone.path)
         servers = {
             said: stack.enter_context(
                 start(alone, Path(folder) / place, environment={"TORCHPORT_SHADOW": asked})
