@@ -14,6 +14,7 @@ from torchport.diagnosis import describe, mistaken_for
 from torchport.errors import BackendError, SignatureError
 from torchport.invariances import Invariances
 from torchport.reference import BATCH_ROWS, Reference, Truth
+from torchport.typical_error import TypicalError
 from torchport_runtime import Signature
 from torchport_runtime.backends import Backend
 
@@ -40,6 +41,7 @@ class Comparison:
         self._invariances = Invariances(self, reference.cases)
         self._batch_rows = 0
         self._beyond_range = 0
+        self._typical = None if precision == "float32" else TypicalError(reference.bound_of["epsilon"])
         self._not_finite: dict[str, Any] = {"compared": 0, "alike": 0, "hidden": []}
 
     def fail(self, case: str, problem: str) -> None:
@@ -79,6 +81,9 @@ class Comparison:
         self._invariances.other_order(backend)
         self._invariances.other_layout(backend)
         self._invariances.repeated(backend)
+        if self._typical is not None:
+            for problem in self._typical.problems():
+                self.fail("", problem)
         if self.device == "cpu":  # On another device, threads of the CPU compute nothing.
             self._invariances.threads(reopen)
 
@@ -149,6 +154,8 @@ class Comparison:
                 "errors": figures(array, expected, truth.scale),
                 "eager_errors": figures(eager, expected, truth.scale),
             }
+            if self._typical is not None:
+                self._typical.add(name, array, eager, expected)
             shape = self.signature.outputs[name].shape
             for problem in self._decisions.compare(label, name, shape, array, eager, expected, truth.bound):
                 self.fail(label, problem)
@@ -232,6 +239,7 @@ class Comparison:
 
     def _of_half(self) -> dict[str, Any]:
         return {
+            "typical_error": self._typical.summary() if self._typical is not None else {},
             "precision": self.precision,
             "bound": self.reference.bound_of,
             "beyond_range": self._beyond_range,
