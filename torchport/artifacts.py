@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from torchport.aotinductor_export import export_aotinductor
 from torchport.errors import ExportError
 from torchport.export import check_eager_outputs, example_inputs
 from torchport.exporters import export_program, export_torchscript, in_order, save_program
@@ -56,10 +57,12 @@ def make_artifacts(
     """
     made = Artifacts()
     failures: dict[str, list[str]] = {}
-    # The ONNX exporter fixes a recurrent layer's length in the program it is given: it comes last.
+    # The ONNX exporter fixes a recurrent layer's length in the program it is given: it comes last; and what
+    # is compiled comes after what is saved as it was captured.
+    order = {"aotinductor": 1, "onnxruntime": 2}
     variants = sorted(
         wanted_variants(recipe),
-        key=lambda v: (list(recipe.precisions).index(v.precision), v.backend == "onnxruntime"),
+        key=lambda v: (list(recipe.precisions).index(v.precision), order.get(v.backend, 0)),
     )
     for graph, module in graphs.items():
         module = module.eval()
@@ -127,6 +130,8 @@ class _Exporter:
         program = self._program(precision)
         if variant.backend == "pt2":
             return save_program(program), {}
+        if variant.backend == "aotinductor":
+            return export_aotinductor(program)
         return export_onnx(program, self._signature)
 
     def _program(self, precision: str) -> Any:

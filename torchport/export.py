@@ -25,6 +25,7 @@ from torchport.training import require_training, trained_model
 from torchport.user_code import running
 from torchport.versions import library_versions
 from torchport_runtime import Signature
+from torchport_runtime.aotinductor_backend import built_here
 from torchport_runtime.signature import TensorSpec
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def export(
             "optional_backends": list(recipe.optional_backends),
             "torchscript": recipe.torchscript,
             **_precisions(recipe),
+            **({"compiled_for": built_here()} if "aotinductor" in recipe.backends else {}),
             "libraries": library_versions("torch", "onnx", "onnxscript"),
         }
         why = _why_export(folder, inputs)

@@ -120,7 +120,7 @@ def export_program(
         dynamic = (dynamic,)  # It takes *inputs, which count as one argument.
     own_dtype = default_dtype(half_dtype(precision) if is_half else None)
     try:
-        with _quiet(), recurrent_layers_as_loops(), own_dtype:
+        with quiet(), recurrent_layers_as_loops(), own_dtype:
             program = torch.export.export(module, _arguments(inputs), dynamic_shapes=dynamic)
     except Exception as err:  # torch.export raises UserError, TorchRuntimeError, guards' and ops' own.
         raise ExportError(
@@ -145,7 +145,7 @@ def export_program(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep torch's own notes on a failed capture, pages of it, off the terminal: the error has the line."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)

@@ -117,6 +117,8 @@ def verify(
                     references[variant.precision] = half
                     evidence.add_cases(graph, signature, half.cases, half, variant.precision)
                 for device in devices:
+                    if device != "cpu" and not variant.takes_gpu:
+                        continue
                     tell(f"comparing {variant.artifact(graph)} on {device}")
                     comparison = _compared(
                         recipe, folder, variant, device, graph, signature, references[variant.precision]
@@ -209,6 +211,8 @@ def usable_devices(recipe: Recipe, folder: BuildFolder) -> list[str]:
     try:
         for graph, signature in recipe.signatures().items():
             for variant in exported_variants(recipe, folder):
+                if not variant.takes_gpu:
+                    continue
                 path = folder.path / variant.artifact(graph)
                 open_backend(path, signature, variant_options(recipe, variant, "cuda"))
     except BackendError:

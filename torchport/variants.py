@@ -12,7 +12,7 @@ from typing import Any
 
 from torchport.recipe import Recipe
 from torchport.store import BuildFolder
-from torchport_runtime.options import BACKEND_PRECISIONS, HALF_PRECISIONS, artifact_suffix
+from torchport_runtime.options import BACKEND_PRECISIONS, HALF_PRECISIONS, BackendOptions, artifact_suffix
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,11 @@ class Variant:
     def artifact(self, graph: str) -> str:
         """The name of a graph's file."""
         return f"{graph}{artifact_suffix(self.backend, self.precision)}"
+
+    @property
+    def takes_gpu(self) -> bool:
+        """Whether it runs on a GPU, too."""
+        return BackendOptions(backend=self.backend, precision=self.precision).takes_gpu
 
     @classmethod
     def of(cls, result: Mapping[str, Any]) -> Variant:

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
+from torchport_runtime.aotinductor_backend import AotInductorBackend
 from torchport_runtime.cuda import cuda_device_count
 from torchport_runtime.errors import BackendError
 from torchport_runtime.onnxruntime_backend import OnnxRuntimeBackend
@@ -22,6 +23,7 @@ from torchport_runtime.signature import Signature
 from torchport_runtime.torch_backends import Pt2Backend, TorchScriptBackend, named_outputs
 
 __all__ = [
+    "AotInductorBackend",
     "Backend",
     "OnnxRuntimeBackend",
     "Pt2Backend",
@@ -54,6 +56,7 @@ _KINDS: Mapping[str, Callable[[Path, Signature, BackendOptions], Backend]] = {
     "onnxruntime": OnnxRuntimeBackend,
     "torchscript": TorchScriptBackend,
     "pt2": Pt2Backend,
+    "aotinductor": AotInductorBackend,
 }
 
 

@@ -159,6 +159,11 @@ class BackendOptions:
         return os.cpu_count() or 1
 
     @property
+    def takes_gpu(self) -> bool:
+        """Whether there is anything that it could run on a GPU."""
+        return self.precision != "int8" and self.backend != "aotinductor"
+
+    @property
     def artifact_suffix(self) -> str:
         """The ending of the files that are run."""
         return artifact_suffix(self.backend, self.precision)

@@ -41,6 +41,8 @@ class TorchBackend:
         torch.backends.cudnn.allow_tf32 = options.tf32
         try:
             self._program = self._load(path)
+        except BackendError:
+            raise
         except Exception as err:  # Damaged files end as RuntimeError, KeyError, zipfile's and pickle's own.
             raise BackendError(f"{path.name}: torch cannot load it: {one_line(err)}") from err
 
