@@ -6,7 +6,7 @@ import types
 import numpy as np
 import pytest
 
-from torchport_runtime import BackendError, BackendOptions, Signature, TensorSpec, backends
+from torchport_runtime import BackendError, BackendOptions, Signature, TensorSpec, backends, cuda
 
 SIGNATURE = Signature(
     inputs={"x": TensorSpec("float32", ("batch", 3))}, outputs={"y": TensorSpec("float32", ("batch", 2))}
@@ -53,7 +53,7 @@ def gpu_machine(monkeypatch):
     def make(available=("CUDAExecutionProvider", "CPUExecutionProvider"), started=True, devices=2):
         fake = FakeRuntime(list(available), started)
         monkeypatch.setitem(sys.modules, "onnxruntime", fake)
-        monkeypatch.setattr(backends, "cuda_device_count", lambda: devices)
+        monkeypatch.setattr(cuda, "cuda_device_count", lambda: devices)
         return fake
 
     return make

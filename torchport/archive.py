@@ -18,13 +18,19 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from torchport.certificate import REQUIREMENTS, require_certificate, requirements, runtime_folder
+from torchport.certificate import (
+    REQUIREMENTS,
+    backend_options,
+    require_certificate,
+    requirements,
+    runtime_folder,
+)
 from torchport.errors import ArchiveError, RecipeError
 from torchport.evidence import FILE
 from torchport.export import exported_backends
@@ -33,9 +39,11 @@ from torchport.int8_certificate import CERTIFICATE as INT8_CERTIFICATE
 from torchport.int8_certificate import int8_files, read_int8_certificate, require_int8
 from torchport.recipe import Recipe
 from torchport.recipe_file import find_handler
-from torchport.store import Store, remove_strays, write_bytes
+from torchport.store import BuildFolder, Store, remove_strays, write_bytes
+from torchport.variants import Variant, exported_variants, has_passed, not_exported
 from torchport_runtime import BackendOptions
-from torchport_runtime.options import ARTIFACT_SUFFIX
+from torchport_runtime.options import HALF_PRECISIONS
+from torchport_runtime.shadow_options import ShadowOptions
 
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """The earliest date that a zip entry can have."""
@@ -64,9 +72,10 @@ def package(
     """Make the archive of a recipe whose exports have passed parity.
 
     `backends` are those whose artifacts travel, the first of them serving by default; the recipe's
-    `ships` unless given. INT8 graphs travel where there are any; `precision` says which serve by default,
-    the recipe's `options.precision` unless given. `shadow` is a backend that live traffic is compared with,
-    and how much of it ("torchscript=0.1", "off"); the recipe's `options.shadow` unless given.
+    `ships` unless given. Half precisions that were proven travel too, and INT8 graphs where there are any;
+    `precision` says which serve by default, the recipe's `options.precision` unless given. `shadow` is a
+    backend that live traffic is compared with, and how much of it ("torchscript=0.1", "off"); the recipe's
+    `options.shadow` unless given.
 
     Raises:
         StaleError: no passing certificate of exactly these bytes; the message names what is wrong. Or
@@ -101,12 +110,21 @@ def package(
         if quantised:
             require_int8(recipe, folder)
         carried = [*int8_files(recipe), INT8_CERTIFICATE] if quantised else []
-        for backend in backends:
-            if not all(r["passed"] for r in certificate["results"] if r["backend"] == backend):
-                raise ArchiveError(f"backend {backend!r} did not pass parity: see parity.json")
+        proven = [
+            v
+            for v in exported_variants(recipe, folder)
+            if v.backend in backends and has_passed(certificate, v)
+        ]
+        chosen = [Variant(backends[0], config["torchport"].get("precision", "float32"))]
+        chosen += [Variant(watching.backend, watching.precision)] if watching is not None else []
+        halves = [variant for variant in chosen if variant.precision in HALF_PRECISIONS]
+        for variant in [*map(Variant, backends), *halves]:
+            if variant not in proven:
+                raise ArchiveError(_why_not(recipe, folder, variant))
+        carried += [variant.artifact(graph) for graph in recipe.signatures() for variant in proven]
         try:
             with tempfile.TemporaryDirectory(prefix="torchport-package-") as name:
-                content = _zip(_layout(recipe, folder.path, backends, carried, config, Path(name)))
+                content = _zip(_layout(recipe, folder.path, carried, config, Path(name)))
         except OSError as err:
             raise ArchiveError(
                 f"cannot write the archive's files below {tempfile.gettempdir()}: {err.strerror or err}; "
@@ -129,16 +147,28 @@ def model_config(
     Raises:
         BackendError: a precision or a shadow that is not known, or that the backend does not have.
     """
-    given = {"precision": precision, "shadow": shadow}
-    changes = {"backend": backends[0]} | {key: value for key, value in given.items() if value}
-    options = BackendOptions(**{**recipe.options.to_json(), **changes}).to_json()
+    options = replace(
+        backend_options(recipe, backends[0]),
+        precision=precision or recipe.options.precision,
+        shadow=ShadowOptions.read(shadow) if shadow else recipe.options.shadow,
+    ).to_json()
     return recipe.serving.model_config() | {"torchport": {**options, "handler": dict(recipe.handler_options)}}
+
+
+def _why_not(recipe: Recipe, folder: BuildFolder, variant: Variant) -> str:
+    """Why a variant cannot serve."""
+    if variant in exported_variants(recipe, folder):
+        return f"backend {str(variant)!r} did not pass parity: see parity.json"
+    reason = not_exported(folder).get(str(variant))
+    return (
+        f"precision {variant.precision!r}: {recipe.path.name} is not exported in it for {variant.backend}: "
+        + (reason or f"put {variant.precision!r} into its precisions, export and verify")
+    )
 
 
 def _layout(
     recipe: Recipe,
     build: Path,
-    backends: Sequence[str],
     carried: Sequence[str],
     settings: dict[str, Any],
     work: Path,
@@ -146,9 +176,6 @@ def _layout(
     """Everything that travels, laid out below `work` by torch-model-archiver; returns the folder."""
     extra = work / "extra"
     extra.mkdir()
-    for graph in recipe.signatures():
-        for backend in backends:
-            shutil.copy(build / f"{graph}{ARTIFACT_SUFFIX[backend]}", extra)
     for name in ("signature.json", "parity.json", FILE, *carried):
         shutil.copy(build / name, extra)
     shutil.copytree(

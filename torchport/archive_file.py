@@ -19,6 +19,7 @@ import yaml
 from torchport.archive_entries import extract, open_archive, read_entry
 from torchport.errors import ArchiveError
 from torchport.hashing import sha256_json
+from torchport.variants import Variant, carried_variants, has_passed
 from torchport_runtime.errors import BackendError
 from torchport_runtime.options import BackendOptions
 
@@ -146,11 +147,13 @@ def _problems(contents: ArchiveContents) -> Iterator[str]:
     for name in ("signature.json", *served, *bound["handler"], *required, *assets, *evidence):
         if name not in digests:
             yield f"{name} is missing"
-    if not all(r["passed"] for r in certificate["results"] if r["backend"] == options.backend):
-        yield f"the backend {options.backend} did not pass parity"
+    serves = Variant(options.backend, "float32" if options.precision == "int8" else options.precision)
+    for variant in {serves, *carried_variants(contents.signature.get("graphs", {}), set(digests))}:
+        if not has_passed(certificate, variant):
+            yield f"the backend {variant} did not pass parity"
     yield from _int8_problems(contents, digests, options)
     own = contents.int8_certificate.get("binding", {}).get("options")
-    proven = own if options.precision == "int8" else bound["options"].get(options.backend)
+    proven = own if options.precision == "int8" else bound["options"].get(str(serves))
     if options.numerics() != proven:
         yield f"the options of {options.backend} in the model config are not those of parity.json"
     handler_options = (contents.config.get("torchport") or {}).get("handler") or {}

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torchport_runtime
 from torchport.errors import StaleError
-from torchport.export import exported_backends
 from torchport.hashing import sha256_bytes, sha256_file, sha256_json, sha256_tree
 from torchport.recipe import Recipe
 from torchport.recipe_file import find_handler
 from torchport.store import BuildFolder, read_json
 from torchport.training import require_training
+from torchport.variants import Variant, exported_variants
 from torchport_runtime import BackendOptions
 
 FORMAT = 1
@@ -55,7 +56,7 @@ def binding(recipe: Recipe, folder: BuildFolder) -> dict[str, Any]:
         "handler_options": sha256_json(dict(recipe.handler_options)),
         "runtime": runtime_digest(runtime_folder()),
         "assets": training["assets"],
-        "options": {b: backend_options(recipe, b).numerics() for b in exported_backends(recipe, folder)},
+        "options": {str(v): variant_options(recipe, v).numerics() for v in exported_variants(recipe, folder)},
         "requirements": {REQUIREMENTS: sha256_bytes(requirements(recipe))} if recipe.requirements else {},
     }
 
@@ -66,9 +67,21 @@ def requirements(recipe: Recipe) -> bytes:
 
 
 def backend_options(recipe: Recipe, backend: str, device: str | None = None) -> BackendOptions:
-    """The recipe's options in float32 with another backend, and another device where one is given."""
+    """The recipe's options in float32 with another backend, and another device where one is given; without
+    what that backend or device does not have."""
+    own = recipe.options.to_json()
+    own.pop("shadow", None)
     changes = {"backend": backend, "precision": "float32"} | ({"device": device} if device else {})
-    return BackendOptions(**{**recipe.options.to_json(), **changes})
+    if backend != "onnxruntime":
+        own.pop("io_binding", None)
+    if backend != "onnxruntime" or (device or recipe.options.device) == "cpu":
+        own.pop("tensorrt", None)
+    return BackendOptions(**{**own, **changes})
+
+
+def variant_options(recipe: Recipe, variant: Variant, device: str | None = None) -> BackendOptions:
+    """The same in a variant's precision."""
+    return replace(backend_options(recipe, variant.backend, device), precision=variant.precision)
 
 
 def require_certificate(recipe: Recipe, folder: BuildFolder) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torchport.diagnosis import describe, mistaken_for
 from torchport.errors import BackendError, SignatureError
 from torchport.invariances import Invariances
 from torchport.reference import BATCH_ROWS, Reference, Truth
+from torchport.typical_error import TypicalError
 from torchport_runtime import Signature
 from torchport_runtime.backends import Backend
 
@@ -24,19 +25,28 @@ class Comparison:
     """One graph on one backend and device, over all cases."""
 
     def __init__(
-        self, graph: str, backend: str, device: str, signature: Signature, reference: Reference
+        self,
+        graph: str,
+        backend: str,
+        device: str,
+        signature: Signature,
+        reference: Reference,
+        precision: str = "float32",
     ) -> None:
-        self.graph, self.backend, self.device = graph, backend, device
+        self.graph, self.backend, self.device, self.precision = graph, backend, device, precision
         self.signature, self.reference = signature, reference
         self.failures: list[str] = []
         self._rows: list[dict[str, Any]] = []
         self._decisions = Decisions()
         self._invariances = Invariances(self, reference.cases)
         self._batch_rows = 0
+        self._beyond_range = 0
+        self._typical = None if precision == "float32" else TypicalError(reference.bound_of["epsilon"])
         self._not_finite: dict[str, Any] = {"compared": 0, "alike": 0, "hidden": []}
 
     def fail(self, case: str, problem: str) -> None:
-        where = f"{self.backend} on {self.device}, graph {self.graph}"
+        half = "" if self.precision == "float32" else f" {self.precision}"
+        where = f"{self.backend}{half} on {self.device}, graph {self.graph}"
         self.failures.append(f"{where}{', ' + case if case else ''}: {problem}")
 
     def differs_in(self, case: str) -> bool:
@@ -71,6 +81,9 @@ class Comparison:
         self._invariances.other_order(backend)
         self._invariances.other_layout(backend)
         self._invariances.repeated(backend)
+        if self._typical is not None:
+            for problem in self._typical.problems():
+                self.fail("", problem)
         if self.device == "cpu":  # On another device, threads of the CPU compute nothing.
             self._invariances.threads(reopen)
 
@@ -104,10 +117,14 @@ class Comparison:
                 )
                 continue
             if array.dtype.kind != "f":
-                wrong = int((array != eager).sum())
+                unlike = array != eager
+                if self.precision != "float32":
+                    # What is near in float32 may be a tie in half of its bits: either side of it is right.
+                    unlike &= array != expected
+                wrong = int(unlike.sum())
                 self._rows.append({"case": label, "output": name, "unequal": wrong})
                 if wrong:
-                    where = describe(array != eager, self.signature.outputs[name].shape)
+                    where = describe(unlike, self.signature.outputs[name].shape)
                     self.fail(
                         label,
                         f"output {name!r}: {wrong} of {array.size} values differ from eager's ({where})",
@@ -120,13 +137,25 @@ class Comparison:
                 for other in outputs
                 if other != name
             }
-            self._compare_floats(label, name, array, eager, expected, truth, others)
+            beyond = self.reference.overflowed(case, name)
+            self._compare_floats(
+                label,
+                name,
+                array,
+                eager,
+                expected,
+                truth,
+                others,
+                beyond[rows] if rows != ALL else beyond,
+            )
             self._rows[-1] |= {
                 "eager_error": short(truth.eager_error),
                 "scale": short(truth.scale),
                 "errors": figures(array, expected, truth.scale),
                 "eager_errors": figures(eager, expected, truth.scale),
             }
+            if self._typical is not None:
+                self._typical.add(name, array, eager, expected)
             shape = self.signature.outputs[name].shape
             for problem in self._decisions.compare(label, name, shape, array, eager, expected, truth.bound):
                 self.fail(label, problem)
@@ -140,11 +169,17 @@ class Comparison:
         expected: np.ndarray,
         truth: Truth,
         others: Mapping[str, np.ndarray],
+        beyond: np.ndarray,
     ) -> None:
         bound = truth.bound
         finite = np.isfinite(eager)
-        if not np.array_equal(array[~finite], eager[~finite], equal_nan=True):
+        lost = ~finite & ~beyond
+        if not np.array_equal(array[lost], eager[lost], equal_nan=True):
             self.fail(label, f"output {name!r}: NaN or Inf is not where eager PyTorch has it")
+        # Beyond a half precision's range a backend may do better than eager, by a wider intermediate, but
+        # what it then gives has to be true.
+        finite = finite | (beyond & np.isfinite(array))
+        self._beyond_range += int(beyond.sum())
         error = np.zeros(array.shape)
         with np.errstate(invalid="ignore"):
             error[finite] = np.abs(array[finite].astype(np.float64) - expected[finite])
@@ -202,6 +237,14 @@ class Comparison:
                     f"says {eager[at]}: NaN or Inf is hidden ({int(hidden.sum())} of {hidden.size} values)",
                 )
 
+    def _of_half(self) -> dict[str, Any]:
+        return {
+            "typical_error": self._typical.summary() if self._typical is not None else {},
+            "precision": self.precision,
+            "bound": self.reference.bound_of,
+            "beyond_range": self._beyond_range,
+        }
+
     def summary(self) -> dict[str, Any]:
         """What the certificate says of this graph and backend."""
         ratios = [
@@ -213,6 +256,7 @@ class Comparison:
             "graph": self.graph,
             "backend": self.backend,
             "device": self.device,
+            **({} if self.precision == "float32" else self._of_half()),
             "passed": not self.failures,
             "cases": len({row["case"] for row in self._rows}),
             "worst_error_to_bound": short(max(ratios, default=0.0)),

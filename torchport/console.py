@@ -16,6 +16,7 @@ from rich.table import Table
 
 from torchport.archive_file import ArchiveContents
 from torchport.store import write_bytes
+from torchport.variants import Variant
 from torchport_runtime import TensorSpec
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def parity(certificate: Mapping[str, Any]) -> None:
         agreed = f"{decisions['agreed']} of {decisions['compared']}" if decisions["compared"] else "-"
         table.add_row(
             result["graph"],
-            result["backend"],
+            str(Variant.of(result)),
             result["device"],
             str(result["cases"]),
             f"{float(worst['error']):.2g} ({worst['case']})" if worst else "-",
@@ -111,7 +112,7 @@ def parity(certificate: Mapping[str, Any]) -> None:
 def local_parity(archive: Path, result: LocalParity) -> None:
     """One line for each backend and device of an archive that was proven again."""
     for found in result.record["results"]:
-        where = f"{archive.name}: {found['backend']} on {found['device']}"
+        where = f"{archive.name}: {Variant.of(found)} on {found['device']}"
         worst = found["worst_error_to_bound"]
         error = worst if isinstance(worst, str) else f"{worst:.0%}"
         said = f"{found['cases']} cases, worst error {error} of its bound"
@@ -171,7 +172,7 @@ def archive(contents: ArchiveContents) -> None:
         table.add_row(escape(entry.name), f"{entry.size:,}", entry.sha256[:16])
     out.print(table)
     if certificate:
-        backends = ", ".join(f"{r['backend']} on {r['device']}" for r in certificate.get("results", []))
+        backends = ", ".join(f"{Variant.of(r)} on {r['device']}" for r in certificate.get("results", []))
         say(f"certificate: {'passed' if certificate.get('passed') else 'NOT PASSED'}, {backends}")
     if contents.int8_certificate:
         int8 = contents.int8_certificate

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from torchport.half_precision import default_dtype, half_dtype, in_half
 from torchport_runtime import Signature
 from torchport_runtime.backends import named_outputs
 
@@ -30,17 +30,30 @@ class ModuleOutput:
 
 
 class EagerBackend:
-    """Runs an `nn.Module` in float32 as it is, or a copy of it in float64.
+    """Runs an `nn.Module` in float32 as it is, or a copy of it in float64 or in half a float's bits.
 
     In float64 the model's parameters, its floating inputs and torch's default dtype are double, so
-    that tensors which `forward` makes for itself are too.
+    that tensors which `forward` makes for itself are too. In a half precision it is the same, but for the
+    inputs and outputs, which stay as they are (`half_precision`).
     """
 
     device = "cpu"
     provider = "torch eager"
 
-    def __init__(self, module: nn.Module, signature: Signature, *, double: bool = False) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        signature: Signature,
+        *,
+        double: bool = False,
+        precision: str = "float32",
+    ) -> None:
+        import torch
+
+        self._dtype = torch.float64 if double else None
         self._module = copy.deepcopy(module).double() if double else module
+        if precision != "float32":
+            self._dtype, self._module = half_dtype(precision), in_half(module, signature, precision)
         self._module.eval()
         self._signature = signature
         self._double = double
@@ -49,7 +62,7 @@ class EagerBackend:
         import torch
 
         arguments = [self._tensor(inputs[name]) for name in self._signature.inputs]
-        with torch.inference_mode(), _default_dtype(torch.float64 if self._double else None):
+        with torch.inference_mode(), default_dtype(self._dtype):
             values = named_outputs(self._module(*arguments), list(self._signature.outputs))
         return {name: value.cpu().numpy() for name, value in values.items()}
 
@@ -97,16 +110,3 @@ def _first_tensor(value: Any) -> Any:
         value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
     )
     return next((part for part in parts if torch.is_tensor(part)), None)
-
-
-@contextmanager
-def _default_dtype(dtype: Any) -> Iterator[None]:
-    import torch
-
-    before = torch.get_default_dtype()
-    if dtype is not None:
-        torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)

@@ -42,13 +42,14 @@ MAX_BYTES = 2 << 20
 @dataclass(frozen=True, kw_only=True)
 class ProvenCase:
     """Inputs of one graph, and what its outputs have to be. `bounds` are in an output's max-norm; an output
-    that has none is to be equal."""
+    that has none is to be equal. They are those of one `precision`, and hold for what computes in it."""
 
     graph: str
     name: str
     inputs: dict[str, np.ndarray]
     expected: dict[str, np.ndarray]
     bounds: dict[str, float]
+    precision: str = "float32"
 
     @property
     def size(self) -> int:
@@ -74,13 +75,24 @@ class Evidence:
     requests: list[ProvenRequest] = field(default_factory=list)
 
     def add_cases(
-        self, graph: str, signature: Signature, cases: Sequence[Case], reference: Reference
+        self,
+        graph: str,
+        signature: Signature,
+        cases: Sequence[Case],
+        reference: Reference,
+        precision: str = "float32",
     ) -> None:
-        """Take the cases of one graph for which there is room, and the first in any case."""
+        """Take the cases of one graph for which there is room, and the first in any case; none that leaves
+        the precision's range, or in which it chooses otherwise than float64 between near equals."""
         left = MAX_BYTES
-        judged = [case for case in cases if case.judged == "values"]
+        judged = [
+            case
+            for case in cases
+            if case.judged == "values"
+            and (precision == "float32" or _within(case.name, signature, reference))
+        ]
         for case in sorted(judged, key=_worth):
-            proven = _proven(graph, signature, case, reference)
+            proven = _proven(graph, signature, case, reference, precision)
             if proven.size <= left or left == MAX_BYTES:
                 self.cases.append(proven)
                 left -= proven.size
@@ -93,10 +105,15 @@ class Evidence:
     def to_bytes(self) -> bytes:
         """The file; the same evidence gives the same bytes."""
         arrays: dict[str, np.ndarray] = {}
+        names: dict[Any, str] = {}
 
         def keep(array: np.ndarray) -> str:
-            arrays[name := str(len(arrays))] = array
-            return name
+            # Precisions share their inputs and truths.
+            key = (array.dtype.str, array.shape, array.tobytes())
+            if key not in names:
+                names[key] = str(len(arrays))
+                arrays[names[key]] = array
+            return names[key]
 
         def said(value: Any) -> dict[str, Any]:
             is_bytes = isinstance(value, (bytes, bytearray))
@@ -112,6 +129,7 @@ class Evidence:
                     "inputs": {name: keep(array) for name, array in case.inputs.items()},
                     "expected": {name: keep(array) for name, array in case.expected.items()},
                     "bounds": case.bounds,
+                    **({"precision": case.precision} if case.precision != "float32" else {}),
                 }
                 for case in self.cases
             ],
@@ -149,6 +167,7 @@ def read_evidence(path: Path) -> Evidence:
                 inputs=named(case["inputs"]),
                 expected=named(case["expected"]),
                 bounds={name: float(bound) for name, bound in case["bounds"].items()},
+                precision=str(case.get("precision", "float32")),
             )
             for case in index["cases"]
         ]
@@ -167,8 +186,17 @@ def _worth(case: Case) -> int:
     return 0 if case.is_sample else 2 if "=" in case.name else 1
 
 
-def _proven(graph: str, signature: Signature, case: Case, reference: Reference) -> ProvenCase:
+def _within(case: str, signature: Signature, reference: Reference) -> bool:
+    """Whether a half precision computes a case as float64 does, but for rounding."""
+    return not any(
+        reference.overflowed(case, name).any()
+        if reference.eager(case, name).dtype.kind == "f"
+        else (reference.eager(case, name) != reference.truth(case, name).value).any()
+        for name in signature.outputs
+    )
 
+
+def _proven(graph: str, signature: Signature, case: Case, reference: Reference, precision: str) -> ProvenCase:
     def few(array: np.ndarray) -> np.ndarray:
         return array if signature.batch_dim is None else array[:ROWS]
 
@@ -181,4 +209,6 @@ def _proven(graph: str, signature: Signature, case: Case, reference: Reference) 
         else:
             expected[name] = few(eager)
     inputs = {name: few(array) for name, array in case.inputs.items()}
-    return ProvenCase(graph=graph, name=case.name, inputs=inputs, expected=expected, bounds=bounds)
+    return ProvenCase(
+        graph=graph, name=case.name, inputs=inputs, expected=expected, bounds=bounds, precision=precision
+    )

@@ -1,4 +1,5 @@
-"""Weights to artifacts: `main.pt` (TorchScript), `main.onnx`, `main.pt2` (torch.export), per graph.
+"""Weights to artifacts: `main.pt` (TorchScript), `main.onnx`, `main.pt2` (torch.export), per graph; in half
+precision too (`main.bfloat16.pt2`) where the recipe names one.
 
     result = export(load_recipe("linear"), store.build("linear", "1.0"))
     result.record["artifacts"]["main.onnx"]["opset"]
@@ -24,7 +25,7 @@ from torchport.training import require_training, trained_model
 from torchport.user_code import running
 from torchport.versions import library_versions
 from torchport_runtime import Signature
-from torchport_runtime.options import ARTIFACT_SUFFIX
+from torchport_runtime.aotinductor_backend import built_here
 from torchport_runtime.signature import TensorSpec
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ def export(
         StaleError: the recipe is not trained.
         ExportError: the model cannot be exported as the recipe says; all backends' failures in one.
     """
+    from torchport.artifacts import make_artifacts
+
     with folder.lock():
         model = trained_model(recipe, folder)
         training = require_training(recipe, folder)
@@ -62,21 +65,43 @@ def export(
             "backends": list(recipe.backends),
             "optional_backends": list(recipe.optional_backends),
             "torchscript": recipe.torchscript,
+            **_precisions(recipe),
+            **({"compiled_for": built_here()} if "aotinductor" in recipe.backends else {}),
             "libraries": library_versions("torch", "onnx", "onnxscript"),
         }
         why = _why_export(folder, inputs)
         if why is None and not force:
             return ExportResult(False, folder.export_record() or {}, "unchanged weights and recipe")
         signatures = recipe.signatures()
-        contents, entries, failed = _export_graphs(recipe, model, signatures, tell)
+        graphs = model_graphs(recipe, model)
+        if set(graphs) != set(signatures):
+            raise ExportError(
+                f"{recipe.path.name}: graphs() has {sorted(graphs)}, signatures() has {sorted(signatures)}"
+            )
+        made = make_artifacts(recipe, graphs, signatures, tell)
         signature_json = {"graphs": {name: s.to_json() for name, s in signatures.items()}}
         write_json(folder.signature, signature_json)
-        entries["signature.json"] = {"sha256": sha256_bytes(folder.signature.read_bytes())}
-        for name, content in contents.items():
+        signature_entry = {"sha256": sha256_bytes(folder.signature.read_bytes())}
+        for name, content in made.contents.items():
             write_bytes(folder.path / name, content)
-        record = {"inputs": inputs, "artifacts": entries, "failed": failed}
+        record = {
+            "inputs": inputs,
+            "artifacts": {**made.entries, "signature.json": signature_entry},
+            "failed": made.failed,
+            **({"failed_precisions": made.failed_precisions} if made.failed_precisions else {}),
+        }
         write_json(folder.export, record)
         return ExportResult(True, record, why or "asked for")
+
+
+def _precisions(recipe: Recipe) -> dict[str, Any]:
+    """What is to be written down of them: nothing where it is float32 alone, as before there were others."""
+    if tuple(recipe.precisions) == ("float32",):
+        return {}
+    return {
+        "precisions": list(recipe.precisions),
+        "optional_precisions": list(recipe.optional_precisions),
+    }
 
 
 def _why_export(folder: BuildFolder, inputs: dict[str, Any]) -> str | None:
@@ -90,78 +115,6 @@ def _why_export(folder: BuildFolder, inputs: dict[str, Any]) -> str | None:
     except StaleError as err:
         return str(err).split(": ", 1)[1]
     return None
-
-
-def _export_graphs(
-    recipe: Recipe,
-    model: nn.Module,
-    signatures: dict[str, Signature],
-    tell: Callable[[str], None],
-) -> tuple[dict[str, bytes], dict[str, Any], dict[str, str]]:
-    """Contents and entries of the record by file name; and errors of the backends that may fail."""
-    from torchport.exporters import (
-        export_program,
-        export_torchscript,
-        in_order,
-        save_program,
-    )
-    from torchport.onnx_export import export_onnx
-
-    graphs = model_graphs(recipe, model)
-    if set(graphs) != set(signatures):
-        raise ExportError(
-            f"{recipe.path.name}: graphs() has {sorted(graphs)}, signatures() has {sorted(signatures)}"
-        )
-    contents: dict[str, bytes] = {}
-    entries: dict[str, Any] = {}
-    failures: dict[str, list[str]] = {}
-    failed: dict[str, str] = {}
-    for graph, module in graphs.items():
-        module = module.eval()
-        signature = signatures[graph]
-        inputs = example_inputs(signature)
-        check_eager_outputs(recipe, graph, module, signature, inputs)
-        ordered = in_order(module, signature, inputs)
-        program = None
-        # The ONNX exporter fixes a recurrent layer's length in the program it is given: it comes last.
-        for backend in sorted(recipe.backends, key=lambda backend: backend == "onnxruntime"):
-            name = f"{graph}{ARTIFACT_SUFFIX[backend]}"
-            tell(f"exporting {name}")
-            facts: dict[str, Any] = {}
-            try:
-                if backend == "torchscript":
-                    content = export_torchscript(
-                        recipe, module if recipe.torchscript == "script" else ordered, inputs
-                    )
-                    facts["method"] = recipe.torchscript
-                else:
-                    program = program or export_program(recipe, ordered, signature, inputs)
-                    if backend == "pt2":
-                        content = save_program(program)
-                    else:
-                        content, facts = export_onnx(program, signature)
-            except ExportError as err:
-                if backend in recipe.optional_backends:
-                    failed.setdefault(backend, f"graph {graph}: {err}")
-                else:
-                    failures.setdefault(str(err), []).append(name)
-                continue
-            contents[name] = content
-            entries[name] = {
-                "backend": backend,
-                "graph": graph,
-                "sha256": sha256_bytes(content),
-                "bytes": len(content),
-                **facts,
-            }
-    if failures:
-        raise ExportError(
-            f"{recipe.name} {recipe.version} cannot be exported as its recipe says:\n  "
-            + "\n  ".join(f"{', '.join(names)}: {reason}" for reason, names in failures.items())
-            + f"\n(nothing was written; the recipe's backends are now {tuple(recipe.backends)})"
-        )
-    kept = {name for name, entry in entries.items() if entry["backend"] not in failed}
-    return {n: contents[n] for n in kept}, {n: e for n, e in entries.items() if n in kept}, failed
 
 
 def exported_backends(recipe: Recipe, folder: BuildFolder) -> list[str]:
@@ -226,7 +179,12 @@ def random_tensor(spec: TensorSpec, shape: tuple[int, ...], generator: np.random
 
 
 def check_eager_outputs(
-    recipe: Recipe, graph: str, module: nn.Module, signature: Signature, inputs: dict[str, np.ndarray]
+    recipe: Recipe,
+    graph: str,
+    module: nn.Module,
+    signature: Signature,
+    inputs: dict[str, np.ndarray],
+    precision: str = "float32",
 ) -> None:
     """Hold what the model returns against the signature, before anything is exported.
 
@@ -237,10 +195,16 @@ def check_eager_outputs(
     from torchport.exporters import where_in_user_code
 
     try:
-        outputs = EagerBackend(module, signature).run(inputs)
+        outputs = EagerBackend(module, signature, precision=precision).run(inputs)
         signature.check_outputs(outputs)
     except Exception as err:  # forward is the user's code: whatever it raises is reported with its line.
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
+        if precision != "float32":
+            raise ExportError(
+                f"{where_in_user_code(err, recipe)}: {type(module).__name__} does not run in {precision} on "
+                f"this machine's CPU: {str(err)[:400] or type(err).__name__}: take {precision} out of the "
+                "recipe's precisions, or make it one of its optional_precisions"
+            ) from err
         raise ExportError(
             f"{where_in_user_code(err, recipe)}: {type(module).__name__} on inputs {shapes}: "
             f"{str(err)[:400] or type(err).__name__} (the recipe's inputs and outputs are to be "

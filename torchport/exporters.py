@@ -4,6 +4,7 @@ or the line of the user's model, and what to try.
 
 from __future__ import annotations
 
+import inspect
 import io
 import logging
 import re
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from torchport.errors import ExportError
+from torchport.half_precision import default_dtype, half_dtype, in_half
 from torchport.recipe import Recipe
 from torchport.recurrent import recurrent_layers_as_loops
 from torchport_runtime import Signature
@@ -54,15 +56,29 @@ def in_order(module: nn.Module, signature: Signature, inputs: Mapping[str, np.nd
     return Ordered().eval()
 
 
-def export_torchscript(recipe: Recipe, module: nn.Module, inputs: Mapping[str, np.ndarray]) -> bytes:
+def export_torchscript(
+    recipe: Recipe,
+    module: nn.Module,
+    signature: Signature,
+    inputs: Mapping[str, np.ndarray],
+    precision: str = "float32",
+) -> bytes:
     """Trace or script, as the recipe says, and freeze."""
     import torch
 
     arguments = _arguments(inputs)
+    is_half, script = precision != "float32", recipe.torchscript == "script"
     try:
-        with warnings.catch_warnings(record=True) as caught, torch.no_grad():
+        with (
+            warnings.catch_warnings(record=True) as caught,
+            torch.no_grad(),
+            default_dtype(half_dtype(precision) if is_half else None),
+        ):
             warnings.simplefilter("always")
-            if recipe.torchscript == "script":
+            if is_half:
+                # What is scripted has its branches still where the casts around it are traced.
+                module = in_half(module, signature, precision, script=script)
+            if script and not is_half:
                 program = torch.jit.script(module)
             else:
                 program = torch.jit.trace(module, arguments, strict=False)  # type: ignore[no-untyped-call]
@@ -72,7 +88,7 @@ def export_torchscript(recipe: Recipe, module: nn.Module, inputs: Mapping[str, n
     except Exception as err:  # TorchScript's compiler raises RuntimeError, NotSupportedError and more.
         hint = (
             "write it in TorchScript's subset of Python, or trace it (torchscript = 'trace')"
-            if recipe.torchscript == "script"
+            if script
             else "script it (torchscript = 'script'), or rewrite that line without Python values"
         )
         raise ExportError(f"{where_in_user_code(err, recipe)}: {gist(err)}: {hint}") from err
@@ -82,7 +98,11 @@ def export_torchscript(recipe: Recipe, module: nn.Module, inputs: Mapping[str, n
 
 
 def export_program(
-    recipe: Recipe, module: nn.Module, signature: Signature, inputs: Mapping[str, np.ndarray]
+    recipe: Recipe,
+    module: nn.Module,
+    signature: Signature,
+    inputs: Mapping[str, np.ndarray],
+    precision: str = "float32",
 ) -> ExportedProgram:
     """torch.export with every symbolic dimension dynamic, its dimensions held against the signature."""
     import torch
@@ -92,10 +112,15 @@ def export_program(
         {axis: Dim.AUTO for axis, size in enumerate(spec.shape) if _is_dynamic(size, signature)}
         for spec in signature.inputs.values()
     )
-    if type(module).__qualname__.startswith(in_order.__name__):
+    is_half = precision != "float32"
+    if is_half:
+        module = in_half(module, signature, precision)
+    first = next(iter(inspect.signature(module.forward).parameters.values()), None)
+    if first is not None and first.kind is inspect.Parameter.VAR_POSITIONAL:
         dynamic = (dynamic,)  # It takes *inputs, which count as one argument.
+    own_dtype = default_dtype(half_dtype(precision) if is_half else None)
     try:
-        with _quiet(), recurrent_layers_as_loops():
+        with quiet(), recurrent_layers_as_loops(), own_dtype:
             program = torch.export.export(module, _arguments(inputs), dynamic_shapes=dynamic)
     except Exception as err:  # torch.export raises UserError, TorchRuntimeError, guards' and ops' own.
         raise ExportError(
@@ -120,7 +145,7 @@ def export_program(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep torch's own notes on a failed capture, pages of it, off the terminal: the error has the line."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)

@@ -22,7 +22,7 @@ import numpy as np
 
 from torchport.archive_file import ArchiveContents, extract, inspect_archive
 from torchport.errors import ArchiveError, BackendError, BadRequest
-from torchport_runtime.options import ARTIFACT_SUFFIX, INT8_SUFFIX, BackendOptions
+from torchport_runtime.options import BACKEND_PRECISIONS, BackendOptions, artifact_suffix
 
 _RUNTIME = "torchport_runtime"
 
@@ -34,11 +34,12 @@ def load(
     device: str | None = None,
     threads: int | None = None,
     precision: str | None = None,
+    tensorrt: bool | None = None,
 ) -> ArchivedModel:
     """Open an archive and load its model, with its own handler and its own copy of the runtime.
 
-    `backend`, `device`, `threads` and `precision` win over the environment, and that over the archive's
-    config.
+    `backend`, `device`, `threads`, `precision` and `tensorrt` win over the environment, and that over the
+    archive's config.
 
     Raises:
         ArchiveError: not an archive of torchport's, damaged, or its hashes do not hold.
@@ -49,7 +50,13 @@ def load(
         raise ArchiveError(f"{archive}: no parity.json: not an archive that torchport made")
     if contents.problems:
         raise ArchiveError(f"{archive}: {'; '.join(contents.problems)}: package it again")
-    given = {"backend": backend, "device": device, "threads": threads, "precision": precision}
+    given = {
+        "backend": backend,
+        "device": device,
+        "threads": threads,
+        "precision": precision,
+        "tensorrt": tensorrt,
+    }
     environment = os.environ | {f"TORCHPORT_{k.upper()}": str(v) for k, v in given.items() if v is not None}
     options = BackendOptions.from_config(dict(contents.config.get("torchport") or {}), environment)
     return ArchivedModel(contents, options)
@@ -69,8 +76,8 @@ class ArchivedModel:
         folder = Path(self._folder.name)
         self.int8_certificate = contents.int8_certificate
         graphs = contents.signature["graphs"]
-        suffixes = (*ARTIFACT_SUFFIX.values(), INT8_SUFFIX)
-        idle = {f"{graph}{suffix}" for graph in graphs for suffix in suffixes}
+        pairs = [(b, p) for b, precisions in BACKEND_PRECISIONS.items() for p in precisions]
+        idle = {f"{graph}{artifact_suffix(*pair)}" for graph in graphs for pair in pairs}
         idle -= {f"{graph}{options.artifact_suffix}" for graph in graphs}
         names = {entry.name for entry in contents.entries} - idle
         try:

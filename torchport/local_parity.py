@@ -13,6 +13,7 @@ from torchport import machine
 from torchport.errors import ArchiveError
 from torchport.hashing import sha256_file
 from torchport.store import read_json
+from torchport.variants import Variant
 from torchport.versions import library_versions
 
 FOLDER = ".local_parity"
@@ -22,6 +23,7 @@ LIBRARIES = {
     "onnxruntime": ("onnxruntime", "numpy", "pillow"),
     "torchscript": ("torch", "numpy", "pillow"),
     "pt2": ("torch", "numpy", "pillow"),
+    "aotinductor": ("torch", "numpy", "pillow"),
 }
 """What computes an answer, by backend; the first is the backend itself."""
 
@@ -31,7 +33,7 @@ def record_path(archive: Path) -> Path:
     return archive.parent / FOLDER / f"{archive.name.removesuffix('.mar')}.json"
 
 
-def require_local_parity(archive: Path, backend: str) -> None:
+def require_local_parity(archive: Path, backend: str, precision: str = "float32") -> None:
     """Hold what was written down against this machine, these libraries and these bytes.
 
     Raises:
@@ -42,13 +44,13 @@ def require_local_parity(archive: Path, backend: str) -> None:
     if record is None:
         raise ArchiveError(f"{archive.name} has not been proven on this machine: {again}")
     try:
-        _hold(archive, backend, record, again)
+        _hold(archive, backend, precision, record, again)
     except (AttributeError, KeyError, TypeError) as err:
         path = record_path(archive)
         raise ArchiveError(f"{path.parent.name}/{path.name} is damaged ({err!r}): {again}") from err
 
 
-def _hold(archive: Path, backend: str, record: dict[str, Any], again: str) -> None:
+def _hold(archive: Path, backend: str, precision: str, record: dict[str, Any], again: str) -> None:
     changed = []
     if record["archive_sha256"] != sha256_file(archive):
         changed.append("the archive")
@@ -58,7 +60,9 @@ def _hold(archive: Path, backend: str, record: dict[str, Any], again: str) -> No
     changed += [name for name in sorted({*before, *libraries}) if before.get(name) != libraries.get(name)]
     if changed:
         raise ArchiveError(f"{archive.name}: since it was proven, {', '.join(changed)} changed: {again}")
-    failures = [f for r in record["results"] if r["backend"] == backend for f in r["failures"]]
-    if failures or not any(r["backend"] == backend for r in record["results"]):
-        reason = failures[0] if failures else f"the backend {backend} was not run"
+    variant = Variant(backend, precision)
+    own = [r for r in record["results"] if Variant.of(r) == variant]
+    failures = [f for r in own for f in r["failures"]]
+    if failures or not own:
+        reason = failures[0] if failures else f"the backend {variant} was not run"
         raise ArchiveError(f"{archive.name} did not pass on this machine: {reason}")

@@ -28,9 +28,10 @@ from torchport.hashing import sha256_file
 from torchport.loading import ArchivedModel, load
 from torchport.local_parity import LIBRARIES, record_path
 from torchport.store import read_json, write_json
+from torchport.variants import Variant, carried_variants
 from torchport.versions import library_versions
 from torchport_runtime.backends import cuda_device_count
-from torchport_runtime.options import ARTIFACT_SUFFIX, BackendOptions
+from torchport_runtime.options import BackendOptions
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,9 @@ def prove_again(
     digest, here = sha256_file(archive), machine.describe()
     path = record_path(archive)
     before = read_json(path, "archive_sha256", "machine", "libraries", "passed")
-    carried = _backends(contents)
-    backends = [b for b in carried if library_versions(LIBRARIES[b][0])]
-    libraries = {backend: library_versions(*LIBRARIES[backend]) for backend in backends}
+    carried = _variants(contents)
+    variants = [v for v in carried if library_versions(LIBRARIES[v.backend][0])]
+    libraries = {v.backend: library_versions(*LIBRARIES[v.backend]) for v in variants}
     same = before is not None and (before["archive_sha256"], before["machine"], before["libraries"]) == (
         digest,
         here,
@@ -71,9 +72,9 @@ def prove_again(
     if before is not None and same and before["passed"] and not force:
         return LocalParity(False, before)
     results = [
-        _prove(archive, backend, device, tell)
-        for backend in backends
-        for device in ("cpu", *(("cuda",) if _starts_on_cuda(archive, backend) else ()))
+        _prove(archive, variant, device, tell)
+        for variant in variants
+        for device in ("cpu", *(("cuda",) if _starts_on_cuda(archive, variant) else ()))
     ]
     record = {
         "torchport": torchport.__version__,
@@ -81,7 +82,7 @@ def prove_again(
         "archive_sha256": digest,
         "machine": here,
         "libraries": libraries,
-        "not_installed": [b for b in carried if b not in backends],
+        "not_installed": [str(v) for v in carried if v not in variants],
         "passed": all(result["passed"] for result in results),
         "results": results,
     }
@@ -89,40 +90,54 @@ def prove_again(
     return LocalParity(True, record)
 
 
-def _backends(contents: ArchiveContents) -> list[str]:
-    """Those whose artifacts the archive carries, the one that serves first."""
+def _variants(contents: ArchiveContents) -> list[Variant]:
+    """Those whose artifacts the archive carries, of the backend that serves first."""
     names = {entry.name for entry in contents.entries}
-    graphs = contents.signature["graphs"]
-    carried = [b for b, suffix in ARTIFACT_SUFFIX.items() if all(f"{g}{suffix}" in names for g in graphs)]
+    carried = carried_variants(contents.signature["graphs"], names)
     serves = BackendOptions.from_config(contents.config.get("torchport") or {}).backend
-    return sorted(carried, key=lambda backend: backend != serves)
+    return sorted(carried, key=lambda variant: variant.backend != serves)
 
 
-def _starts_on_cuda(archive: Path, backend: str) -> bool:
+def _load(archive: Path, variant: Variant, device: str) -> ArchivedModel:
+    # TensorRT, where the archive asks for it, is ONNX Runtime's on a GPU; elsewhere nothing is said of it.
+    without = variant.backend != "onnxruntime" or device == "cpu"
+    return load(
+        archive,
+        backend=variant.backend,
+        device=device,
+        precision=variant.precision,
+        tensorrt=False if without else None,
+    )
+
+
+def _starts_on_cuda(archive: Path, variant: Variant) -> bool:
     """Whether there is a device that the backend can use: one that it cannot, `device: auto` passes over."""
     if cuda_device_count() == 0:
         return False
     try:
-        load(archive, backend=backend, device="cuda", precision="float32").close()
+        _load(archive, variant, "cuda").close()
     except BackendError:
         return False
     return True
 
 
-def _prove(archive: Path, backend: str, device: str, tell: Callable[[str], None]) -> dict[str, Any]:
-    """What one backend makes of the evidence; an archive that does not load on it has failed."""
-    tell(f"{archive.name}: {backend} on {device}")
+def _prove(archive: Path, variant: Variant, device: str, tell: Callable[[str], None]) -> dict[str, Any]:
+    """What one variant makes of the evidence; an archive that does not load with it has failed."""
+    tell(f"{archive.name}: {variant} on {device}")
     failures: list[str] = []
     worst, cases, requests = 0.0, 0, 0
     try:
-        with load(archive, backend=backend, device=device, precision="float32") as model:
+        with _load(archive, variant, device) as model:
             evidence = read_evidence(model.folder / FILE)
-            for case in evidence.cases:
+            own = [case for case in evidence.cases if case.precision == variant.precision]
+            if not own:
+                failures.append(f"{FILE} holds nothing to prove {variant} by: verify and package it again")
+            for case in own:
                 cases += 1
                 for ratio, failure in _compare(model, case):
                     worst = max(worst, ratio)
                     failures += [failure] if failure else []
-            if backend == evidence.answered_by:
+            if str(variant) == evidence.answered_by:
                 requests = len(evidence.requests)
                 failures += _other_answers(model, evidence)
     except TorchportError as err:
@@ -131,7 +146,8 @@ def _prove(archive: Path, backend: str, device: str, tell: Callable[[str], None]
         # Of the archive's own handler: the store's other archives are proven all the same.
         failures.append(f"the handler failed: {type(err).__name__}: {err}")
     return {
-        "backend": backend,
+        "backend": variant.backend,
+        **({"precision": variant.precision} if variant.precision != "float32" else {}),
         "device": device,
         "passed": not failures,
         "failures": failures,

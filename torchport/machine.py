@@ -5,16 +5,14 @@ describe()        # {"architecture": "x86_64", "processor": "...", "instructions
 
 from __future__ import annotations
 
-import ctypes
 import platform
 from pathlib import Path
 from typing import Any
 
 from torchport.hashing import sha256_json
-from torchport_runtime.backends import cuda_device_count
+from torchport_runtime.cuda import cuda_device_count, device_name
 
 _CPUINFO = Path("/proc/cpuinfo")
-_NAME_BYTES = 128
 
 
 def describe() -> dict[str, Any]:
@@ -34,12 +32,7 @@ def processor() -> str:
 
 def gpus() -> list[str]:
     """The names of the CUDA devices, by the driver; loads no CUDA library."""
-    names = []
-    for index in range(cuda_device_count()):
-        name = ctypes.create_string_buffer(_NAME_BYTES)
-        ctypes.CDLL("libcuda.so.1").cuDeviceGetName(name, _NAME_BYTES, index)
-        names.append(name.value.decode("utf-8", "replace"))
-    return names
+    return [device_name(index) for index in range(cuda_device_count())]
 
 
 def _cpuinfo(key: str) -> list[str]:

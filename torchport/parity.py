@@ -23,16 +23,17 @@ from torchport.cases import parity_cases
 from torchport.certificate import (
     FORMAT,
     RULES,
-    backend_options,
     binding,
     differences,
     has_evidence,
+    variant_options,
 )
 from torchport.comparison import Comparison
 from torchport.divergence import divergence
 from torchport.errors import BackendError
 from torchport.evidence import FILE, Evidence
-from torchport.export import exported_backends, model_graphs
+from torchport.export import model_graphs
+from torchport.half_reference import HalfReference
 from torchport.handler_file import sample_request
 from torchport.handler_parity import answered_requests, compare_requests
 from torchport.hashing import sha256_bytes
@@ -42,10 +43,10 @@ from torchport.report import report
 from torchport.report_measures import measure_graph
 from torchport.store import BuildFolder, write_bytes, write_json
 from torchport.training import trained_model
+from torchport.variants import Variant, exported_variants, is_optional, not_exported
 from torchport.versions import library_versions
 from torchport_runtime import BackendOptions, Signature
 from torchport_runtime.backends import Backend, cuda_device_count, open_backend
-from torchport_runtime.options import ARTIFACT_SUFFIX
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,11 @@ def verify(
     with folder.lock():
         bound = binding(recipe, folder)
         devices = list(devices or usable_devices(recipe, folder))
+        if recipe.options.tensorrt and not any(device.startswith("cuda") for device in devices):
+            raise BackendError(
+                f"{recipe.name} {recipe.version} is to run by TensorRT (options.tensorrt), which is proven "
+                f"on a CUDA device only; the devices given are {', '.join(devices)}"
+            )
         before = folder.certificate()
         if before is not None and not has_evidence(folder, before):
             before = None
@@ -103,34 +109,29 @@ def verify(
                 refused[graph] = reference.refused
             evidence.add_cases(graph, signature, reference.cases, reference)
             failures += [f"eager, graph {graph}: {problem}" for problem in reference.problems]
-            for backend in exported_backends(recipe, folder):
+            references = {"float32": reference}
+            for variant in exported_variants(recipe, folder):
+                if variant.precision not in references:
+                    tell(f"running {graph} in {variant.precision}")
+                    half = HalfReference(graphs[graph], signature, reference, variant.precision)
+                    references[variant.precision] = half
+                    evidence.add_cases(graph, signature, half.cases, half, variant.precision)
                 for device in devices:
-                    tell(f"comparing {graph}{ARTIFACT_SUFFIX[backend]} on {device}")
-                    comparison = Comparison(graph, backend, device, signature, reference)
-                    path = folder.path / f"{graph}{ARTIFACT_SUFFIX[backend]}"
-                    options = backend_options(recipe, backend, device)
-                    try:
-                        with _torch_threads_kept():
-                            comparison.compare_all(
-                                open_backend(path, signature, options),
-                                partial(_with_threads, path, signature, options),
-                            )
-                    except BackendError as err:
-                        if device != "cpu":
-                            raise  # It cannot be had here: that says nothing about the export.
-                        comparison.fail("", str(err))
+                    if device != "cpu" and not variant.takes_gpu:
+                        continue
+                    tell(f"comparing {variant.artifact(graph)} on {device}")
+                    comparison = _compared(
+                        recipe, folder, variant, device, graph, signature, references[variant.precision]
+                    )
                     results.append(comparison.summary())
-                    if backend == "onnxruntime" and comparison.failures:
+                    if str(variant) == "onnxruntime" and comparison.failures:
                         failed = next((c for c in reference.cases if comparison.differs_in(c.name)), None)
                         if failed is not None:
                             module = graphs[graph]
                             comparison.fail(
                                 failed.name, divergence(recipe, folder, graph, module, signature, failed)
                             )
-                    if backend in recipe.optional_backends:
-                        optional += comparison.failures
-                    else:
-                        failures += comparison.failures
+                    (optional if is_optional(recipe, variant) else failures).extend(comparison.failures)
             tell(f"measuring {graph} for the report")
             measures.append(measure_graph(recipe, folder, graph, graphs[graph], signature, reference))
         requests, request_failures = compare_requests(recipe, folder)
@@ -151,7 +152,7 @@ def verify(
             "bound": {"eager_multiple": EAGER_MULTIPLE, "scale_epsilons": SCALE_EPSILONS},
             "optional_failures": optional,
             "refused_by_the_model": refused,
-            "not_exported": (folder.export_record() or {}).get("failed", {}),
+            "not_exported": not_exported(folder),
             "devices": devices,
             "machine": platform.machine(),
             "libraries": libraries,
@@ -167,16 +168,56 @@ def verify(
         return ParityResult(True, certificate, why or "asked for")
 
 
+def _compared(
+    recipe: Recipe,
+    folder: BuildFolder,
+    variant: Variant,
+    device: str,
+    graph: str,
+    signature: Signature,
+    reference: Reference,
+) -> Comparison:
+    """One artifact on one device, over all cases.
+
+    Raises:
+        BackendError: the device cannot be had.
+    """
+    comparison = Comparison(graph, variant.backend, device, signature, reference, variant.precision)
+    if variant.precision != "float32":  # Of the model in float32 they are failures without any export.
+        for problem in reference.problems:
+            comparison.fail("", problem)
+    path = folder.path / variant.artifact(graph)
+    options = variant_options(recipe, variant, device)
+    try:
+        with _torch_threads_kept():
+            comparison.compare_all(
+                open_backend(path, signature, options), partial(_with_threads, path, signature, options)
+            )
+    except BackendError as err:
+        if device != "cpu":
+            raise  # It cannot be had here: that says nothing about the export.
+        comparison.fail("", str(err))
+    return comparison
+
+
 def usable_devices(recipe: Recipe, folder: BuildFolder) -> list[str]:
-    """The CPU, and CUDA where there is a device and every exported backend starts on it."""
-    if cuda_device_count() == 0:
+    """The CPU, and CUDA where there is a device and every exported variant starts on it.
+
+    Raises:
+        BackendError: the recipe asks for TensorRT, which does not start here.
+    """
+    if cuda_device_count() == 0 and not recipe.options.tensorrt:
         return ["cpu"]
     try:
         for graph, signature in recipe.signatures().items():
-            for backend in exported_backends(recipe, folder):
-                path = folder.path / f"{graph}{ARTIFACT_SUFFIX[backend]}"
-                open_backend(path, signature, backend_options(recipe, backend, "cuda"))
+            for variant in exported_variants(recipe, folder):
+                if not variant.takes_gpu:
+                    continue
+                path = folder.path / variant.artifact(graph)
+                open_backend(path, signature, variant_options(recipe, variant, "cuda"))
     except BackendError:
+        if recipe.options.tensorrt:
+            raise  # A certificate of the CPU's numbers would say nothing of it.
         return ["cpu"]
     return ["cpu", "cuda"]
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from torchport_runtime import BackendOptions, Signature, TensorSpec
-from torchport_runtime.options import ARTIFACT_SUFFIX
+from torchport_runtime.options import DEFAULT_BACKENDS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -129,7 +129,9 @@ class Recipe:
         dims: bounds of the symbolic dimensions, (least, greatest).
         backends: what is exported and proven; the first is what serves unless told otherwise.
         optional_backends: those of `backends` that may fail to export: the error is written down.
-        ships: the backends whose artifacts go into the archive.
+        precisions: what every backend that can is exported in, such as ("float32", "bfloat16").
+        optional_precisions: those of `precisions` that may fail to export or to be proven.
+        ships: the backends whose artifacts go into the archive, in every precision that was proven.
         torchscript: "trace" or "script".
         handler_options: what the handler reads as `self.options`; JSON only.
         goals: what the metrics of `score` have to reach, such as {"accuracy": ">= 0.97"}.
@@ -145,8 +147,10 @@ class Recipe:
     inputs: Mapping[str, TensorSpec]
     outputs: Mapping[str, TensorSpec]
     dims: Mapping[str, tuple[int, int]] = _NOTHING
-    backends: Sequence[str] = tuple(ARTIFACT_SUFFIX)
+    backends: Sequence[str] = DEFAULT_BACKENDS
     optional_backends: Sequence[str] = ()
+    precisions: Sequence[str] = ("float32",)
+    optional_precisions: Sequence[str] = ()
     ships: Sequence[str] = ("onnxruntime", "torchscript")
     torchscript: str = "trace"
     handler_options: Mapping[str, Any] = _NOTHING

@@ -19,7 +19,7 @@ from torchport.goals import parse_goal
 from torchport.recipe import Recipe, Serving
 from torchport.user_code import running
 from torchport_runtime import BackendOptions, Signature
-from torchport_runtime.options import ARTIFACT_SUFFIX
+from torchport_runtime.options import ARTIFACT_SUFFIX, BACKEND_PRECISIONS, HALF_PRECISIONS
 from torchport_runtime.suggest import did_you_mean
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\Z")
@@ -94,6 +94,7 @@ def _check_settings(recipe: Recipe, where: str) -> None:
             raise RecipeError(
                 f"{where}: optional_backends: {backend!r} is to be one of backends, and none of ships"
             )
+    _check_precisions(recipe, where)
     if recipe.torchscript not in ("trace", "script"):
         raise RecipeError(f"{where}: torchscript {recipe.torchscript!r}: 'trace' or 'script'")
     for attribute, kind in (("options", BackendOptions), ("serving", Serving)):
@@ -118,6 +119,36 @@ def _check_settings(recipe: Recipe, where: str) -> None:
         raise RecipeError(f"{where}: handler_options: {err}: what JSON can say is expected") from err
     if not same or not all(isinstance(key, str) for key in options):
         raise RecipeError(f"{where}: handler_options: names are to be strings, values what JSON can say")
+
+
+def _check_precisions(recipe: Recipe, where: str) -> None:
+    known = ("float32", *HALF_PRECISIONS)
+    for attribute in ("precisions", "optional_precisions"):
+        names = getattr(recipe, attribute)
+        if not isinstance(names, (tuple, list)):
+            raise RecipeError(f"{where}: {attribute} = {names!r}: a tuple of names is expected")
+        for name in names:
+            if name == "int8":
+                raise RecipeError(
+                    f"{where}: {attribute}: 'int8' is not exported: torchport quantize makes it"
+                )
+            if name not in known:
+                raise RecipeError(f"{where}: {attribute}: {name!r}: {did_you_mean(str(name), known)}")
+    if not recipe.precisions or recipe.precisions[0] != "float32":
+        raise RecipeError(
+            f"{where}: precisions = {recipe.precisions!r}: 'float32' comes first: what it proves, the others "
+            "build upon"
+        )
+    for name in recipe.precisions:
+        if not any(name in BACKEND_PRECISIONS[backend] for backend in recipe.backends):
+            raise RecipeError(
+                f"{where}: precisions: none of the backends {', '.join(recipe.backends)} computes in {name}"
+            )
+    for name in recipe.optional_precisions:
+        if name not in recipe.precisions or name == "float32":
+            raise RecipeError(
+                f"{where}: optional_precisions: {name!r} is to be one of precisions, and not float32"
+            )
 
 
 def refuse_shadowing(stem: str, what: str) -> None:

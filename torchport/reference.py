@@ -93,6 +93,15 @@ class Reference:
         """The output in float64, and the bound on a backend's distance from it."""
         return self._truth[case][output]
 
+    @property
+    def bound_of(self) -> dict[str, float]:
+        """How the bound on an error is made of eager's own error and the output's scale."""
+        return {"eager_multiple": EAGER_MULTIPLE, "scale_epsilons": SCALE_EPSILONS}
+
+    def overflowed(self, case: str, output: str) -> np.ndarray:
+        """Where eager's answer is not finite for want of a half precision's range: nowhere in float32."""
+        return np.zeros(self._eager[case][output].shape, bool)
+
     def not_finite(self, case: str, output: str) -> np.ndarray:
         """Where the model's answer is not finite in float32, nor is in float64 what float32 could hold."""
         eager, double = self._eager[case][output], self._double[case][output]
@@ -178,7 +187,10 @@ class Reference:
             difference = np.abs(eager[finite].astype(np.float64) - other[finite])
             eager_error = max(eager_error, float(difference.max(initial=0.0)))
         scale = max(float(np.abs(value[finite]).max(initial=0.0)), self._declared_scale(name))
-        return Truth(value, eager_error, scale, error_bound(eager_error, scale, eager.dtype))
+        return Truth(value, eager_error, scale, self._bound(eager_error, scale, eager.dtype))
+
+    def _bound(self, eager_error: float, scale: float, dtype: np.dtype[Any]) -> float:
+        return error_bound(eager_error, scale, dtype)
 
     def _declared_scale(self, name: str) -> float:
         spec = self._signature.outputs[name]
@@ -221,7 +233,7 @@ class Reference:
             return None
         error = np.max([np.abs(eager.astype(np.float64) - other).max(axis=0) for other in others], axis=0)
         scale = np.maximum(np.abs(others[0]).max(axis=0), self._declared_scale(name))
-        return np.array([error_bound(e, s, eager.dtype) for e, s in zip(error, scale, strict=True)])
+        return np.array([self._bound(e, s, eager.dtype) for e, s in zip(error, scale, strict=True)])
 
     def _unusable(self, samples: Sequence[Case]) -> list[str]:
         """What makes any comparison worthless: answers that change, are NaN, or are all rounding error."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from torchport.report_charts import Series, curves, dots, growth, heat_map
 from torchport.report_measures import QUANTILES, GraphMeasures
+from torchport.variants import Variant
 
 _SIZE = re.compile(r"([A-Za-z_]\w*)=(\d+)")
 _SWEPT = re.compile(r"[A-Za-z_]\w*=\d+(,? [A-Za-z_]\w*=\d+)*")
@@ -41,7 +42,7 @@ def report(certificate: Mapping[str, Any], measures: Sequence[GraphMeasures]) ->
 
 def _graph(certificate: Mapping[str, Any], measured: GraphMeasures) -> dict[str, Any]:
     results = [r for r in certificate["results"] if r["graph"] == measured.graph]
-    shares = {f"{r['backend']} on {r['device']}": _shares(r) for r in results}
+    shares = {f"{Variant.of(r)} on {r['device']}": _shares(r) for r in results}
     single = {name: _first(found, MOST_ROWS) for name, found in shares.items()}
     names = [*(m.backend for m in measured.backends), "eager float32"]
     spread = [

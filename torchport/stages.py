@@ -9,6 +9,7 @@ from rich.filesize import decimal
 from torchport import console as show
 from torchport.recipe import Recipe
 from torchport.store import Store
+from torchport.variants import Variant
 
 
 def train(recipe: Recipe, store: Store, seed: int, weights: Path | None, force: bool) -> bool:
@@ -33,7 +34,8 @@ def export(recipe: Recipe, store: Store, force: bool) -> bool:
     artifacts = result.record["artifacts"]
     sizes = [f"{n} {decimal(e['bytes'])}" for n, e in artifacts.items() if "bytes" in e]
     show.stage("export", result.done, result.why, ", ".join(sizes))
-    for backend, why in result.record.get("failed", {}).items():
+    record = result.record
+    for backend, why in {**record.get("failed", {}), **record.get("failed_precisions", {})}.items():
         show.say(f"  without {backend}: {why}")
     return result.done
 
@@ -52,7 +54,8 @@ def verify(recipe: Recipe, store: Store, force: bool, devices: list[str] | None)
         shown = "\n  ".join(result.failures[:20])
         more = f"\n  and {len(result.failures) - 20} more in parity.json" if len(result.failures) > 20 else ""
         raise ParityError(f"{recipe.name} {recipe.version} did not pass parity:\n  {shown}{more}")
-    failed = sorted({r["backend"] for r in result.certificate["results"] if not r["passed"]})
+    results = result.certificate["results"]
+    failed = sorted({str(Variant.of(r)) for r in results if not r["passed"]})
     but = f", but not {', '.join(failed)}, which is optional and will not ship" if failed else ""
     show.stage("verify", result.done, result.why, f"every export computes what was trained{but}")
     return result.done

@@ -37,3 +37,9 @@ class BadRequest(TorchportError):
 
 class BackendError(TorchportError):
     """A backend that cannot be opened as asked, or that failed while it ran."""
+
+
+def one_line(err: BaseException) -> str:
+    """An error's message without the C++ stack that follows it, at most 400 characters."""
+    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
+    return (" ".join(lines[:3]) or type(err).__name__)[:400]

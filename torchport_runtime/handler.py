@@ -103,7 +103,7 @@ class Handler:
         config = dict((getattr(context, "model_yaml_config", None) or {}).get("torchport") or {})
         options = BackendOptions.from_config(config, os.environ)
         gpu = context.system_properties.get("gpu_id")
-        on_cuda = options.device in ("auto", "cuda") and options.precision == "float32"
+        on_cuda = options.device in ("auto", "cuda") and options.takes_gpu
         if on_cuda and isinstance(gpu, int) and gpu > 0:
             # The server spreads workers over the devices; the first one is what plain cuda means.
             options = BackendOptions(**{**options.to_json(), "device": f"cuda:{gpu}"})

@@ -1,15 +1,17 @@
 """How a model is run: the `torchport:` block of `model-config.yaml`, overridable by environment.
 
     torchport:
-      backend: onnxruntime     # or torchscript, pt2
+      backend: onnxruntime     # or torchscript, pt2, aotinductor
       device: auto             # or cpu, cuda, cuda:1
       threads: 0               # 0: every core that this process may use
       tf32: false              # CUDA: allow TensorFloat-32
-      precision: float32       # or int8: the graphs that `torchport quantize` made, on the CPU
+      precision: float32       # or float16, bfloat16; or int8: what `torchport quantize` made, on the CPU
+      tensorrt: false          # onnxruntime on cuda: TensorRT first, then CUDA
+      io_binding: true         # onnxruntime: outputs stay on the device until the run has ended; on CUDA
       shadow: {backend: torchscript, fraction: 0.1}    # run again, to compare: see shadow_options.py
 
-`TORCHPORT_BACKEND`, `TORCHPORT_DEVICE`, `TORCHPORT_THREADS`, `TORCHPORT_PRECISION` and `TORCHPORT_SHADOW`
-(`torchscript=0.1`, or `off`) win over the file.
+`TORCHPORT_BACKEND`, `TORCHPORT_DEVICE`, `TORCHPORT_THREADS`, `TORCHPORT_PRECISION`, `TORCHPORT_TENSORRT` and
+`TORCHPORT_SHADOW` (`torchscript=0.1`, or `off`) win over the file.
 """
 
 from __future__ import annotations
@@ -24,13 +26,32 @@ from torchport_runtime.errors import BackendError
 from torchport_runtime.shadow_options import ShadowOptions
 from torchport_runtime.suggest import did_you_mean
 
-ARTIFACT_SUFFIX = {"onnxruntime": ".onnx", "torchscript": ".pt", "pt2": ".pt2"}
-"""The backends, each with the ending of the artifact that it runs."""
+ARTIFACT_SUFFIX = {"onnxruntime": ".onnx", "torchscript": ".pt", "pt2": ".pt2", "aotinductor": ".aoti.pt2"}
+"""The backends, each with the ending of the float32 artifact that it runs."""
+
+DEFAULT_BACKENDS = ("onnxruntime", "torchscript", "pt2")
+"""What is exported unless a recipe says otherwise. AOTInductor compiles, for one kind of machine."""
+
+HALF_PRECISIONS = ("float16", "bfloat16")
+
+BACKEND_PRECISIONS = {
+    # ONNX Runtime has next to no kernels for bfloat16, and none for its convolutions on the CPU.
+    "onnxruntime": ("float32", "float16", "int8"),
+    "torchscript": ("float32", *HALF_PRECISIONS),
+    "pt2": ("float32", *HALF_PRECISIONS),
+    "aotinductor": ("float32", *HALF_PRECISIONS),
+}
+"""What each backend can be asked to compute in."""
+
+PRECISIONS = ("float32", *HALF_PRECISIONS, "int8")
 
 INT8_SUFFIX = ".int8.onnx"
 """The ending of an artifact that `torchport quantize` made; ONNX Runtime runs it."""
 
-PRECISIONS = ("float32", "int8")
+_PRECISION_NEEDS = {
+    "int8": "only onnxruntime has it",
+    "bfloat16": "ONNX Runtime has not the kernels for it; torchscript, pt2 and aotinductor do",
+}
 
 GRAPH_OPTIMIZATION = ("disable", "basic", "extended", "all")
 
@@ -49,6 +70,8 @@ class BackendOptions:
     tf32: bool = False
     graph_optimization: str = "all"
     precision: str = "float32"
+    tensorrt: bool = False
+    io_binding: bool | None = None
     shadow: ShadowOptions | None = None
 
     def __post_init__(self) -> None:
@@ -62,8 +85,11 @@ class BackendOptions:
             raise BackendError(f"device {self.device!r}: auto, cpu, cuda or cuda:N is expected")
         if not isinstance(self.threads, int) or isinstance(self.threads, bool) or self.threads < 0:
             raise BackendError(f"threads {self.threads!r}: a whole number, 0 for every core")
-        if not isinstance(self.tf32, bool):
-            raise BackendError(f"tf32 {self.tf32!r}: true or false is expected")
+        for key in ("tf32", "tensorrt"):
+            if not isinstance(getattr(self, key), bool):
+                raise BackendError(f"{key} {getattr(self, key)!r}: true or false is expected")
+        if self.io_binding not in (None, True, False):
+            raise BackendError(f"io_binding {self.io_binding!r}: true or false is expected")
         if self.graph_optimization not in GRAPH_OPTIMIZATION:
             raise BackendError(
                 f"graph_optimization {self.graph_optimization!r}: "
@@ -73,16 +99,27 @@ class BackendOptions:
             raise BackendError(
                 f"precision {self.precision!r}: {did_you_mean(str(self.precision), PRECISIONS)}"
             )
-        if self.precision == "int8" and self.backend != "onnxruntime":
+        if self.precision not in BACKEND_PRECISIONS[self.backend]:
             raise BackendError(
-                f"precision 'int8' with backend {self.backend!r}: only onnxruntime has it; ask for precision "
-                "float32 (TORCHPORT_PRECISION=float32), or for backend onnxruntime"
+                f"precision {self.precision!r} with backend {self.backend!r}: "
+                f"{_PRECISION_NEEDS[self.precision]}; ask for another backend (TORCHPORT_BACKEND), or for "
+                "precision float32 (TORCHPORT_PRECISION=float32)"
             )
         if self.precision == "int8" and self.device.startswith("cuda"):
             raise BackendError(
                 f"precision 'int8' with device {self.device!r}: these graphs are made for the CPU and proven "
                 "there; ask for device cpu or auto, or for precision float32"
             )
+        if self.tensorrt and (self.backend != "onnxruntime" or not self.device.startswith("cuda")):
+            raise BackendError(
+                f"tensorrt: true with backend {self.backend!r} on device {self.device!r}: it is ONNX "
+                "Runtime's, on a GPU: ask for backend onnxruntime and device cuda, or for tensorrt: false "
+                "(TORCHPORT_TENSORRT=false)"
+            )
+        if self.tensorrt and self.precision == "int8":
+            raise BackendError("tensorrt: true with precision 'int8': those graphs are made for the CPU")
+        if self.io_binding and self.backend != "onnxruntime":
+            raise BackendError(f"io_binding: true with backend {self.backend!r}: only onnxruntime has it")
 
     @classmethod
     def from_config(
@@ -103,10 +140,14 @@ class BackendOptions:
                     f"model-config.yaml: torchport.{key} is not known, {did_you_mean(key, known)}"
                 )
         environ = environ or {}
-        for key in ("backend", "device", "threads", "precision", "shadow"):
+        for key in ("backend", "device", "threads", "precision", "tensorrt", "shadow"):
             value = environ.get(f"TORCHPORT_{key.upper()}")
             if value:
                 given[key] = value
+        if isinstance(given.get("tensorrt"), str):
+            if given["tensorrt"].lower() not in ("true", "false"):
+                raise BackendError(f"TORCHPORT_TENSORRT={given['tensorrt']!r}: true or false is expected")
+            given["tensorrt"] = given["tensorrt"].lower() == "true"
         if isinstance(given.get("threads"), str):
             if not given["threads"].isdigit():
                 raise BackendError(f"TORCHPORT_THREADS={given['threads']!r}: a whole number")
@@ -121,6 +162,11 @@ class BackendOptions:
         if hasattr(os, "sched_getaffinity"):
             return len(os.sched_getaffinity(0))
         return os.cpu_count() or 1
+
+    @property
+    def takes_gpu(self) -> bool:
+        """Whether there is anything that it could run on a GPU."""
+        return self.precision != "int8" and self.backend != "aotinductor"
 
     @property
     def shadowed(self) -> BackendOptions | None:
@@ -149,22 +195,28 @@ class BackendOptions:
     @property
     def artifact_suffix(self) -> str:
         """The ending of the files that are run."""
-        return INT8_SUFFIX if self.precision == "int8" else ARTIFACT_SUFFIX[self.backend]
+        return artifact_suffix(self.backend, self.precision)
 
     def numerics(self) -> dict[str, Any]:
         """The options that can change a result, which a certificate is bound to."""
+        own: dict[str, Any] = {"tf32": self.tf32}
         if self.backend == "onnxruntime":
-            precision = {"precision": self.precision} if self.precision != "float32" else {}
-            return {"graph_optimization": self.graph_optimization, "tf32": self.tf32, **precision}
-        return {"tf32": self.tf32}
+            own["graph_optimization"] = self.graph_optimization
+        if self.precision != "float32":
+            own["precision"] = self.precision
+        if self.tensorrt:
+            own["tensorrt"] = True
+        return own
 
     def to_json(self) -> dict[str, Any]:
-        """What the `torchport:` block says. Runtimes from before there were precisions read it too, so one
-        that is not spoken of is float32.
+        """What the `torchport:` block says. Runtimes from before there were precisions, TensorRT or IO
+        binding read it too, so what is not spoken of is as it was then.
         """
-        said = {
-            k: v
-            for k, v in asdict(self).items()
-            if (k, v) not in (("precision", "float32"), ("shadow", None))
-        }
+        later = {"precision": "float32", "tensorrt": False, "io_binding": None, "shadow": None}
+        said = {k: v for k, v in asdict(self).items() if k not in later or v != later[k]}
         return said | ({} if self.shadow is None else {"shadow": self.shadow.to_json()})
+
+
+def artifact_suffix(backend: str, precision: str) -> str:
+    """The ending of a graph's artifact: `.onnx`, `.int8.onnx`, `.bfloat16.pt2`."""
+    return ARTIFACT_SUFFIX[backend] if precision == "float32" else f".{precision}{ARTIFACT_SUFFIX[backend]}"

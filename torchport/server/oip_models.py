@@ -17,7 +17,12 @@ EXTENSIONS = ["binary_tensor_data"]
 MAIN_GRAPH = "main"
 """The graph that requests enter where their parameter `graph` says no other."""
 
-_PLATFORMS = {"onnxruntime": "onnx_onnxv1", "torchscript": "pytorch_torchscript", "pt2": "pytorch_pt2"}
+_PLATFORMS = {
+    "onnxruntime": "onnx_onnxv1",
+    "torchscript": "pytorch_torchscript",
+    "pt2": "pytorch_pt2",
+    "aotinductor": "pytorch_aotinductor",
+}
 
 
 def server_metadata() -> dict[str, Any]:

@@ -164,12 +164,12 @@ def _require_trusted(contents: ArchiveContents, settings: ServerSettings) -> boo
             options = BackendOptions.from_config(contents.config.get("torchport") or {}, os.environ)
         except BackendError as err:
             raise ArchiveRefused(f"{contents.path.name}: {err}") from err
-        if options.precision != "float32":
+        if options.precision == "int8":
             raise ArchiveRefused(
                 f"{contents.path.name}: require_local_parity=true, but what an archive is proven by again "
                 f"says nothing of the precision {options.precision}: serve it in float32"
             )
-        require_local_parity(contents.path, options.backend)
+        require_local_parity(contents.path, options.backend, options.precision)
     return True
 
 

@@ -1,0 +1,142 @@
+"""Every artifact of a model: each graph for each backend, in each precision that the recipe names.
+
+made = make_artifacts(recipe, model, recipe.signatures(), tell=print)
+made.contents["main.bfloat16.pt2"]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from torchport.aotinductor_export import export_aotinductor
+from torchport.errors import ExportError
+from torchport.export import check_eager_outputs, example_inputs
+from torchport.exporters import export_program, export_torchscript, in_order, save_program
+from torchport.hashing import sha256_bytes
+from torchport.onnx_export import export_onnx
+from torchport.recipe import Recipe
+from torchport.variants import Variant, is_optional, wanted_variants
+from torchport_runtime import Signature
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass
+class Artifacts:
+    """`contents` and `entries` of the export's record by file name; `failed` are the optional backends, and
+    `failed_precisions` the other optional variants, that could not be made, each with the reason."""
+
+    contents: dict[str, bytes] = field(default_factory=dict)
+    entries: dict[str, dict[str, Any]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    failed_precisions: dict[str, str] = field(default_factory=dict)
+
+    def drop_failed(self) -> None:
+        """Of what failed for one graph, no other graph's artifact is kept."""
+        lost = {*self.failed, *self.failed_precisions}
+        for name, entry in list(self.entries.items()):
+            if {entry["backend"], str(Variant.of(entry))} & lost:
+                del self.entries[name], self.contents[name]
+
+
+def make_artifacts(
+    recipe: Recipe,
+    graphs: Mapping[str, nn.Module],
+    signatures: Mapping[str, Signature],
+    tell: Callable[[str], None],
+) -> Artifacts:
+    """Export all graphs.
+
+    Raises:
+        ExportError: one that is not optional cannot be made; all failures in one.
+    """
+    made = Artifacts()
+    failures: dict[str, list[str]] = {}
+    # The ONNX exporter fixes a recurrent layer's length in the program it is given: it comes last; and what
+    # is compiled comes after what is saved as it was captured.
+    order = {"aotinductor": 1, "onnxruntime": 2}
+    variants = sorted(
+        wanted_variants(recipe),
+        key=lambda v: (list(recipe.precisions).index(v.precision), order.get(v.backend, 0)),
+    )
+    for graph, module in graphs.items():
+        module = module.eval()
+        signature = signatures[graph]
+        inputs = example_inputs(signature)
+        check_eager_outputs(recipe, graph, module, signature, inputs)
+        exporter = _Exporter(recipe, module, in_order(module, signature, inputs), signature, inputs)
+        for variant in variants:
+            name = variant.artifact(graph)
+            tell(f"exporting {name}")
+            try:
+                if variant.precision != "float32":
+                    check_eager_outputs(recipe, graph, module, signature, inputs, variant.precision)
+                content, facts = exporter.make(variant)
+            except ExportError as err:
+                if variant.backend in recipe.optional_backends and variant.precision == "float32":
+                    made.failed.setdefault(variant.backend, f"graph {graph}: {err}")
+                elif is_optional(recipe, variant):
+                    made.failed_precisions.setdefault(str(variant), f"graph {graph}: {err}")
+                else:
+                    failures.setdefault(str(err), []).append(name)
+                continue
+            made.contents[name] = content
+            made.entries[name] = {
+                "backend": variant.backend,
+                **({"precision": variant.precision} if variant.precision != "float32" else {}),
+                "graph": graph,
+                "sha256": sha256_bytes(content),
+                "bytes": len(content),
+                **facts,
+            }
+    if failures:
+        raise ExportError(
+            f"{recipe.name} {recipe.version} cannot be exported as its recipe says:\n  "
+            + "\n  ".join(f"{', '.join(names)}: {reason}" for reason, names in failures.items())
+            + f"\n(nothing was written; the recipe's backends are now {tuple(recipe.backends)}, its "
+            f"precisions {tuple(recipe.precisions)})"
+        )
+    made.drop_failed()
+    return made
+
+
+class _Exporter:
+    """One graph for every variant; a program is captured once for each precision."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        module: nn.Module,
+        ordered: nn.Module,
+        signature: Signature,
+        inputs: Mapping[str, np.ndarray],
+    ) -> None:
+        self._recipe, self._module, self._ordered = recipe, module, ordered
+        self._signature, self._inputs = signature, inputs
+        self._programs: dict[str, Any] = {}
+
+    def make(self, variant: Variant) -> tuple[bytes, dict[str, Any]]:
+        """One artifact, and what is to be recorded about it."""
+        recipe, precision = self._recipe, variant.precision
+        if variant.backend == "torchscript":
+            module = self._module if recipe.torchscript == "script" else self._ordered
+            content = export_torchscript(recipe, module, self._signature, self._inputs, precision)
+            return content, {"method": recipe.torchscript}
+        program = self._program(precision)
+        if variant.backend == "pt2":
+            return save_program(program), {}
+        if variant.backend == "aotinductor":
+            return export_aotinductor(program)
+        return export_onnx(program, self._signature)
+
+    def _program(self, precision: str) -> Any:
+        if precision not in self._programs:
+            self._programs[precision] = export_program(
+                self._recipe, self._ordered, self._signature, self._inputs, precision
+            )
+        return self._programs[precision]
