@@ -17,7 +17,7 @@ from torchport.training import require_training
 from torchport_runtime import BackendOptions
 
 FORMAT = 1
-RULES = 2
+RULES = 3
 """What parity asks, counted up when it asks for more: `verify` does again what was proven by less."""
 REQUIREMENTS = "requirements.txt"
 """In an archive: what its handler needs beside the runtime; the name that TorchServe's archiver gives it."""

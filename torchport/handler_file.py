@@ -40,8 +40,8 @@ def handler_class(path: Path) -> type[Handler]:
     return found
 
 
-def load_handler(recipe: Recipe, folder: Path) -> Handler:
-    """The recipe's handler with signature, options, assets and, where it loads, the model of a build folder.
+def described_handler(recipe: Recipe, folder: Path) -> Handler:
+    """The recipe's handler with the signature, options and assets of a build folder, and no model yet.
 
     Raises:
         RecipeError: the handler does not load, or its `setup` fails.
@@ -50,6 +50,16 @@ def load_handler(recipe: Recipe, folder: Path) -> Handler:
     with running(path, "setup"):
         handler = handler_class(path)()
         handler.describe(folder, dict(recipe.handler_options))
+    return handler
+
+
+def load_handler(recipe: Recipe, folder: Path) -> Handler:
+    """The recipe's handler with signature, options, assets and, where it loads, the model of a build folder.
+
+    Raises:
+        RecipeError: the handler does not load, or its `setup` fails.
+    """
+    handler = described_handler(recipe, folder)
     with suppress(BackendError):  # A graph that does not load is reported where it is compared.
         handler.load(folder, backend_options(recipe, recipe.ships[0], "cpu"), dict(recipe.handler_options))
     return handler

@@ -11,14 +11,13 @@ the layout of inputs. All failures are collected and reported at once.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torchport
+from torchport.answer_parity import AnswerParity, compare_answers
 from torchport.cases import parity_cases
 from torchport.certificate import (
     FORMAT,
@@ -41,6 +40,7 @@ from torchport.reference import EAGER_MULTIPLE, SCALE_EPSILONS, Reference
 from torchport.report import report
 from torchport.report_measures import measure_graph
 from torchport.store import BuildFolder, write_bytes, write_json
+from torchport.torch_threads import torch_threads_kept
 from torchport.training import trained_model
 from torchport.versions import library_versions
 from torchport_runtime import BackendOptions, Signature
@@ -95,6 +95,7 @@ def verify(
         evidence = Evidence(recipe.ships[0])
         measures = []
         refused = {}
+        opened: dict[tuple[str, str], dict[str, Backend]] = {}
         for graph, signature in recipe.signatures().items():
             cases = list(parity_cases(recipe, graph, signature))
             reference = Reference(graphs[graph], signature, cases)
@@ -110,11 +111,10 @@ def verify(
                     path = folder.path / f"{graph}{ARTIFACT_SUFFIX[backend]}"
                     options = backend_options(recipe, backend, device)
                     try:
-                        with _torch_threads_kept():
-                            comparison.compare_all(
-                                open_backend(path, signature, options),
-                                partial(_with_threads, path, signature, options),
-                            )
+                        with torch_threads_kept():
+                            loaded = open_backend(path, signature, options)
+                            opened.setdefault((backend, device), {})[graph] = loaded
+                            comparison.compare_all(loaded, _Reopen(path, signature, options, loaded))
                     except BackendError as err:
                         if device != "cpu":
                             raise  # It cannot be had here: that says nothing about the export.
@@ -132,12 +132,26 @@ def verify(
                     else:
                         failures += comparison.failures
             tell(f"measuring {graph} for the report")
-            measures.append(measure_graph(recipe, folder, graph, graphs[graph], signature, reference))
-        requests, request_failures = compare_requests(recipe, folder)
-        failures += request_failures
-        if not failures:
-            for request, answer in answered_requests(recipe, folder):
-                evidence.add_request(request, answer)
+            on_cpu = {name: by[graph] for (name, on), by in opened.items() if on == "cpu" and graph in by}
+            with torch_threads_kept():
+                measures.append(
+                    measure_graph(recipe, folder, graph, graphs[graph], signature, reference, on_cpu)
+                )
+        with torch_threads_kept():
+            requests, request_failures = compare_requests(recipe, folder)
+            failures += request_failures
+            answers = AnswerParity()
+            if not request_failures:  # Of other tensors any answer would be wrong.
+                tell("comparing answers")
+                ships = {
+                    key: by for key, by in opened.items() if key[0] in recipe.ships and set(by) == set(graphs)
+                }
+                answers = compare_answers(recipe, folder, graphs, ships, reference_kinds)
+                for backend, found in answers.failures.items():
+                    (optional if backend in recipe.optional_backends else failures).extend(found)
+            if not failures:
+                for request, answer in answered_requests(recipe, folder):
+                    evidence.add_request(request, answer)
         proof = evidence.to_bytes()
         certificate = {
             "format": FORMAT,
@@ -157,6 +171,8 @@ def verify(
             "libraries": libraries,
             "binding": bound,
             "requests_compared": requests,
+            "answers_against": answers.against,
+            "answers": answers.summary(),
             "sample_request": sample_request(recipe),
             "evidence": {FILE: sha256_bytes(proof)},
             "results": results,
@@ -175,26 +191,30 @@ def usable_devices(recipe: Recipe, folder: BuildFolder) -> list[str]:
         for graph, signature in recipe.signatures().items():
             for backend in exported_backends(recipe, folder):
                 path = folder.path / f"{graph}{ARTIFACT_SUFFIX[backend]}"
-                open_backend(path, signature, backend_options(recipe, backend, "cuda"))
+                with torch_threads_kept():
+                    open_backend(path, signature, backend_options(recipe, backend, "cuda"))
     except BackendError:
         return ["cpu"]
     return ["cpu", "cuda"]
 
 
-def _with_threads(path: Path, signature: Signature, options: BackendOptions, threads: int) -> Backend:
-    return open_backend(path, signature, replace(options, threads=threads))
+@dataclass(frozen=True)
+class _Reopen:
+    """Gives a backend with another number of threads. ONNX Runtime's session has its own; torch's is the
+    process's, and a program that is loaded runs with whatever it is."""
 
+    path: Path
+    signature: Signature
+    options: BackendOptions
+    loaded: Backend
 
-@contextmanager
-def _torch_threads_kept() -> Iterator[None]:
-    """Opening a backend sets torch's number of threads for the whole process."""
-    import torch
+    def __call__(self, threads: int) -> Backend:
+        if self.options.backend == "onnxruntime":
+            return open_backend(self.path, self.signature, replace(self.options, threads=threads))
+        import torch
 
-    before = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)
+        return self.loaded
 
 
 def _why_verify(
