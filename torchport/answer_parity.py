@@ -163,7 +163,7 @@ class _TrainedModel:
         return bool(differing(self.eager[index], self.truth[index], self.eager[index]))
 
     def moved_ties(self, indices: Sequence[int]) -> set[int]:
-        """Those of some answers that the model decides otherwise when moved by as much as a backend may be."""
+        """Those of some answers that the model decides otherwise when it is moved by a backend's bound."""
         missing = [index for index in indices if index not in self._witnesses]
         if missing:
             asked = [self._asked[index] for index in missing]
@@ -187,15 +187,19 @@ class _TrainedModel:
         return _decisions(self._recipe, self._handler, backends, self._asked if asked is None else asked)
 
 
+def spread(examples: int) -> list[int]:
+    """The places of at most `HELD_OUT` of so many examples, from the first on, evenly apart."""
+    count = min(HELD_OUT, examples)
+    return [index * examples // count for index in range(count)]
+
+
 def _asked(recipe: Recipe) -> list[_Asked]:
     """The recipe's requests, and held-out inputs from the first to the last."""
     with running(recipe.path, "heldout"):
         examples = list(recipe.heldout())
-    count = min(HELD_OUT, len(examples))
-    chosen = [index * len(examples) // count for index in range(count)]
     return [
         *(_Asked(f"request {index}", sent) for index, sent in enumerate(recipe_requests(recipe))),
-        *(_Asked(f"held-out {index}", examples[index].request) for index in chosen),
+        *(_Asked(f"held-out {index}", examples[index].request) for index in spread(len(examples))),
     ]
 
 

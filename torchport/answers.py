@@ -46,6 +46,13 @@ def as_served(answer: Answer) -> Any:
         # Rows of plain numbers are written together, and are JSON already.
         is_json = answer.content_type == "application/json"
         return json.loads(bytes(value)) if is_json else bytes(value)
+    return as_json(value)
+
+
+def as_json(value: Any) -> Any:
+    """What JSON makes of an answer: lists of tuples and arrays, names of keys; bytes stay bytes."""
+    if isinstance(value, bytes):
+        return value
     return json.loads(json.dumps(value, default=lambda array: array.tolist()))
 
 

@@ -37,9 +37,10 @@ from torchport.handler_parity import answered_requests, compare_requests
 from torchport.hashing import sha256_bytes
 from torchport.recipe import Recipe
 from torchport.reference import EAGER_MULTIPLE, SCALE_EPSILONS, Reference
-from torchport.report import report
+from torchport.report import report, with_wire
 from torchport.report_measures import measure_graph
-from torchport.store import BuildFolder, write_bytes, write_json
+from torchport.serving_record import read_records
+from torchport.store import BuildFolder, json_bytes, write_bytes, write_json
 from torchport.torch_threads import torch_threads_kept
 from torchport.training import trained_model
 from torchport.versions import library_versions
@@ -178,7 +179,10 @@ def verify(
             "results": results,
         }
         write_bytes(folder.evidence, proof)
-        write_bytes(folder.report, report(certificate, measures))
+        page = report(certificate, measures)
+        digest = sha256_bytes(json_bytes(certificate))
+        served = [r for r in read_records(folder) if r.get("certificate_sha256") == digest]
+        write_bytes(folder.report, with_wire(page, served))
         write_json(folder.parity, certificate)
         return ParityResult(True, certificate, why or "asked for")
 
