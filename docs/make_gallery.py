@@ -22,7 +22,8 @@ import torchport
 from torchport.errors import TorchportError
 from torchport.recipe import Request
 from torchport.recipe_file import load_recipe
-from torchport.store import Store, read_json
+from torchport.serving_record import read_records
+from torchport.store import Store
 from torchport_runtime import write_arrays
 
 FOLDER = Path(__file__).parent
@@ -46,7 +47,7 @@ class Page:
 
     def section(self, name: str, text: str) -> None:
         recipe = load_recipe(name)
-        served = read_json(STORE.build(recipe.name, recipe.version).serving) or {}
+        served = (read_records(STORE.build(recipe.name, recipe.version)) or [{}])[-1]
         goals = served.get("goals", {})
         metrics = [
             f"{metric} {value:.4g}" + (f" (goal {goals[metric]})" if metric in goals else "")

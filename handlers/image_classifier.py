@@ -27,6 +27,8 @@ import torchport_runtime as runtime
 class ImageClassifier(runtime.Handler):
     """For graphs with one image input [batch, channels, height, width] and logits [batch, classes]."""
 
+    decides = "label"
+
     def setup(self) -> None:
         self.transform = runtime.ImageTransform.from_json(self.options["image"])
         listed = self.assets / "labels.txt"

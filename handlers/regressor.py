@@ -9,3 +9,5 @@ import torchport_runtime as runtime
 
 class Regressor(runtime.Handler):
     """A model with one output answers with its values; one with several, with an object of them."""
+
+    decides = "number"

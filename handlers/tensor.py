@@ -23,6 +23,8 @@ FORMATS = ("json", "npy", "npz")
 class Tensor(runtime.Handler):
     """For every model of one graph."""
 
+    decides = "number"
+
     def decode(self, request: runtime.InferenceRequest) -> dict[str, np.ndarray]:
         request.refuse_unknown_fields(["output"])
         output = self.output(request)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
+from torchport_runtime.request import Answer
 
 RTOL, ATOL = 1e-4, 1e-6
 """Between one backend's answers in process and served: it is the same graph, but a server puts
@@ -34,6 +37,23 @@ def same_answer(one: Any, other: Any, *, rtol: float = RTOL, atol: float = ATOL)
         arrays = [_values(content) for content in (one, other)]
         return all(array is not None for array in arrays) and _close(arrays[0], arrays[1], rtol, atol)
     return bool(one == other)
+
+
+def as_served(answer: Answer) -> Any:
+    """An answer as a client reads it: JSON decoded, other bytes as they are."""
+    value = answer.value
+    if isinstance(value, (bytes, bytearray)):
+        # Rows of plain numbers are written together, and are JSON already.
+        is_json = answer.content_type == "application/json"
+        return json.loads(bytes(value)) if is_json else bytes(value)
+    return as_json(value)
+
+
+def as_json(value: Any) -> Any:
+    """What JSON makes of an answer: lists of tuples and arrays, names of keys; bytes stay bytes."""
+    if isinstance(value, bytes):
+        return value
+    return json.loads(json.dumps(value, default=lambda array: array.tolist()))
 
 
 def _values(content: bytes) -> dict[str, np.ndarray] | None:

@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -20,19 +20,23 @@ from typing import Any
 
 import torchport
 from torchport import server_process, torchserve
-from torchport.answers import ATOL, RTOL, same_answer
+from torchport.answer_decisions import decided, differing
+from torchport.answer_parity import FIRST, spread
+from torchport.answers import ATOL, RTOL, as_json, same_answer
 from torchport.client import Client
 from torchport.errors import CheckError, RecipeError, ServerError, StaleError
 from torchport.gate import Gate
 from torchport.goals import missed_goals
 from torchport.handler_file import recipe_requests
 from torchport.hashing import sha256_file
-from torchport.loading import load
+from torchport.loading import ArchivedModel, load
 from torchport.recipe import Example, Recipe, Request
 from torchport.recipe_file import packaged_folder
+from torchport.report import with_wire
 from torchport.server_guard import guard
 from torchport.server_process import ServerProcess
-from torchport.store import Store, write_json
+from torchport.serving_record import keep_record
+from torchport.store import BuildFolder, Store, write_bytes
 from torchport.torchserve import TorchServe
 from torchport.torchserve_setup import Ports
 from torchport.user_code import running
@@ -102,7 +106,11 @@ def check(
                 load(served, backend=backend, precision=precision) as model,
             ):
                 answers, failures = _compare_requests(recipe, client, model.predict)
-                metrics, count = _heldout_metrics(recipe, client)
+                unlike = len(failures)
+                examples, served_answers = _heldout_answers(recipe, client)
+                metrics = _score(recipe, examples, served_answers)
+                decisions, differing_ones = _compare_decisions(model, examples, served_answers)
+                failures += differing_ones
             chosen = model.options
             int8 = model.int8_certificate if chosen.precision == "int8" else None
     if int8 is not None:
@@ -119,13 +127,16 @@ def check(
         "precision": chosen.precision,
         "passed": not failures,
         "failures": failures,
+        "certificate_sha256": model.certificate_sha256,
         "requests_compared": len(answers),
-        "heldout_answers": count,
+        "requests_alike": len(answers) - unlike,
+        "heldout_answers": len(examples),
+        "decisions": decisions,
         "metrics": metrics,
         "goals": dict(recipe.goals),
         "missed": missed_goals(recipe.goals, metrics),
     }
-    write_json(store.build(recipe.name, recipe.version).serving, record)
+    _keep(store.build(recipe.name, recipe.version), record)
     return CheckResult(record, answers)
 
 
@@ -183,21 +194,52 @@ def _compare_requests(
     return answers, failures
 
 
-def _heldout_metrics(recipe: Recipe, client: Client) -> tuple[dict[str, float], int]:
-    """The recipe's metrics, computed from what the server answers to the held-out inputs; and how many."""
+def _heldout_answers(recipe: Recipe, client: Client) -> tuple[list[Example], list[Any]]:
+    """The held-out inputs, and what the server answers to them, many at a time."""
     with running(recipe.path, "heldout"):
         examples = list(recipe.heldout())
-    if not examples:
-        return {}, 0
 
     def served(example: Example) -> Any:
         return ask(client, recipe, example.request)
 
     with ThreadPoolExecutor(CONCURRENCY) as pool:
-        answers = list(pool.map(served, examples))
+        return examples, list(pool.map(served, examples))
+
+
+def _score(recipe: Recipe, examples: Sequence[Example], answers: list[Any]) -> dict[str, float]:
+    """The recipe's metrics, computed from what the server answered to the held-out inputs."""
+    if not examples:
+        return {}
     with running(recipe.path, "score"):
         scores = recipe.score(answers, [example.expected for example in examples])
-        return {name: float(value) for name, value in scores.items()}, len(examples)
+        return {name: float(value) for name, value in scores.items()}
+
+
+def _compare_decisions(
+    model: ArchivedModel, examples: Sequence[Example], answers: Sequence[Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """What the server decides of held-out inputs, which it put into batches as they came, against what the
+    model in process decides of each alone; and what differs."""
+    chosen = spread(len(examples))
+    first: list[dict[str, Any]] = []
+    failures = []
+    for index in chosen:
+        sent = examples[index].request
+        in_process = as_json(model.predict(sent.fields()["body"], **sent.params))
+        problem = differing(decided(answers[index], model.decides), decided(in_process, model.decides))
+        if problem:
+            failures.append(f"held-out {index}, served against in process: {problem}")
+            first.append({"input": f"held-out {index}", "differs": problem})
+    counts = {"compared": len(chosen), "agreed": len(chosen) - len(failures)}
+    return {**counts, "first_differing": first[:FIRST]}, failures
+
+
+def _keep(folder: BuildFolder, record: dict[str, Any]) -> None:
+    """Write the record down, and into the report where that is of the archive's own certificate."""
+    records = keep_record(folder, record)
+    certified = folder.parity.is_file() and sha256_file(folder.parity) == record["certificate_sha256"]
+    if certified and folder.report.is_file():
+        write_bytes(folder.report, with_wire(folder.report.read_bytes(), records))
 
 
 def _compare_metrics(served: Mapping[str, float], trained: Mapping[str, float]) -> list[str]:

@@ -162,7 +162,9 @@ def check(
     recipe: RecipeArg,
     backend: Annotated[str | None, typer.Option("--backend", help="Another than the archive's.")] = None,
     precision: PrecisionOpt = None,
-    server: ServerOpt = "torchport",
+    server: Annotated[
+        str, typer.Option("--server", help="What serves it: torchport; torchserve; or all, one by one.")
+    ] = "torchport",
     store: StoreOpt = STORE,
     cache: CacheOpt = CACHE,
 ) -> None:
@@ -296,9 +298,11 @@ def query(
 def inspect(archive: Annotated[Path, typer.Argument(help="A .mar file.")]) -> None:
     """Print what is in an archive and whether its hashes hold. Runs nothing that is in it."""
     from torchport.archive_file import inspect_archive
+    from torchport.serving_record import records_beside
 
     contents = inspect_archive(archive)
     show.archive(contents)
+    show.served(records_beside(contents))
     if contents.problems:
         raise typer.Exit(1)
 

@@ -20,6 +20,8 @@ from torchport_runtime.backends import Backend
 
 ALL = slice(None)
 
+Hiding = Callable[[Mapping[str, np.ndarray]], list[str]]
+
 
 class Comparison:
     """One graph on one backend and device, over all cases."""
@@ -43,6 +45,7 @@ class Comparison:
         self._beyond_range = 0
         self._typical = None if precision == "float32" else TypicalError(reference.bound_of["epsilon"])
         self._not_finite: dict[str, Any] = {"compared": 0, "alike": 0, "hidden": []}
+        self._hiding: Hiding = lambda inputs: []
 
     def fail(self, case: str, problem: str) -> None:
         half = "" if self.precision == "float32" else f" {self.precision}"
@@ -54,13 +57,17 @@ class Comparison:
         computed = any(row["case"] == case for row in self._rows)
         return computed and any(f", {case}: " in failure for failure in self.failures)
 
-    def compare_all(self, backend: Backend, reopen: Callable[[int], Backend]) -> None:
-        """Run every case; `reopen` opens the same artifact again, with a number of threads.
+    def compare_all(
+        self, backend: Backend, reopen: Callable[[int], Backend], hiding: Hiding | None = None
+    ) -> None:
+        """Run every case; `reopen` opens the same artifact again, with a number of threads; `hiding` names
+        what in the backend itself, and not in the graph, gives finite numbers for inputs that are not.
 
         Raises:
             BackendError: the artifact does not open again.
         """
         cases = self.reference.cases
+        self._hiding = hiding or self._hiding
         for case in cases:
             try:
                 # Of a copy: a graph that writes into its inputs is told of, and spoils no other comparison.
@@ -212,11 +219,10 @@ class Comparison:
     def _compare_not_finite(self, case: Case, outputs: Mapping[str, np.ndarray]) -> None:
         """Inputs beyond what is computed on: NaN and Inf must come out, not be hidden.
 
-        ONNX Runtime's own kernels pass over NaN and Inf in inputs (its GRU and LSTM, its maximum), which
-        says nothing of the graph, and no request holds them: there it is noted. The others run eager's
-        kernels, so that what hides them is the graph; so it is of finite inputs on any backend.
+        Where a kernel of the backend does that (`hiding`), it says nothing of the graph, and no request
+        holds NaN: it is noted. Of finite inputs that become infinite on the way it is the graph's doing.
         """
-        noted = self.backend == "onnxruntime" and not all(np.isfinite(a).all() for a in case.inputs.values())
+        given = not all(np.isfinite(array).all() for array in case.inputs.values())
         for name, array in outputs.items():
             eager = self.reference.eager(case.name, name)
             if array.dtype.kind != "f" or array.shape != eager.shape:
@@ -226,10 +232,11 @@ class Comparison:
             hidden = self.reference.not_finite(case.name, name) & np.isfinite(array)
             if case.judged != "hidden" or not hidden.any():
                 continue
+            kernels = self._hiding(case.inputs) if given else []
             self._not_finite["hidden"].append(
-                {"case": case.name, "output": name, "values": int(hidden.sum())}
+                {"case": case.name, "output": name, "values": int(hidden.sum()), "by": kernels}
             )
-            if not noted:
+            if not kernels:
                 at = tuple(int(i) for i in np.argwhere(hidden)[0])
                 self.fail(
                     case.name,

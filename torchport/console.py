@@ -104,6 +104,10 @@ def parity(certificate: Mapping[str, Any]) -> None:
             "[green]pass[/]" if result["passed"] else "[bold red]FAIL[/]",
         )
     out.print(table)
+    for row in certificate.get("answers", []):
+        ties = f", {row['ties']} near ties apart" if row["ties"] else ""
+        agreed = f"{row['agreed']} of {row['compared']} answers decide as the trained model's ({row['kind']})"
+        say(f"{row['backend']} on {row['device']}: {agreed}{ties}")
     for graph, kind in certificate["reference"].items():
         if kind != "float64":
             out.print(f"[yellow]graph {escape(graph)}: reference {escape(kind)}[/]")
@@ -185,6 +189,15 @@ def archive(contents: ArchiveContents) -> None:
             problem(item)
     else:
         say("every hash holds")
+
+
+def served(records: Sequence[Mapping[str, Any]]) -> None:
+    """One line for each server that was asked of an archive."""
+    for record in records:
+        said = "answers as in process" if record["passed"] else "DOES NOT ANSWER as in process"
+        numbers = "".join(f", {name} {value:.4g}" for name, value in record["metrics"].items())
+        ran = f"{record.get('backend', '')} {record.get('precision', '')}".strip()
+        say(f"served by {record['server']} ({ran}): {said}{numbers}")
 
 
 def recipes(rows: Sequence[Mapping[str, str]]) -> None:

@@ -14,6 +14,7 @@ from torchport.certificate import backend_options
 from torchport.errors import BackendError, RecipeError
 from torchport.recipe import Recipe, Request
 from torchport.recipe_file import find_handler
+from torchport.torch_threads import torch_threads_kept
 from torchport.user_code import execute, running
 from torchport_runtime import Handler
 
@@ -40,8 +41,8 @@ def handler_class(path: Path) -> type[Handler]:
     return found
 
 
-def load_handler(recipe: Recipe, folder: Path) -> Handler:
-    """The recipe's handler with signature, options, assets and, where it loads, the model of a build folder.
+def described_handler(recipe: Recipe, folder: Path) -> Handler:
+    """The recipe's handler with the signature, options and assets of a build folder, and no model yet.
 
     Raises:
         RecipeError: the handler does not load, or its `setup` fails.
@@ -50,7 +51,20 @@ def load_handler(recipe: Recipe, folder: Path) -> Handler:
     with running(path, "setup"):
         handler = handler_class(path)()
         handler.describe(folder, dict(recipe.handler_options))
-    with suppress(BackendError):  # A graph that does not load is reported where it is compared.
+    return handler
+
+
+def load_handler(recipe: Recipe, folder: Path) -> Handler:
+    """The recipe's handler with signature, options, assets and, where it loads, the model of a build folder.
+
+    Raises:
+        RecipeError: the handler does not load, or its `setup` fails.
+    """
+    handler = described_handler(recipe, folder)
+    with (
+        suppress(BackendError),
+        torch_threads_kept(),
+    ):  # A graph that does not load is reported where it is compared.
         handler.load(folder, backend_options(recipe, recipe.ships[0], "cpu"), dict(recipe.handler_options))
     return handler
 

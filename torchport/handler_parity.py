@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from torchport.answers import RTOL, same_answer
+from torchport.answers import RTOL, as_served, same_answer
 from torchport.errors import RecipeError
 from torchport.export import random_inputs
 from torchport.handler_file import load_handler, recipe_requests
@@ -18,7 +17,6 @@ from torchport.store import BuildFolder
 from torchport.user_code import running
 from torchport_runtime import Handler, InferenceRequest, Signature
 from torchport_runtime.batching import common_sizes, run_together
-from torchport_runtime.handler import json_text
 
 
 def compare_requests(recipe: Recipe, folder: BuildFolder) -> tuple[int, list[str]]:
@@ -54,9 +52,10 @@ def answered_requests(recipe: Recipe, folder: BuildFolder) -> Iterator[tuple[Req
     handler = load_handler(recipe, folder.path)
     for sent in recipe_requests(recipe) if handler.backends else ():
         (answer,) = handler.answer([InferenceRequest(sent.fields())])
-        # As a client would get it: JSON knows no tuples, and its keys are texts.
-        value = answer.value
-        yield sent, value if isinstance(value, (bytes, bytearray)) else json.loads(json_text(value))
+        yield (
+            sent,
+            as_served(answer),
+        )  # As a client would get it: JSON knows no tuples, and its keys are texts.
 
 
 def _batch_mates(recipe: Recipe, handler: Handler, requests: list[Request]) -> Iterator[str]:
@@ -68,7 +67,7 @@ def _batch_mates(recipe: Recipe, handler: Handler, requests: list[Request]) -> I
         (alone,) = handler.answer([InferenceRequest(sent.fields())])
         if alone.status != 200:
             yield f"handler {recipe.handler}, request {index}: it is refused: {alone.value}"
-        elif answer.status != 200 or not same_answer(alone.value, answer.value):
+        elif answer.status != 200 or not same_answer(as_served(alone), as_served(answer)):
             yield (
                 f"handler {recipe.handler}, request {index}: alone it is answered with "
                 f"{str(alone.value)[:200]}, in a batch with the recipe's other requests with "

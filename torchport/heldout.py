@@ -8,7 +8,6 @@ measured.agreement(examples.measure(quantised))   # Agreement(compared=360, agre
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from torchport.answers import as_served
 from torchport.errors import RecipeError
 from torchport.hashing import sha256_bytes
 from torchport.recipe import Recipe
@@ -94,7 +94,7 @@ class HeldOut:
                     raise RecipeError(
                         f"{self._recipe.path.name}: held-out example {len(answers)}: {answer.value}"
                     )
-                answers.append(as_served(answer.value))
+                answers.append(as_served(answer))
         with running(self._recipe.path, "score"):
             scores = self._recipe.score(answers, self._expected)
         metrics = {str(name): float(value) for name, value in scores.items()}
@@ -131,13 +131,6 @@ class HeldOut:
 
                 run_together(handler.signatures[graph], parts, handler.padding, keep)
         return found
-
-
-def as_served(value: Any) -> Any:
-    """An answer as a client reads it from JSON; bytes stay bytes."""
-    if isinstance(value, (bytes, bytearray)):
-        return bytes(value)
-    return json.loads(json.dumps(value, default=lambda array: array.tolist()))
 
 
 def row_digests(tensors: Mapping[str, np.ndarray], padding: Mapping[str, float]) -> Iterator[str]:

@@ -138,7 +138,7 @@ def _values(path: Path, inputs: Mapping[str, np.ndarray], options: BackendOption
     proto = onnx.load(path)
     nodes = [node for node in proto.graph.node if any(node.output)]
     names = [name for node in nodes for name in node.output if name]
-    arrays = _run(proto, names, inputs, options)
+    arrays = inner_values(proto, names, inputs, options)
     found: dict[str, list[_Value]] = {}
     operators: dict[str, list[str]] = {}
     for node in nodes:
@@ -163,9 +163,14 @@ def _modules(node: onnx.NodeProto) -> list[str]:
     return [scope for scope in scopes[:-1] if isinstance(scope, str)] if isinstance(scopes, list) else []
 
 
-def _run(
+def inner_values(
     proto: onnx.ModelProto, names: Sequence[str], inputs: Mapping[str, np.ndarray], options: BackendOptions
 ) -> dict[str, np.ndarray]:
+    """What an ONNX graph's values of these names are for some inputs; `proto` gets them as outputs.
+
+    Raises:
+        BackendError: ONNX Runtime does not load it so, or fails.
+    """
     import onnx
     import onnxruntime
 

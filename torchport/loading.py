@@ -9,6 +9,7 @@ torch where the backend is ONNX Runtime.
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import sys
 import tempfile
@@ -75,6 +76,7 @@ class ArchivedModel:
         self._folder = tempfile.TemporaryDirectory(prefix="torchport-model-")
         folder = Path(self._folder.name)
         self.int8_certificate = contents.int8_certificate
+        self.certificate_sha256 = next(e.sha256 for e in contents.entries if e.name == "parity.json")
         graphs = contents.signature["graphs"]
         pairs = [(b, p) for b, precisions in BACKEND_PRECISIONS.items() for p in precisions]
         idle = {f"{graph}{artifact_suffix(*pair)}" for graph in graphs for pair in pairs}
@@ -106,6 +108,11 @@ class ArchivedModel:
     def folder(self) -> Path:
         """Where the archive is unpacked, while this is open."""
         return Path(self._folder.name)
+
+    @property
+    def decides(self) -> str:
+        """What the handler says that its answers decide; empty where it does not, as in older archives."""
+        return str(getattr(self._handler, "decides", ""))
 
     @property
     def providers(self) -> dict[str, str]:
@@ -158,7 +165,9 @@ class ArchivedModel:
         answers: list[Any] = []
         for answer in self._handler.answer(requests):
             if answer.status == 200:
-                answers.append(answer.value)
+                # Rows of plain numbers are written together, as JSON already.
+                is_text = isinstance(answer.value, bytes) and answer.content_type == "application/json"
+                answers.append(json.loads(answer.value) if is_text else answer.value)
             elif answer.status < 500:
                 answers.append(BadRequest(answer.value["message"], status=answer.status))
             else:

@@ -6,7 +6,8 @@ from torchport.errors import MissingParameter, StaleError, TorchportError
 from torchport.hashing import sha256_file
 from torchport.recipe import Recipe
 from torchport.recipe_file import load_recipe, recipe_paths
-from torchport.store import BuildFolder, Store, read_json
+from torchport.serving_record import read_records
+from torchport.store import BuildFolder, Store
 
 
 def overview(store: Store) -> list[dict[str, str]]:
@@ -51,7 +52,7 @@ def _row(store: Store, folder: BuildFolder, recipe: Recipe | None = None) -> dic
 
 def _metrics(folder: BuildFolder) -> str:
     """The held-out metrics as served, with their goals; before they were served, those of training."""
-    served = read_json(folder.serving) or {}
+    served = (read_records(folder) or [{}])[-1]
     if served.get("metrics"):
         goals = served.get("goals", {})
         return ", ".join(
@@ -64,10 +65,15 @@ def _metrics(folder: BuildFolder) -> str:
 
 def _state(store: Store, folder: BuildFolder) -> str:
     """The last stage that was done."""
-    served = read_json(folder.serving) or {}
     archive = store.archive(folder.name, folder.version)
-    if served.get("passed") and archive.is_file() and served.get("archive_sha256") == sha256_file(archive):
-        return "served, goal missed" if served.get("missed") else "served and checked"
+    records = read_records(folder) if archive.is_file() else []
+    if records and records[-1]["archive_sha256"] != sha256_file(archive):
+        records = []  # Of an archive that was there before.
+    if records and not all(record["passed"] for record in records):
+        failed = ", ".join(record["server"] for record in records if not record["passed"])
+        return f"packaged, failed when served by {failed}"
+    if records:
+        return "served, goal missed" if records[-1].get("missed") else "served and checked"
     if store.archive(folder.name, folder.version).is_file():
         return "packaged"
     certificate = folder.certificate()

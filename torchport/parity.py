@@ -11,14 +11,14 @@ the layout of inputs. All failures are collected and reported at once.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torchport
+from torchport.answer_parity import AnswerParity, compare_answers
 from torchport.cases import parity_cases
 from torchport.certificate import (
     FORMAT,
@@ -37,11 +37,14 @@ from torchport.half_reference import HalfReference
 from torchport.handler_file import sample_request
 from torchport.handler_parity import answered_requests, compare_requests
 from torchport.hashing import sha256_bytes
+from torchport.hidden_nan import kernels_that_hide
 from torchport.recipe import Recipe
 from torchport.reference import EAGER_MULTIPLE, SCALE_EPSILONS, Reference
-from torchport.report import report
+from torchport.report import report, with_wire
 from torchport.report_measures import measure_graph
-from torchport.store import BuildFolder, write_bytes, write_json
+from torchport.serving_record import read_records
+from torchport.store import BuildFolder, json_bytes, write_bytes, write_json
+from torchport.torch_threads import torch_threads_kept
 from torchport.training import trained_model
 from torchport.variants import Variant, exported_variants, is_optional, not_exported
 from torchport.versions import library_versions
@@ -101,6 +104,7 @@ def verify(
         evidence = Evidence(recipe.ships[0])
         measures = []
         refused = {}
+        opened: dict[tuple[str, str], dict[str, Backend]] = {}
         for graph, signature in recipe.signatures().items():
             cases = list(parity_cases(recipe, graph, signature))
             reference = Reference(graphs[graph], signature, cases)
@@ -120,9 +124,10 @@ def verify(
                     if device != "cpu" and not variant.takes_gpu:
                         continue
                     tell(f"comparing {variant.artifact(graph)} on {device}")
-                    comparison = _compared(
-                        recipe, folder, variant, device, graph, signature, references[variant.precision]
-                    )
+                    held = references[variant.precision]
+                    comparison, loaded = _compared(recipe, folder, variant, device, graph, signature, held)
+                    if loaded is not None:
+                        opened.setdefault((str(variant), device), {})[graph] = loaded
                     results.append(comparison.summary())
                     if str(variant) == "onnxruntime" and comparison.failures:
                         failed = next((c for c in reference.cases if comparison.differs_in(c.name)), None)
@@ -133,12 +138,26 @@ def verify(
                             )
                     (optional if is_optional(recipe, variant) else failures).extend(comparison.failures)
             tell(f"measuring {graph} for the report")
-            measures.append(measure_graph(recipe, folder, graph, graphs[graph], signature, reference))
-        requests, request_failures = compare_requests(recipe, folder)
-        failures += request_failures
-        if not failures:
-            for request, answer in answered_requests(recipe, folder):
-                evidence.add_request(request, answer)
+            on_cpu = {name: by[graph] for (name, on), by in opened.items() if on == "cpu" and graph in by}
+            with torch_threads_kept():
+                measures.append(
+                    measure_graph(recipe, folder, graph, graphs[graph], signature, reference, on_cpu)
+                )
+        with torch_threads_kept():
+            requests, request_failures = compare_requests(recipe, folder)
+            failures += request_failures
+            answers = AnswerParity()
+            if not request_failures:  # Of other tensors any answer would be wrong.
+                tell("comparing answers")
+                ships = {
+                    key: by for key, by in opened.items() if key[0] in recipe.ships and set(by) == set(graphs)
+                }
+                answers = compare_answers(recipe, folder, graphs, ships, reference_kinds)
+                for backend, found in answers.failures.items():
+                    (optional if backend in recipe.optional_backends else failures).extend(found)
+            if not failures:
+                for request, answer in answered_requests(recipe, folder):
+                    evidence.add_request(request, answer)
         proof = evidence.to_bytes()
         certificate = {
             "format": FORMAT,
@@ -158,12 +177,17 @@ def verify(
             "libraries": libraries,
             "binding": bound,
             "requests_compared": requests,
+            "answers_against": answers.against,
+            "answers": answers.summary(),
             "sample_request": sample_request(recipe),
             "evidence": {FILE: sha256_bytes(proof)},
             "results": results,
         }
         write_bytes(folder.evidence, proof)
-        write_bytes(folder.report, report(certificate, measures))
+        page = report(certificate, measures)
+        digest = sha256_bytes(json_bytes(certificate))
+        served = [r for r in read_records(folder) if r.get("certificate_sha256") == digest]
+        write_bytes(folder.report, with_wire(page, served))
         write_json(folder.parity, certificate)
         return ParityResult(True, certificate, why or "asked for")
 
@@ -176,8 +200,8 @@ def _compared(
     graph: str,
     signature: Signature,
     reference: Reference,
-) -> Comparison:
-    """One artifact on one device, over all cases.
+) -> tuple[Comparison, Backend | None]:
+    """One artifact on one device, over all cases; and the artifact as it was opened, where it opens.
 
     Raises:
         BackendError: the device cannot be had.
@@ -188,16 +212,21 @@ def _compared(
             comparison.fail("", problem)
     path = folder.path / variant.artifact(graph)
     options = variant_options(recipe, variant, device)
+    loaded = None
     try:
-        with _torch_threads_kept():
+        with torch_threads_kept():
+            loaded = open_backend(path, signature, options)
+            hiding = partial(kernels_that_hide, path, options=options)
             comparison.compare_all(
-                open_backend(path, signature, options), partial(_with_threads, path, signature, options)
+                loaded,
+                _Reopen(path, signature, options, loaded),
+                hiding if variant.backend == "onnxruntime" else None,
             )
     except BackendError as err:
         if device != "cpu":
             raise  # It cannot be had here: that says nothing about the export.
         comparison.fail("", str(err))
-    return comparison
+    return comparison, loaded
 
 
 def usable_devices(recipe: Recipe, folder: BuildFolder) -> list[str]:
@@ -214,7 +243,8 @@ def usable_devices(recipe: Recipe, folder: BuildFolder) -> list[str]:
                 if not variant.takes_gpu:
                     continue
                 path = folder.path / variant.artifact(graph)
-                open_backend(path, signature, variant_options(recipe, variant, "cuda"))
+                with torch_threads_kept():
+                    open_backend(path, signature, variant_options(recipe, variant, "cuda"))
     except BackendError:
         if recipe.options.tensorrt:
             raise  # A certificate of the CPU's numbers would say nothing of it.
@@ -222,20 +252,23 @@ def usable_devices(recipe: Recipe, folder: BuildFolder) -> list[str]:
     return ["cpu", "cuda"]
 
 
-def _with_threads(path: Path, signature: Signature, options: BackendOptions, threads: int) -> Backend:
-    return open_backend(path, signature, replace(options, threads=threads))
+@dataclass(frozen=True)
+class _Reopen:
+    """Gives a backend with another number of threads. ONNX Runtime's session has its own; torch's is the
+    process's, and a program that is loaded runs with whatever it is."""
 
+    path: Path
+    signature: Signature
+    options: BackendOptions
+    loaded: Backend
 
-@contextmanager
-def _torch_threads_kept() -> Iterator[None]:
-    """Opening a backend sets torch's number of threads for the whole process."""
-    import torch
+    def __call__(self, threads: int) -> Backend:
+        if self.options.backend == "onnxruntime":
+            return open_backend(self.path, self.signature, replace(self.options, threads=threads))
+        import torch
 
-    before = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)
+        return self.loaded
 
 
 def _why_verify(

@@ -154,16 +154,7 @@ class Reference:
         return others
 
     def _moved(self, cases: Sequence[Case]) -> dict[str, dict[str, np.ndarray]]:
-        import torch
-
-        generator = torch.Generator().manual_seed(0)
-        moved = copy.deepcopy(self._module)
-        with torch.no_grad():
-            for parameter in moved.parameters():
-                if parameter.is_floating_point():
-                    sign = torch.randint(0, 2, parameter.shape, generator=generator) * 2 - 1
-                    parameter.mul_(1 + torch.finfo(parameter.dtype).eps * sign.to(parameter.dtype))
-        backend = EagerBackend(moved, self._signature)
+        backend = EagerBackend(moved_module(self._module), self._signature)
         return {
             case.name: backend.run(
                 {
@@ -288,6 +279,21 @@ class Reference:
                         f"in a batch of {len(together)}: does forward mix rows?"
                     )
         return problems
+
+
+def moved_module(module: nn.Module, epsilons: int = 1, seed: int = 0) -> nn.Module:
+    """A copy whose every parameter is off by so many machine epsilons, up or down by chance."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    moved = copy.deepcopy(module)
+    with torch.no_grad():
+        for parameter in moved.parameters():
+            if parameter.is_floating_point():
+                sign = torch.randint(0, 2, parameter.shape, generator=generator) * 2 - 1
+                share = epsilons * torch.finfo(parameter.dtype).eps
+                parameter.mul_(1 + share * sign.to(parameter.dtype).to(parameter.device))
+    return moved
 
 
 def error_bound(eager_error: float, scale: float, dtype: np.dtype[Any]) -> float:

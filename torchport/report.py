@@ -1,6 +1,7 @@
 """`parity.html`: the certificate, and what was measured beside it, as a page that one would rather look at.
 
     write_bytes(folder.report, report(certificate, [measure_graph(...)]))
+    write_bytes(folder.report, with_wire(folder.report.read_bytes(), read_records(folder)))
 
 The page is whole in itself: no script, no font, nothing that is fetched; light or dark as the reader's
 system is.
@@ -23,8 +24,34 @@ MOST_ROWS = 60
 """Cases in one chart: more of them nobody reads, and the worst are in the table above."""
 
 
+WIRE = ("<!-- over the wire -->", "<!-- end of over the wire -->")
+"""Between these stands what servers answered, which is known after the rest of the page."""
+
+
 def report(certificate: Mapping[str, Any], measures: Sequence[GraphMeasures]) -> bytes:
     """The page, UTF-8."""
+    graphs = [_graph(certificate, measured) for measured in measures]
+    answers = [
+        {**row, "scores": f"{row['scores_apart']:.2g}" if row["scores_apart"] else "-"}
+        for row in certificate.get("answers", [])
+    ]
+    page = _render("parity.html.j2", certificate=certificate, graphs=graphs, answers=answers, wire=WIRE)
+    return page.encode("utf-8")
+
+
+def with_wire(page: bytes, records: Sequence[Mapping[str, Any]]) -> bytes:
+    """The page with what servers answered, as `serving.json` has it, in the place of what it said of them
+    before; an older page, which has no place for it, as it is."""
+    text = page.decode("utf-8", "replace")
+    before, begin, rest = text.partition(WIRE[0])
+    _, end, after = rest.partition(WIRE[1])
+    if not (begin and end):
+        return page
+    said = _render("wire.html.j2", records=records)
+    return f"{before}{begin}\n{said}\n{end}{after}".encode()
+
+
+def _render(template: str, **values: Any) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -34,10 +61,7 @@ def report(certificate: Mapping[str, Any], measures: Sequence[GraphMeasures]) ->
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template("parity.html.j2").render(
-        certificate=certificate, graphs=[_graph(certificate, measured) for measured in measures]
-    )
-    return page.encode("utf-8")
+    return environment.get_template(template).render(**values)
 
 
 def _graph(certificate: Mapping[str, Any], measured: GraphMeasures) -> dict[str, Any]:

@@ -127,22 +127,29 @@ def check(
     server: str = "torchport",
     precision: str | None = None,
 ) -> None:
+    from torchport.checking import SERVERS, require
     from torchport.checking import check as run
-    from torchport.checking import require
     from torchport.handler_file import recipe_requests
 
-    with show.working("serving") as tell:
-        result = run(recipe, store, backend=backend, precision=precision, server=server, tell=tell)
-    if result.failures:
-        require(result)
-    record = result.record
-    numbers = "".join(f", served {k} {v:.5g}" for k, v in record["metrics"].items())
-    detail = f"{record['requests_compared']} answers as in process{numbers}"
-    precision = "" if record["precision"] == "float32" else f", {record['precision']}"
-    show.stage("check", True, f"{record['server']}, {record['backend']}{precision}", detail)
-    for request, answer in zip(recipe_requests(recipe), result.answers, strict=True):
+    results = []
+    for one in SERVERS if server == "all" else [server]:
+        with show.working("serving") as tell:
+            result = run(recipe, store, backend=backend, precision=precision, server=one, tell=tell)
+        results.append(result)
+        if result.failures:
+            continue
+        record = result.record
+        numbers = "".join(f", served {k} {v:.5g}" for k, v in record["metrics"].items())
+        detail = f"{record['requests_compared']} answers as in process{numbers}"
+        ran = "" if record["precision"] == "float32" else f", {record['precision']}"
+        show.stage("check", True, f"{record['server']}, {record['backend']}{ran}", detail)
+    for result in results:
+        if result.failures:
+            require(result)
+    for request, answer in zip(recipe_requests(recipe), results[0].answers, strict=True):
         body = request.content
         sent = body.decode() if request.body is None else f"{request.content_type} of {len(body)} bytes"
         params = "".join(f", {name}={value}" for name, value in request.params.items())
         show.exchange(sent + params, answer)
-    require(result)
+    for result in results:
+        require(result)

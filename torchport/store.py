@@ -62,7 +62,12 @@ def remove_strays(folder: Path, name: str = "*") -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
+    write_bytes(path, json_bytes(value))
+
+
+def json_bytes(value: Mapping[str, Any]) -> bytes:
+    """An object as `write_json` writes it."""
+    return (json.dumps(value, indent=2) + "\n").encode()
 
 
 def read_json(path: Path, *required: str) -> dict[str, Any] | None:

@@ -45,9 +45,14 @@ class Handler:
 
     A subclass may set `padding`, input names to fill values, where requests of different lengths may
     share a run: they are filled up to the longest. Without it only requests of equal sizes do.
+
+    It may say what its answers decide, `decides`: "label" where numbers are the scores of classes, of
+    which the greatest counts, "number" where they are what was asked for. Proofs that two models answer
+    alike compare decisions; without this they go by an answer's structure.
     """
 
     padding: ClassVar[Mapping[str, float]] = {}
+    decides: ClassVar[str] = ""
 
     def __init__(self) -> None:
         self.initialized = False

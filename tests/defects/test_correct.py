@@ -201,6 +201,16 @@ def test_passes(verified, name):
     assert all(r["rows_in_other_order"] > 0 for r in result.certificate["results"])
 
 
+@pytest.mark.parametrize("name", ["GRU", "bidirectional LSTM"])
+def test_what_a_kernel_of_onnx_runtime_hides_is_noted_with_its_name(verified, name):
+    result = verified(CORRECT[name])
+    (found,) = (r for r in result.certificate["results"] if r["backend"] == "onnxruntime")
+    hidden = found["not_finite"]["hidden"]
+    assert {entry["case"] for entry in hidden} == {"all NaN", "all Inf", "all -Inf"}
+    assert all(kernel.startswith(name.split()[-1]) for entry in hidden for kernel in entry["by"])
+    assert all(entry["by"] for entry in hidden)
+
+
 def test_with_no_state_left_of_the_run_that_came_before(verified):
     """What a certificate counts: of one sample of four rows and three seeds of two."""
     result = verified(Model(layers="self.inner = nn.Linear(6, 6)", right="y = self.inner(x)"))

@@ -190,6 +190,28 @@ DEFECTS = {
         "y = torch.nan_to_num(self.inner(torch.nan_to_num(x)))",
         ["output 'y'", "NaN", "finite"],
     ),
+    "NaN hidden behind a zero, in a convolutional ONNX graph": (
+        Model(
+            layers="self.inner = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.MaxPool2d(2))",
+            right="y = self.inner(x)",
+            inputs=IMAGE,
+            outputs=image(3, 3),
+            backends=("onnxruntime",),
+        ),
+        "y = self.inner(torch.where(x == x, x, torch.zeros(())))",
+        ["onnxruntime on cpu, graph main", "all NaN", "finite"],
+    ),
+    "NaN hidden before a GRU, in an ONNX graph": (
+        Model(
+            layers="self.cell = nn.GRU(6, 6, batch_first=True)",
+            right="y = self.cell(x)[0]",
+            inputs={"x": '"float32", ("batch", 3, 6)'},
+            outputs={"y": '"float32", ("batch", 3, 6)'},
+            backends=("onnxruntime",),
+        ),
+        "y = self.cell(torch.where(x == x, x, torch.zeros(())))[0]",
+        ["onnxruntime on cpu, graph main", "all NaN", "finite"],
+    ),
     "NaN hidden behind a maximum": (
         Model(right="y = F.relu(x)"),
         "y = torch.where(x > 0, x, torch.zeros(()))",

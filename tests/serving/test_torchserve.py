@@ -22,6 +22,7 @@ from tests.test_archive import rewrite
 from torchport.client import Client
 from torchport.errors import RequestError, ServerError
 from torchport.recipe_file import load_recipe
+from torchport.serving_record import read_records
 from torchport.store import Store, read_json
 from torchport.torchserve import start
 from torchport.torchserve_setup import Ports
@@ -267,7 +268,7 @@ def test_ship_says_when_nothing_had_to_be_done_and_asks_again(shipped, linear_ar
     assert "nothing had to be done again; asking once more" in done.stdout
     (line,) = (line for line in done.stdout.splitlines() if line.startswith("  [4.0] -> "))
     assert abs(json.loads(line.split(" -> ")[1])[0] - 14) < 2
-    record = read_json(shipped.build("linear", "1.0").serving)
+    record = read_records(shipped.build("linear", "1.0"))[-1]
     assert record["passed"]
     assert record["requests_compared"] == 3
     trained = read_json(shipped.build("linear", "1.0").training)["metrics"]["heldout_mse"]

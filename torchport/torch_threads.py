@@ -1,0 +1,24 @@
+"""torch's number of threads, which opening a backend sets for the whole process.
+
+with torch_threads_kept():
+    open_backend(path, signature, options)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def torch_threads_kept(count: int | None = None) -> Iterator[None]:
+    """Leave the number as it was; inside it is `count`, where one is given."""
+    import torch
+
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
