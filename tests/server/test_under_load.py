@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import threading
-import time
 from collections import Counter
 
 import psutil
@@ -17,6 +16,8 @@ import requests
 from tests.conftest import ROOT, run_stages
 from tests.server.archives import write_archive
 from tests.server.load import Load
+from tests.server.metrics import metric
+from tests.server.waiting import wait_until
 from torchport.loading import load
 from torchport.recipe_file import load_recipe
 from torchport.server_process import start
@@ -25,17 +26,6 @@ from torchport.store import Store
 SECONDS = 30.0
 
 QUIET = {"enable_grpc": "false"}
-
-
-def metric(server, name, **labels):
-    """The sum of a metric's samples with these labels."""
-    text = requests.get(f"{server.urls['metrics']}/metrics", timeout=10).text
-    total = 0.0
-    for line in text.splitlines():
-        match = re.fullmatch(rf"{name}\{{(.*)\}} (\S+)", line)
-        if match and all(f'{k}="{v}"' in match[1] for k, v in labels.items()):
-            total += float(match[2])
-    return total
 
 
 @pytest.mark.slow
@@ -243,13 +233,6 @@ def test_a_time_limit_that_is_none_is_refused(hanging, value):
 
 def queue(server):
     return {"batch": metric(server, "torchport_batch_rows_count", model_name="hangs")}
-
-
-def wait_until(condition, seconds=20.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
 
 
 def test_workers_do_not_outlive_a_front_that_is_killed(tmp_path):
