@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.archive_edits import rewrite
 from tests.conftest import run_stages
 from torchport.archive import package
 from torchport.archive_file import extract, inspect_archive
@@ -21,18 +22,6 @@ from torchport.errors import ArchiveError, RecipeError, StaleError
 from torchport.parity import verify
 from torchport.recipe_file import load_recipe
 from torchport.store import Store
-
-
-def rewrite(source: Path, target: Path, changes: dict[str, bytes | None]) -> Path:
-    """A copy of an archive with entries replaced, added, or (None) left out."""
-    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
-        for name in old.namelist():
-            if name not in changes:
-                new.writestr(name, old.read(name))
-        for name, content in changes.items():
-            if content is not None:
-                new.writestr(name, content)
-    return target
 
 
 def test_what_travels(linear_archive):

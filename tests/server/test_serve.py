@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import sysconfig
 import threading
 import time
 from contextlib import suppress
@@ -17,7 +16,7 @@ import psutil
 import pytest
 import requests
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, environment_without_torchport
 from tests.server.archives import write_archive
 from torchport.server_process import start
 from torchport.store import Store
@@ -69,19 +68,8 @@ def ended(process, number=signal.SIGTERM):
 
 
 def environment_without(folder, *absent):
-    """A virtual environment with every package of this one but some, and torchport."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
-    python = folder / "bin" / "python"
-    where = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
-    packages = Path(subprocess.run(where, capture_output=True, text=True, check=True).stdout.strip())
-    for installed in Path(sysconfig.get_path("purelib")).iterdir():
-        name = installed.name.lower()
-        if (
-            not name.startswith(absent)
-            and "torchport" not in name
-            and not (packages / installed.name).exists()
-        ):
-            (packages / installed.name).symlink_to(installed)
+    """A virtual environment with every package of this one but some; torchport is in it."""
+    python, packages = environment_without_torchport(folder, *absent)
     (packages / "torchport.pth").write_text(f"{ROOT}\n")
     return python
 

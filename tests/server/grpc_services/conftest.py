@@ -6,7 +6,7 @@ import grpc
 import pytest
 
 from tests.server.archives import write_archive
-from tests.server.grpc_services.client import (
+from tests.server.grpc_client import (
     INFERENCE,
     Client,
     prediction,

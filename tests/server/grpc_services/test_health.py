@@ -8,13 +8,13 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.server.grpc_services.calls import Code, refused
-from tests.server.grpc_services.client import (
+from tests.server.grpc_client import (
     INFERENCE,
     OPEN_INFERENCE,
     Client,
     prediction,
 )
+from tests.server.grpc_services.calls import Code, refused
 from tests.server.waiting import wait_until
 from torchport.errors import ServerError
 from torchport.server.grpc_messages import inference, open_inference

@@ -7,14 +7,14 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.server.certificates import tls_settings
-from tests.server.grpc_services.calls import Code, refused
-from tests.server.grpc_services.client import (
+from tests.server.grpc_client import (
     INFERENCE,
     MANAGEMENT,
     OPEN_INFERENCE,
     Client,
     prediction,
 )
+from tests.server.grpc_services.calls import Code, refused
 from tests.server.guarded import addresses, guarded
 from torchport.errors import ServerError
 from torchport.server.grpc_messages import management, open_inference

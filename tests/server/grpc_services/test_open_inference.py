@@ -4,10 +4,10 @@ import grpc
 import numpy as np
 import pytest
 
-from tests.server.grpc_services.calls import Code, fp32, refused
-from tests.server.grpc_services.client import (
+from tests.server.grpc_client import (
     OPEN_INFERENCE,
 )
+from tests.server.grpc_services.calls import Code, fp32, refused
 from torchport.loading import load
 from torchport.server.grpc_messages import open_inference
 

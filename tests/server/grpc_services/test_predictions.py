@@ -6,12 +6,12 @@ import grpc
 import pytest
 import requests
 
-from tests.server.grpc_services.calls import Code, fp32, refused
-from tests.server.grpc_services.client import (
+from tests.server.grpc_client import (
     INFERENCE,
     OPEN_INFERENCE,
     prediction,
 )
+from tests.server.grpc_services.calls import Code, fp32, refused
 from tests.server.metrics import metric
 
 

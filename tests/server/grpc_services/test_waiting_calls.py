@@ -2,11 +2,11 @@
 
 from functools import partial
 
-from tests.server.grpc_services.calls import Code, refused
-from tests.server.grpc_services.client import (
+from tests.server.grpc_client import (
     INFERENCE,
     prediction,
 )
+from tests.server.grpc_services.calls import Code, refused
 from tests.server.metrics import metric
 from tests.server.waiting import wait_until
 

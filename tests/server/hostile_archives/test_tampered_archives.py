@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.archive_edits import rewrite
 from tests.server.hostile_archives.registering import refusal
 from tests.server.hostile_archives.writing import (
     MANIFEST,
 )
 from torchport.server_process import ServerProcess
-
-
-def rewritten(source: Path, target: Path, changes: dict[str, Callable[[bytes], bytes]]) -> None:
-    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
-        for name in old.namelist():
-            new.writestr(name, changes.pop(name, lambda content: content)(old.read(name)))
-        for name, change in changes.items():
-            new.writestr(name, change(b""))
 
 
 def one_byte(content: bytes) -> bytes:
@@ -79,7 +71,7 @@ def test_archives_of_torchport_s_whose_certificate_does_not_hold(
 ) -> None:
     changes, reason = TAMPERED[case]
     path = place / "store" / "tampered-1.0.mar"
-    rewritten(linear_archive, path, dict(changes))
+    rewrite(linear_archive, path, changes)
     try:
         status, message = refusal(server, url=path.name, model_name="tampered", initial_workers=1)
     finally:
