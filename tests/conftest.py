@@ -22,6 +22,21 @@ from torchport.training import train
 
 ROOT = Path(__file__).parent.parent
 
+ROAD_FIXTURES = frozenset({"shipped", "linear_archive", "digits_archive", "built", "shipped_as", "proofs"})
+"""Those that train, export or prove a model."""
+
+NOT_QUICK = ("road", "server", "serving", "slow", "gpu")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark `road` what a fixture takes down the road, and `quick` what is marked with nothing slower."""
+    for item in items:
+        if not ROAD_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker("road")
+        if not any(item.get_closest_marker(name) for name in NOT_QUICK):
+            item.add_marker("quick")
+
+
 TINY = """
     import numpy as np
     import torch

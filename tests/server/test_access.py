@@ -19,6 +19,8 @@ from torchport.server.access import Access, KeyKind
 from torchport.server.errors import InvalidKey
 from torchport.server.settings import settings_from
 
+pytestmark = pytest.mark.server
+
 TOKENS = {"disable_token_authorization": "false", "enable_model_api": "true"}
 
 

@@ -21,6 +21,8 @@ from tests.server.archives import write_archive
 from torchport.server_process import start
 from torchport.store import Store
 
+pytestmark = pytest.mark.server
+
 ECHO = """
     import json
     import os

@@ -13,6 +13,8 @@ from tests.server.waiting import wait_until
 from torchport.server_process import start
 from torchport.store import Store
 
+pytestmark = pytest.mark.server
+
 HANDLER = """
     import json
     import os

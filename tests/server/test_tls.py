@@ -17,6 +17,8 @@ from tests.server.certificates import tls_settings
 from tests.server.guarded import APIS, Guarded, addresses, guarded_model, message_of_refusal
 from tests.server.waiting import PATIENCE_S, wait_until
 
+pytestmark = pytest.mark.server
+
 
 def tls(certificates: Path, **more: str) -> dict[str, str]:
     return addresses("https") | tls_settings(certificates) | more

@@ -23,6 +23,8 @@ from torchport.recipe_file import load_recipe
 from torchport.server_process import start
 from torchport.store import Store
 
+pytestmark = pytest.mark.server
+
 SECONDS = 30.0
 
 QUIET = {"enable_grpc": "false"}

@@ -20,6 +20,8 @@ from torchport.errors import ServerError
 from torchport.server.grpc_messages import inference, open_inference
 from torchport.server_process import start
 
+pytestmark = pytest.mark.server
+
 
 @pytest.mark.parametrize("port", ["grpc_inference", "grpc_management"])
 def test_health_checks(server, port):

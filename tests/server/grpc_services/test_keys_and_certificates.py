@@ -20,6 +20,8 @@ from torchport.errors import ServerError
 from torchport.server.grpc_messages import management, open_inference
 from torchport.server_process import start
 
+pytestmark = pytest.mark.server
+
 
 def guarded_linear(store, run, **settings):
     return guarded(run, {"model_store": str(store.path), "load_models": "linear-1.0.mar", **settings})

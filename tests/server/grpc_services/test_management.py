@@ -7,6 +7,8 @@ import pytest
 from tests.server.archives import write_archive
 from tests.server.grpc_services.calls import Code, refused
 
+pytestmark = pytest.mark.server
+
 
 def test_models_come_and_go(server, client, manager):
     said = manager.manage("RegisterModel", url="bare-1.0.mar", model_name="second")

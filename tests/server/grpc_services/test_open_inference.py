@@ -11,6 +11,8 @@ from tests.server.grpc_services.calls import Code, fp32, refused
 from torchport.loading import load
 from torchport.server.grpc_messages import open_inference
 
+pytestmark = pytest.mark.server
+
 
 @pytest.mark.parametrize(
     "service", [OPEN_INFERENCE, "org.pytorch.serve.grpc.openinference.GRPCInferenceService"]

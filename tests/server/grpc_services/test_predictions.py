@@ -14,6 +14,8 @@ from tests.server.grpc_client import (
 from tests.server.grpc_services.calls import Code, fp32, refused
 from tests.server.metrics import metric
 
+pytestmark = pytest.mark.server
+
 
 def test_the_wire_is_torchserves(server, client):
     """Bytes written by hand: the numbers of the fields are those that TorchServe's clients were made of."""

@@ -2,6 +2,8 @@
 
 from functools import partial
 
+import pytest
+
 from tests.server.grpc_client import (
     INFERENCE,
     prediction,
@@ -9,6 +11,8 @@ from tests.server.grpc_client import (
 from tests.server.grpc_services.calls import Code, refused
 from tests.server.metrics import metric
 from tests.server.waiting import wait_until
+
+pytestmark = pytest.mark.server
 
 
 def test_a_deadline_is_the_requests_own(server, client, hold):

@@ -14,6 +14,8 @@ from tests.server.hostile_archives.writing import (
     manifest,
 )
 
+pytestmark = pytest.mark.server
+
 CONFIGS = {
     "a billion values": (bomb(), "more than 100000 values"),
     "a billion values where a number belongs": (f"{bomb()}\nminWorkers: *a11", "more than 100000 values"),

@@ -16,6 +16,8 @@ from tests.server.hostile_archives.writing import (
     named,
 )
 
+pytestmark = pytest.mark.server
+
 NAMES = {
     "../escaped.py": "leads out",
     "../../outside/escaped": "leads out",

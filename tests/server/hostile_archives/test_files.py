@@ -18,6 +18,8 @@ from tests.server.hostile_archives.writing import (
     written,
 )
 
+pytestmark = pytest.mark.server
+
 
 def changed(place: Path, change: Callable[[zipfile.ZipInfo], None]) -> bytes:
     """An archive whose list of entries says something else of the handler than is true."""

@@ -17,6 +17,8 @@ from tests.server.hostile_archives.writing import (
     manifest,
 )
 
+pytestmark = pytest.mark.server
+
 MANIFESTS: dict[str, tuple[bytes | None, str]] = {
     "no JSON": (b"{", "cannot be read"),
     "no UTF-8": (b'{"model": "\xff"}', "cannot be read"),

@@ -16,6 +16,8 @@ from tests.server.hostile_archives.writing import (
 )
 from torchport.server_process import ServerProcess
 
+pytestmark = pytest.mark.server
+
 URLS = [
     ("", 400),
     (" ", 404),

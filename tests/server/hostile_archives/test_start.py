@@ -19,6 +19,8 @@ from torchport.errors import ServerError
 from torchport.server_process import start
 from torchport.store import Store
 
+pytestmark = pytest.mark.server
+
 
 def test_broken_archives_cost_no_other_its_place_when_a_server_starts(
     tmp_path: Path, linear_archive: Path

@@ -16,6 +16,8 @@ from tests.server.hostile_archives.writing import (
 )
 from torchport.server_process import ServerProcess
 
+pytestmark = pytest.mark.server
+
 
 def one_byte(content: bytes) -> bytes:
     return content[:-1] + bytes([content[-1] ^ 1])

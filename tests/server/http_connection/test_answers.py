@@ -10,6 +10,8 @@ from tests.server.http_connection.connections import wire
 from tests.server.http_connection.raw_requests import LAST_PING, odd
 from torchport.server_process import ServerProcess
 
+pytestmark = pytest.mark.server
+
 
 @pytest.mark.parametrize("status", [204, 304])
 def test_an_answer_that_has_no_body_by_its_status_is_sent_none(server: ServerProcess, status: int) -> None:

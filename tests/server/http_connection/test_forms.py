@@ -10,6 +10,8 @@ from tests.server.http_connection.connections import wire
 from tests.server.http_connection.raw_requests import VALID, post
 from torchport.server_process import ServerProcess
 
+pytestmark = pytest.mark.server
+
 PART = b'--b\r\nContent-Disposition: form-data; name="x"\r\n\r\ny\r\n'
 
 

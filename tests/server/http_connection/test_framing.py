@@ -10,6 +10,8 @@ from tests.server.http_connection.connections import refused, wire
 from tests.server.http_connection.raw_requests import CHUNKED, LAST_PING, PING, POST, post
 from torchport.server_process import ServerProcess
 
+pytestmark = pytest.mark.server
+
 AMBIGUOUS = {
     "length and chunks": (POST + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
     "chunks and length": (POST + b"Transfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\n", 400),

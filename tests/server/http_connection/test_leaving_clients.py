@@ -15,6 +15,8 @@ from tests.server.waiting import comes_true
 from tests.server.wire import Wire
 from torchport.server_process import ServerProcess
 
+pytestmark = pytest.mark.server
+
 
 def reset(raw: Wire) -> None:
     raw.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -12,6 +12,8 @@ from tests.server.http_connection.raw_requests import PING, POST, odd, post
 from tests.server.wire import PATIENCE_S
 from torchport.server_process import ServerProcess
 
+pytestmark = pytest.mark.server
+
 # Expect.
 
 

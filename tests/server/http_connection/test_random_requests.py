@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import random
 
+import pytest
+
 from tests.server.http_connection.connections import wire
 from tests.server.http_connection.raw_requests import CHUNKED, LAST_PING, PING, VALID, post
 from torchport.server_process import ServerProcess
+
+pytestmark = pytest.mark.server
 
 
 def mutated(source: random.Random, seed: bytes) -> bytes:

@@ -8,6 +8,8 @@ from tests.server.http_connection.connections import MIB, Peak, refused, wire
 from tests.server.http_connection.raw_requests import CHUNKED, POST
 from torchport.server_process import ServerProcess
 
+pytestmark = pytest.mark.server
+
 
 def test_a_body_that_is_announced_too_large_is_refused_before_it_is_sent(server: ServerProcess) -> None:
     answer = refused(server, POST + b"Content-Length: 1000000000\r\n\r\n")

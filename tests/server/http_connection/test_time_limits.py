@@ -13,6 +13,8 @@ from tests.server.waiting import comes_true
 from tests.server.wire import PATIENCE_S
 from torchport.server_process import ServerProcess
 
+pytestmark = pytest.mark.server
+
 UNFINISHED = {
     "headers": b"GET /ping HTTP/1.1\r\nHost: ",
     "a first letter": b"G",

@@ -16,6 +16,8 @@ from tests.server.open_inference.tensors import (
 )
 from torchport.loading import load
 
+pytestmark = pytest.mark.server
+
 
 def test_what_the_server_and_its_models_say_of_themselves(ask):
     status, said = ask("GET", "/v2")

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from tests.server.open_inference.tensors import HUGE, VALUES, binary_input, tensor, with_bytes
 
+pytestmark = pytest.mark.server
+
 X = tensor()
 
 
