@@ -22,6 +22,21 @@ from torchport.training import train
 
 ROOT = Path(__file__).parent.parent
 
+ROAD_FIXTURES = frozenset({"shipped", "linear_archive", "digits_archive", "built", "shipped_as", "proofs"})
+"""Those that train, export or prove a model."""
+
+NOT_QUICK = ("road", "server", "serving", "slow", "gpu")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark `road` what a fixture takes down the road, and `quick` what is marked with nothing slower."""
+    for item in items:
+        if not ROAD_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker("road")
+        if not any(item.get_closest_marker(name) for name in NOT_QUICK):
+            item.add_marker("quick")
+
+
 TINY = """
     import numpy as np
     import torch
@@ -54,14 +69,17 @@ def run_stages(recipe: Recipe, store: Store, *, seed: int = 0, weights: Path | N
     return package(recipe, store).path
 
 
-def environment_without_torchport(folder: Path) -> tuple[Path, Path]:
-    """A virtual environment with every package of this one but torchport; its Python and site-packages."""
+def environment_without_torchport(folder: Path, *absent: str) -> tuple[Path, Path]:
+    """A virtual environment with every package of this one but torchport, and but those whose names begin as
+    `absent` says; its Python and site-packages."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     python = folder / "bin" / "python"
     where = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
     packages = Path(subprocess.run(where, capture_output=True, text=True, check=True).stdout.strip())
     for installed in Path(sysconfig.get_path("purelib")).iterdir():
-        if "torchport" not in installed.name and not (packages / installed.name).exists():
+        name = installed.name.lower()
+        left_out = "torchport" in name or name.startswith(absent)
+        if not left_out and not (packages / installed.name).exists():
             (packages / installed.name).symlink_to(installed)
     return python, packages
 

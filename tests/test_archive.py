@@ -7,32 +7,20 @@ import shutil
 import stat
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.conftest import run_stages
+from tests.archive_edits import rewrite
+from tests.conftest import ROOT, run_stages
 from torchport.archive import package
 from torchport.archive_file import extract, inspect_archive
 from torchport.errors import ArchiveError, RecipeError, StaleError
 from torchport.parity import verify
 from torchport.recipe_file import load_recipe
 from torchport.store import Store
-
-
-def rewrite(source: Path, target: Path, changes: dict[str, bytes | None]) -> Path:
-    """A copy of an archive with entries replaced, added, or (None) left out."""
-    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
-        for name in old.namelist():
-            if name not in changes:
-                new.writestr(name, old.read(name))
-        for name, content in changes.items():
-            if content is not None:
-                new.writestr(name, content)
-    return target
 
 
 def test_what_travels(linear_archive):
@@ -80,6 +68,7 @@ def test_packaging_refuses_a_certificate_that_did_not_pass(built, store):
         package(recipe, store)
 
 
+@pytest.mark.road
 def test_packaging_names_a_changed_handler(write_recipe, store):
     path = write_recipe(('"regressor"', '"mine"'))
     handler = path.parent / "mine.py"
@@ -92,6 +81,7 @@ def test_packaging_names_a_changed_handler(write_recipe, store):
         package(recipe, store)
 
 
+@pytest.mark.road
 def test_requirements_travel_and_are_bound(write_recipe, store):
     path = write_recipe(("inputs =", 'requirements = ("tokenizers>=0.20",)\n    inputs ='))
     archive = run_stages(load_recipe(path), store)
@@ -135,26 +125,27 @@ def test_a_backend_that_was_not_exported(built, store):
         package(recipe, store, backends=["pt2"])
 
 
+@pytest.mark.road
 def test_the_same_bytes_from_another_folder_and_a_bystander_survives(write_recipe, tmp_path):
     path = write_recipe()
-    bystander = Path(tempfile.gettempdir()) / "tiny"
-    made = not bystander.exists()
-    bystander.mkdir(exist_ok=True)
+    bystander = tmp_path / "tmp" / "tiny"
+    bystander.mkdir(parents=True)
     (bystander / "precious").write_text("mine")
+    # A process each: one would find what it has in memory.
+    road = (
+        "import sys; from tests.conftest import run_stages; from torchport.recipe_file import load_recipe\n"
+    )
+    road += "from torchport.store import Store; from pathlib import Path\n"
+    road += "run_stages(load_recipe(Path(sys.argv[1])), Store(Path('model_store')))"
+    environment = {**os.environ, "TMPDIR": str(bystander.parent), "PYTHONPATH": str(ROOT)}
     archives = []
-    try:
-        for place in ("one", "two/deeper"):
-            folder = tmp_path / place
-            folder.mkdir(parents=True)
-            copy = shutil.copy(path, folder)
-            command = [sys.executable, "-m", "torchport"]
-            for stage in ("train", "export", "verify", "package"):
-                subprocess.run([*command, stage, copy], cwd=folder, check=True, capture_output=True)
-            archives.append((folder / "model_store" / "tiny-1.0.mar").read_bytes())
-        assert (bystander / "precious").read_text() == "mine"
-    finally:
-        if made:
-            shutil.rmtree(bystander)
+    for place in ("one", "two/deeper"):
+        folder = tmp_path / place
+        folder.mkdir(parents=True)
+        command = [sys.executable, "-c", road, shutil.copy(path, folder)]
+        subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
+        archives.append((folder / "model_store" / "tiny-1.0.mar").read_bytes())
+    assert (bystander / "precious").read_text() == "mine"
     assert archives[0] == archives[1]
 
 
@@ -328,6 +319,7 @@ def test_inspecting_runs_nothing(linear_archive, tmp_path):
     assert not mark.exists()
 
 
+@pytest.mark.road
 def test_two_versions_live_in_one_store(write_recipe, store):
     for version in ("1.0", "1.1"):
         run_stages(load_recipe(write_recipe(('"1.0"', f'"{version}"'))), store)

@@ -163,9 +163,10 @@ def test_extremes_and_ties_are_ordered_and_quick():
     decoder = BoxDecoder(size=(512, 512), strides=(4,), min_score=0)
     points = len(decoder.points())
     logits = np.full((points, 20), 1e30, np.float32)  # 327,680 candidates, all of them certain.
-    started = time.perf_counter()
+    started = time.process_time()
     found = decoder(logits, np.full((points, 4), 1e30, np.float32))
-    assert time.perf_counter() - started < 5  # A tenth of it here; a loop in Python takes minutes.
+    # Of the processor, whatever else it does. A tenth of it here; a loop in Python takes minutes.
+    assert time.process_time() - started < 5
     assert found.boxes[0].tolist() == [0, 0, 512, 512]
     assert np.isfinite(found.boxes).all()
     assert (found.scores == 1).all()

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_stages
+from torchport.recipe_file import load_recipe
 
 
 def torchport(*arguments, cwd=ROOT, **environment):
@@ -26,6 +27,7 @@ def store_option(shipped, linear_archive):
     return ("--store", shipped.path)
 
 
+@pytest.mark.road
 def test_stages_one_by_one_and_again(write_recipe, tmp_path):
     recipe = write_recipe()
     for again in (False, True):
@@ -101,15 +103,13 @@ def test_wrong_input_is_one_clear_message(store_option, arguments, code, reason)
     assert "Traceback" not in done.stderr
 
 
-def test_a_check_that_says_no_exits_1(write_recipe, tmp_path):
-    recipe = write_recipe(("np.array([[1, 2, 3]], np.float32)", "np.array([[1, 2, 4]], np.float32)"))
-    for stage in ("train", "export"):
-        assert torchport(stage, recipe, cwd=tmp_path).returncode == 0
-    done = torchport("verify", recipe, cwd=tmp_path)
+def test_a_check_that_says_no_exits_1(built, store):
+    recipe, _ = built(("np.array([[1, 2, 3]], np.float32)", "np.array([[1, 2, 4]], np.float32)"))
+    done = torchport("verify", recipe.path, "--store", store.path)
     assert done.returncode == 1
     assert "differs from the recipe's tensor" in done.stderr
-    assert torchport("package", recipe, cwd=tmp_path).returncode == 1
-    assert not (tmp_path / "model_store" / "tiny-1.0.mar").exists()
+    assert torchport("package", recipe.path, "--store", store.path).returncode == 1
+    assert not (store.path / "tiny-1.0.mar").exists()
 
 
 def test_inspect_prints_contents_and_verdict(linear_archive, tmp_path):
@@ -139,13 +139,12 @@ def test_version_and_help():
     assert "restart" in torchport("torchserve", "-h").stdout
 
 
-def test_init_writes_what_ships(tmp_path):
+@pytest.mark.road
+def test_init_writes_what_ships(store, tmp_path):
     done = torchport("init", "mine", "--handler", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert {"mine.py", "mine_handler.py"} == {path.name for path in tmp_path.iterdir()}
-    for stage in ("train", "export", "verify", "package"):
-        done = torchport(stage, "mine.py", cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
+    run_stages(load_recipe(tmp_path / "mine.py"), store)
     assert torchport("init", "mine", cwd=tmp_path).returncode == 2
     for wrong in ("torch", "class", "1st", "a-b", "regressor", "é"):
         assert torchport("init", wrong, cwd=tmp_path).returncode == 2, wrong
@@ -177,6 +176,7 @@ def test_what_does_not_run_can_be_stopped(tmp_path):
     assert torchport("torchserve", "status", "--run", tmp_path).returncode == 1
 
 
+@pytest.mark.road
 def test_a_list_with_a_recipe_that_fails_ends_with_1(write_recipe, tmp_path):
     path = write_recipe(("return nn.Linear(3, 2)", "return nn.Linear(4, 2)"))
     listed = tmp_path / "list.yaml"

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from tests.test_parity import change_onnx, scale_weight
+from tests.artifact_edits import change_onnx, scale_weight
 from torchport.certificate import backend_options
 from torchport.export import model_graphs
 from torchport.layer_errors import first_wrong, layer_errors

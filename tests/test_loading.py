@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import torchport
-from tests.test_archive import rewrite
+from tests.archive_edits import rewrite
 from torchport.errors import ArchiveError, BackendError, BadRequest
 
 

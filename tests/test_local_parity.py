@@ -9,7 +9,7 @@ import pytest
 import requests
 from typer.testing import CliRunner
 
-from tests.test_archive import rewrite
+from tests.archive_edits import rewrite
 from torchport import Request
 from torchport.archive_file import inspect_archive
 from torchport.cli import app

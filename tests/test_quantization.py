@@ -4,18 +4,16 @@ import json
 import shutil
 import textwrap
 
-import numpy as np
 import pytest
 
-from tests.test_archive import rewrite
+from tests.archive_edits import rewrite
+from tests.signs import CALIBRATION, LOUD, LOWER, SIGNS
 from torchport import load
 from torchport.archive import package
 from torchport.archive_file import inspect_archive
 from torchport.checking import check
 from torchport.errors import BackendError, QuantizationError, RecipeError, StaleError
 from torchport.export import export
-from torchport.gate import Gate, parse_max_drop
-from torchport.heldout import decision
 from torchport.int8_certificate import require_int8
 from torchport.parity import verify
 from torchport.quantization import quantize, require
@@ -23,73 +21,6 @@ from torchport.recipe_file import load_recipe
 from torchport.store import Store
 from torchport.training import train
 from torchport_runtime import BackendOptions
-
-SIGNS = """
-    import numpy as np
-    import torch
-    from torch import nn
-    from torchport import Example, Recipe, Request, Serving, TensorSpec
-
-    LOUD = 1.0
-
-    def pictures(seed, count):
-        draw = np.random.default_rng(seed)
-        signs = np.where(np.arange(count) % 2, 1.0, -1.0)
-        told = 0.5 * signs[:, None, None] + 0.1 * draw.standard_normal((count, 8, 8))
-        noise = draw.uniform(-1, 1, (count, 8, 8))
-        return np.stack([told, noise], axis=1).astype(np.float32), signs
-
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first = nn.Conv2d(2, 2, 1, bias=False)
-            self.second = nn.Conv2d(2, 4, 3, bias=False)
-            self.last = nn.Linear(4, 2)
-            with torch.no_grad():
-                # The second channel is noise, as loud as it may be, and nobody listens to it.
-                self.first.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, LOUD]])[..., None, None])
-                self.second.weight.zero_()[:, 0] = 1 / 9
-                self.last.weight.copy_(torch.tensor([[-1.0], [1.0]]).repeat(1, 4))
-                self.last.bias.zero_()
-
-        def forward(self, image):
-            return self.last(self.second(self.first(image)).mean((2, 3)))
-
-    class Signs(Recipe):
-        name, version, handler = "signs", "1.0", "regressor"
-        inputs = {"image": TensorSpec("float32", ("batch", 2, 8, 8), low=-1.0, high=1.0)}
-        outputs = {"logits": TensorSpec("float32", ("batch", 2))}
-        goals = {"accuracy": ">= 0.9"}
-        serving = Serving(batch_size=4)
-
-        def build(self):
-            return Net()
-
-        def samples(self):
-            yield {"image": pictures(0, 16)[0]}
-
-        def requests(self):
-            picture = pictures(2, 1)[0]
-            return [Request(json=picture[0].tolist(), tensors={"image": picture})]
-
-        def heldout(self):
-            for picture, sign in zip(*pictures(1, 24)):
-                request = Request(json=picture.tolist(), tensors={"image": picture[None]})
-                yield Example(request=request, expected=int(sign > 0))
-
-        def score(self, answers, expected):
-            right = np.mean([np.argmax(a) == e for a, e in zip(answers, expected)])
-            return {"accuracy": float(right), "error": float(1 - right)}
-"""
-LOUD = ("LOUD = 1.0", "LOUD = 1000.0")
-CALIBRATION = (
-    "    def requests",
-    """    def calibration(self, graph):
-        yield {"image": pictures(5, 200)[0]}
-
-    def requests""",
-)
-LOWER = ('{"accuracy": ">= 0.9"}', '{"error": "<= 0.1"}')
 
 
 @pytest.fixture
@@ -324,56 +255,6 @@ def test_float32_is_not_spoken_of():
     assert BackendOptions().numerics() != BackendOptions(precision="int8").numerics()
     with pytest.raises(BackendError, match="made for the CPU"):
         BackendOptions(precision="int8", device="cuda:0")
-
-
-@pytest.mark.parametrize(("given", "value"), [("0.5%", 0.005), ("0.005", 0.005), (" 1 % ", 0.01), ("0", 0.0)])
-def test_a_drop_is_in_points_of_the_metric(given, value):
-    assert parse_max_drop(given) == pytest.approx(value, abs=1e-15)
-
-
-@pytest.mark.parametrize("given", ["", "%", "half", "-1%", "nan", "inf"])
-def test_what_is_no_drop_is_refused(given):
-    with pytest.raises(RecipeError, match=r"--max-drop"):
-        parse_max_drop(given)
-
-
-def test_a_gate_knows_which_way_is_better():
-    gate = Gate(max_drop=0.01, goals={"loss": "< 1", "accuracy": ">= 0.9"})
-    before = {"loss": 0.5, "accuracy": 0.95}
-    assert gate.broken(before, {"loss": 0.4, "accuracy": 0.94}) == []
-    assert gate.broken(before, {"loss": 0.51, "accuracy": 0.99}) == []
-    (loss,) = gate.broken(before, {"loss": 0.52, "accuracy": 0.99})
-    assert "loss is 0.5200, 0.0200 worse than 0.5000" in loss
-    (missing,) = gate.broken(before, {"accuracy": 0.95})
-    assert "no 'loss'" in missing
-    assert gate.broken(before, {"loss": float("nan"), "accuracy": 0.95})
-
-
-@pytest.mark.parametrize(
-    ("answer", "decided"),
-    [
-        ([0.1, 2.0, -1.0], 1),
-        ({"7": 0.9, "1": 0.1}, "7"),
-        ({"7": 0.9}, "7"),
-        ({"label": "good", "probability": 0.7}, {"label": "good"}),
-        ({"boxes": [{"box": [1.5, 2.0], "label": "3", "score": 0.5}]}, {"boxes": [{"label": "3"}]}),
-        (
-            [{"label": "b", "score": 0.6}, {"label": "a", "score": 0.9}, {"label": "c", "score": 0.1}],
-            [{"label": "a"}, {"label": "b"}],
-        ),
-        (3.5, None),
-        ([4.25], None),
-        (b"picture", None),
-        ("bonjour", "bonjour"),
-    ],
-)
-def test_what_an_answer_decides(answer, decided):
-    assert decision(answer) == decided
-
-
-def test_numbers_that_round_apart_are_no_disagreement():
-    one, other = np.array([0.5, 1.25]), np.array([0.51, 1.2])
-    assert decision(one.tolist()) == decision(other.tolist())
 
 
 def test_a_server_serves_it_and_the_gate_holds_there(proven, store, clock):

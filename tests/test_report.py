@@ -7,8 +7,8 @@ from xml.etree import ElementTree
 import pytest
 
 from docs.make_screenshots import find_browser, screenshot
+from tests.artifact_edits import change_onnx, scale_weight
 from tests.test_divergence import DEEP
-from tests.test_parity import change_onnx, scale_weight
 from torchport.parity import verify
 from torchport.report_charts import Series, dots, growth, heat_map
 

@@ -12,6 +12,8 @@ from torchport.errors import BadRequest
 from torchport.recipe_file import load_recipe
 from torchport_runtime import write_arrays
 
+pytestmark = pytest.mark.road
+
 TAGGER = """
     import numpy as np
     import torch

@@ -77,6 +77,7 @@ def test_training_again_does_nothing_and_another_seed_does(recipe, folder):
     assert back.record["weights_sha256"] == first.record["weights_sha256"]
 
 
+@pytest.mark.road
 def test_a_killed_training_goes_on_and_ends_the_same(write_recipe, store, tmp_path):
     path = write_recipe(TRAINED)
     recipe = load_recipe(path)

@@ -115,6 +115,7 @@ def command(*arguments, cwd):
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.road
 def test_from_the_command_line_by_stages_and_by_the_models_name(tmp_path):
     torch.manual_seed(1)
     weights = nn.Linear(4, 3).state_dict()
@@ -161,6 +162,7 @@ def test_a_mistyped_option_of_the_command_is_told(tmp_path):
     assert "name it first" in said
 
 
+@pytest.mark.road
 def test_weights_that_nobody_gave_are_said_to_be_so(tmp_path):
     description = [
         "--model",
@@ -247,6 +249,7 @@ def test_weights_in_other_wrappings(tmp_path):
         load_weights(nn.Linear(3, 2), tmp_path / "bad.safetensors")
 
 
+@pytest.mark.road
 def test_a_backend_that_may_fail_is_written_down(write_recipe, store):
     from torchport.archive import package
     from torchport.export import export

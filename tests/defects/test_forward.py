@@ -3,6 +3,7 @@
 import pytest
 
 from tests.defects.conftest import Model
+from tests.defects.failures import says
 
 IMAGE = {"x": '"float32", ("batch", 2, 9, 9)'}
 ANY_IMAGE = {"x": '"float32", ("batch", 2, "height", "width")'}
@@ -331,5 +332,4 @@ def test_is_caught(verified, name):
     model, wrong, words = DEFECTS[name]
     failures = verified(model, wrong).failures
     assert failures
-    for word in words:
-        assert any(word in failure for failure in failures), (word, failures)
+    says(failures, *words)

@@ -1,7 +1,5 @@
-"""A gRPC client of the server's services, and TLS certificates for both sides."""
+"""A gRPC client of the server's services."""
 
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -59,20 +57,3 @@ def prediction(model: str, version: str = "", *, sequence_id: str | None = None,
     return messages.inference.PredictionsRequest(
         model_name=model, model_version=version, input=fields, sequence_id=sequence_id
     )
-
-
-def write_certificates(folder: Path) -> None:
-    """`ca.pem`, and signed by it `server.pem` and `client.pem`, each with its `.key`."""
-    folder.mkdir()
-
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
-
-    new = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1")
-    openssl("req", "-x509", *new, "-subj", "/CN=test", "-keyout", "ca.key", "-out", "ca.pem")
-    for name in ("server", "client"):
-        openssl(
-            *("req", "-x509", *new, "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.pem"),
-            *("-CA", "ca.pem", "-CAkey", "ca.key", "-addext", "subjectAltName=IP:127.0.0.1"),
-            *("-addext", "basicConstraints=critical,CA:FALSE"),
-        )

@@ -25,6 +25,8 @@ schemathesis = pytest.importorskip("schemathesis")
 from schemathesis.checks import not_a_server_error  # noqa: E402
 from schemathesis.specs.openapi import checks  # noqa: E402
 
+pytestmark = pytest.mark.server
+
 CHECKS = [
     not_a_server_error,
     checks.status_code_conformance,

@@ -2,12 +2,12 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import sysconfig
 import threading
 import time
 from contextlib import suppress
@@ -17,10 +17,13 @@ import psutil
 import pytest
 import requests
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, environment_without_torchport
 from tests.server.archives import write_archive
+from tests.server.waiting import wait_until
 from torchport.server_process import start
 from torchport.store import Store
+
+pytestmark = pytest.mark.server
 
 ECHO = """
     import json
@@ -69,19 +72,8 @@ def ended(process, number=signal.SIGTERM):
 
 
 def environment_without(folder, *absent):
-    """A virtual environment with every package of this one but some, and torchport."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
-    python = folder / "bin" / "python"
-    where = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
-    packages = Path(subprocess.run(where, capture_output=True, text=True, check=True).stdout.strip())
-    for installed in Path(sysconfig.get_path("purelib")).iterdir():
-        name = installed.name.lower()
-        if (
-            not name.startswith(absent)
-            and "torchport" not in name
-            and not (packages / installed.name).exists()
-        ):
-            (packages / installed.name).symlink_to(installed)
+    """A virtual environment with every package of this one but some; torchport is in it."""
+    python, packages = environment_without_torchport(folder, *absent)
     (packages / "torchport.pth").write_text(f"{ROOT}\n")
     return python
 
@@ -209,6 +201,15 @@ def echo(tmp_path_factory):
         yield server
 
 
+def free_port():
+    """One below those that are given to whoever asks for any: it is free still when it is asked for."""
+    while True:
+        port = random.randrange(20_000, 32_768)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
 def ask(server, model, **options):
     answer = requests.post(f"{server.urls['inference']}/predictions/{model}", data="x", timeout=20, **options)
     assert answer.status_code == 200, answer.text
@@ -221,16 +222,15 @@ def test_the_cores_are_divided_among_the_workers(echo):
     scale = f"{echo.urls['management']}/models/echo?synchronous=true&min_worker="
     requests.put(scale + str(2 * cores), timeout=30)
     # Those that had all cores to themselves are replaced, one after another.
-    deadline = time.monotonic() + 30
-    threads = set()
-    while threads != {"1"} and time.monotonic() < deadline:
+
+    def threads():
         workers = requests.get(f"{echo.urls['management']}/models/echo", timeout=10).json()[0]["workers"]
         # One that is listed may have been replaced by now.
         with suppress(psutil.Error):
             environments = [psutil.Process(worker["pid"]).environ() for worker in workers]
-            threads = {environment.get("OMP_NUM_THREADS") for environment in environments}
-        time.sleep(0.05)
-    assert threads == {"1"}
+            return {environment.get("OMP_NUM_THREADS") for environment in environments}
+
+    wait_until(lambda: threads() == {"1"})
     requests.put(scale + "1", timeout=30)
 
 
@@ -261,8 +261,10 @@ def test_the_access_log_has_a_line_for_every_request(echo):
 
 
 def test_models_do_not_wait_for_each_other(tmp_path):
-    store = Store(tmp_path / "store")
-    slow = ECHO.replace("        report =", "        import time; time.sleep(1.0)\n        report =")
+    store, gate = Store(tmp_path / "store"), tmp_path / "gate"
+    waits = f"while not os.path.exists({str(gate)!r}): time.sleep(0.01)"
+    held = f"        import time\n        {waits}\n        report ="
+    slow = ECHO.replace("        report =", held)
     for name, handler in (("slow", slow), ("quick", ECHO)):
         write_archive(store.path, name, handler, config={"minWorkers": 1, "maxWorkers": 1})
     with start(store, tmp_path / "run", settings={"enable_grpc": "false"}) as server:
@@ -271,7 +273,8 @@ def test_models_do_not_wait_for_each_other(tmp_path):
             thread.start()
         for _ in range(20):
             assert ask(server, "quick")["model"] == "quick"
-        assert all(thread.is_alive() for thread in waiting[1:])
+        assert all(thread.is_alive() for thread in waiting)
+        gate.touch()
         for thread in waiting:
             thread.join()
 
@@ -303,9 +306,7 @@ def test_what_a_killed_server_left_unpacked_is_removed_by_the_next(tmp_path):
     [("inference", "management"), ("management", "metrics"), ("inference", "management", "metrics")],
 )
 def test_apis_may_share_an_address(linear_archive, tmp_path, together):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     store = Store(tmp_path / "store")
     store.path.mkdir()
     shutil.copy(linear_archive, store.path)

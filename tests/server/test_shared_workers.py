@@ -9,9 +9,11 @@ import requests
 import yaml
 
 from tests.server.archives import write_archive
-from tests.server.test_under_load import wait_until
+from tests.server.waiting import wait_until
 from torchport.server_process import start
 from torchport.store import Store
+
+pytestmark = pytest.mark.server
 
 HANDLER = """
     import json

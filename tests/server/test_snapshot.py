@@ -19,6 +19,8 @@ from torchport.server.snapshot import KEPT, Snapshots, read_last
 from torchport.server_process import ServerProcess, start
 from torchport.store import Store
 
+pytestmark = pytest.mark.server
+
 HANDLER = """
     def handle(data, context):
         return data and [f"{context.model_name} {context.manifest['model']['modelVersion']}" for _ in data]

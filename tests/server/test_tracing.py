@@ -10,6 +10,8 @@ from torchport.errors import ServerError
 from torchport.server_process import start
 from torchport.store import Store
 
+pytestmark = pytest.mark.server
+
 HANDLER = """
     def handle(data, context):
         if data is not None and data[0].get("body") == "fail":

@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import threading
-import time
 from collections import Counter
 
 import psutil
@@ -17,25 +16,18 @@ import requests
 from tests.conftest import ROOT, run_stages
 from tests.server.archives import write_archive
 from tests.server.load import Load
+from tests.server.metrics import metric
+from tests.server.waiting import wait_until
 from torchport.loading import load
 from torchport.recipe_file import load_recipe
 from torchport.server_process import start
 from torchport.store import Store
 
+pytestmark = pytest.mark.server
+
 SECONDS = 30.0
 
 QUIET = {"enable_grpc": "false"}
-
-
-def metric(server, name, **labels):
-    """The sum of a metric's samples with these labels."""
-    text = requests.get(f"{server.urls['metrics']}/metrics", timeout=10).text
-    total = 0.0
-    for line in text.splitlines():
-        match = re.fullmatch(rf"{name}\{{(.*)\}} (\S+)", line)
-        if match and all(f'{k}="{v}"' in match[1] for k, v in labels.items()):
-            total += float(match[2])
-    return total
 
 
 @pytest.mark.slow
@@ -142,38 +134,40 @@ def test_of_rows_that_make_the_handler_exit_exactly_those_fail(tmp_path):
         assert metric(server, "torchport_failed_requests_total", model_name="exits") == 4
 
 
-SLOW = """
+HOLDS = """
+    import os
     import time
 
     def handle(data, context):
         if data is None:
             return None
-        time.sleep(0.02)
+        while not os.path.exists(GATE):
+            time.sleep(0.01)
         return ["done"] * len(data)
 """
 
 
 def test_what_does_not_fit_the_queue_is_refused_at_once_and_the_rest_is_answered(tmp_path):
-    store = Store(tmp_path / "store")
+    store, gate = Store(tmp_path / "store"), tmp_path / "gate"
     write_archive(
         store.path,
         "slow",
-        SLOW,
+        HOLDS.replace("GATE", repr(str(gate))),
         config={"minWorkers": 1, "maxWorkers": 1, "batchSize": 1, "jobQueueSize": 100},
     )
     with start(store, tmp_path / "run", settings=QUIET) as server:
         traffic = Load(server.urls["inference"], "/predictions/slow", 1000, lambda c, n: c)
-        asyncio.run(traffic.run(requests=1))
+        thread = threading.Thread(target=lambda: asyncio.run(traffic.run(requests=1)))
+        thread.start()
+        # A hundred wait, behind the one that the worker has.
+        wait_until(lambda: metric(server, "torchport_rejected_requests_total", model_name="slow") == 899)
+        gate.touch()
+        thread.join()
         assert traffic.errors == []
-        statuses = Counter(answer.status for answer in traffic.answers)
-        assert set(statuses) == {200, 503}
-        # A hundred wait; others come in while the first of them are answered.
-        assert 100 <= statuses[200] <= 250
+        assert Counter(answer.status for answer in traffic.answers) == {200: 101, 503: 899}
         refused = [a for a in traffic.answers if a.status == 503]
         assert all(int(a.headers["retry-after"]) >= 1 for a in refused)
         assert all(json.loads(a.body)["type"] == "ServiceUnavailableException" for a in refused)
-        rejected = metric(server, "torchport_rejected_requests_total", model_name="slow")
-        assert rejected == statuses[503]
 
 
 HANGS = """
@@ -188,8 +182,9 @@ HANGS = """
         if "hang" in rows:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             time.sleep(600)
-        if "sleep" in rows:
-            time.sleep(0.5)
+        gates = [str(row).split()[1] for row in rows if str(row).startswith("hold ")]
+        while not all(os.path.exists(gate) for gate in gates):
+            time.sleep(0.01)
         return [str(os.getpid())] * len(rows)
 """
 
@@ -223,11 +218,13 @@ def test_a_worker_that_hangs_is_killed_at_its_time_limit(hanging):
     assert not psutil.pid_exists(int(before))
 
 
-def test_a_request_whose_own_time_is_up_is_answered_and_never_reaches_the_model(hanging):
-    first = threading.Thread(target=ask, args=(hanging, "sleep"))
+def test_a_request_whose_own_time_is_up_is_answered_and_never_reaches_the_model(hanging, tmp_path):
+    gate = tmp_path / "gate"
+    first = threading.Thread(target=ask, args=(hanging, f"hold {gate}"))
     first.start()
     wait_until(lambda: queue(hanging)["batch"] > 0)
     answer = ask(hanging, "late", **{"X-Request-Timeout-Ms": "50"})
+    gate.touch()
     first.join()
     assert answer.status_code == 504
     assert answer.json()["type"] == "RequestTimeoutException"
@@ -243,13 +240,6 @@ def test_a_time_limit_that_is_none_is_refused(hanging, value):
 
 def queue(server):
     return {"batch": metric(server, "torchport_batch_rows_count", model_name="hangs")}
-
-
-def wait_until(condition, seconds=20.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
 
 
 def test_workers_do_not_outlive_a_front_that_is_killed(tmp_path):
@@ -280,13 +270,15 @@ def test_on_sigterm_what_was_taken_is_answered(tmp_path):
     server = start(store, tmp_path / "run", settings=QUIET)
     workers = psutil.Process(server.pid).children(recursive=True)
     answers = []
-    waiting = [threading.Thread(target=lambda: answers.append(ask(server, "sleep"))) for _ in range(3)]
+    held = f"hold {tmp_path / 'gate'}"
+    waiting = [threading.Thread(target=lambda: answers.append(ask(server, held))) for _ in range(3)]
     for thread in waiting:
         thread.start()
     wait_until(lambda: queue(server)["batch"] > 0)
     os.kill(server.pid, signal.SIGTERM)
     wait_until(lambda: "answering what was taken" in server.log())
     health = requests.get(f"{server.urls['inference']}/ping", timeout=5)
+    (tmp_path / "gate").touch()
     for thread in waiting:
         thread.join()
     assert server.stop() == 0
@@ -333,13 +325,15 @@ def test_a_client_that_hung_up_costs_no_place_and_no_work(tmp_path):
     config = {"minWorkers": 1, "maxWorkers": 1, "batchSize": 1, "jobQueueSize": 2}
     write_archive(store.path, "hangs", HANGS, config=config)
     with start(store, tmp_path / "run", settings=QUIET) as server:
-        busy = threading.Thread(target=ask, args=(server, "sleep"))
+        gate = tmp_path / "gate"
+        busy = threading.Thread(target=ask, args=(server, f"hold {gate}"))
         busy.start()
         wait_until(lambda: queue(server)["batch"] == 1)
         for _ in range(6):
             # More than wait: those that have gone make room.
             with pytest.raises(requests.Timeout):
                 requests.post(f"{server.urls['inference']}/predictions/hangs", data="gone", timeout=(5, 0.03))
+        gate.touch()
         assert ask(server, "a").status_code == 200
         busy.join()
         assert metric(server, "torchport_completed_requests_total", model_name="hangs") == 2

@@ -1,19 +1,16 @@
 """TorchServe's rules for who may ask: tokens, a management API that changes nothing, CORS; and an envelope.
 The same requests to a real TorchServe and to `torchport serve`."""
 
-import contextlib
 import json
 import stat
-import subprocess
-import sys
-import time
 
 import pytest
 
 from tests.server.archives import write_archive
+from tests.server.guarded import APIS, guarded
 from tests.serving.conformance_server import Step, ask, differing
 from torchport import torchserve
-from torchport.store import Store, read_json
+from torchport.store import Store
 from torchport.torchserve_setup import Ports
 
 pytestmark = pytest.mark.serving
@@ -40,29 +37,6 @@ LIST = Step("GET", "/models", port="management")
 METRICS = Step("GET", "/metrics?name[]=Requests2XX", port="metrics")
 
 
-@contextlib.contextmanager
-def our_server(folder, settings):
-    """`torchport serve`, once every model is loaded; yields its URLs."""
-    folder.mkdir()
-    config = folder / "config.properties"
-    addresses = {f"{name}_address": "http://127.0.0.1:0" for name in ("inference", "management", "metrics")}
-    config.write_text("".join(f"{key}={value}\n" for key, value in (addresses | settings).items()))
-    command = [sys.executable, "-m", "torchport", "serve", "--ts-config", str(config), "--run", str(folder)]
-    with (
-        (folder / "log").open("wb") as log,
-        subprocess.Popen([*command, "--ncs", "--no-grpc"], stdout=log, stderr=subprocess.STDOUT) as process,
-    ):
-        try:
-            deadline = time.monotonic() + 60
-            while not (record := read_json(folder / "server.json", "loaded") or {}).get("loaded"):
-                assert process.poll() is None, (folder / "log").read_text()
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-            yield record
-        finally:
-            process.terminate()
-
-
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory):
     """The URLs and the key file of either."""
@@ -71,15 +45,13 @@ def servers(tmp_path_factory):
     store = Store(folder / "store")
     write_archive(store.path, "twice", TWICE)
     options = {"config": folder / "config.properties", "settings": CONFIGURATION}
-    key_file = folder / "key_file.json"
-    more = {"model_store": str(store.path), "key_file": str(key_file)}
+    ours_too = CONFIGURATION | {"model_store": str(store.path)}
     with (
         torchserve.start(store, folder / "theirs", ports=Ports.free(), **options) as theirs,
-        our_server(folder / "ours", CONFIGURATION | more) as ours,
+        guarded(folder / "ours", ours_too, "--no-grpc") as ours,
     ):
-        names = ("inference", "management", "metrics")
-        their_urls = {name: f"http://127.0.0.1:{getattr(theirs.ports, name)}" for name in names}
-        yield [(their_urls, theirs.key_file), ({name: ours[name] for name in names}, key_file)]
+        their_urls = {name: f"http://127.0.0.1:{getattr(theirs.ports, name)}" for name in APIS}
+        yield [(their_urls, theirs.key_file), (ours.urls, ours.key_file)]
 
 
 def ask_both(servers, step, authorization=""):

@@ -17,8 +17,8 @@ import pytest
 import requests
 import yaml
 
+from tests.archive_edits import rewrite
 from tests.conftest import ROOT, environment_without_torchport, run_stages
-from tests.test_archive import rewrite
 from torchport.client import Client
 from torchport.errors import RequestError, ServerError
 from torchport.recipe_file import load_recipe

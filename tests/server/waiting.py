@@ -1,0 +1,26 @@
+"""Waiting for what must happen soon, without a guess how soon.
+
+    wait_until(lambda: "answering what was taken" in server.log())
+
+Returns as soon as it is so.
+"""
+
+import time
+from collections.abc import Callable
+
+PATIENCE_S = 60.0
+"""How long anything is waited for, an answer too; none takes so long unless something is broken."""
+
+
+def comes_true(condition: Callable[[], object], seconds: float = PATIENCE_S) -> bool:
+    """Whether the condition holds, now or soon."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def wait_until(condition: Callable[[], object], seconds: float = PATIENCE_S) -> None:
+    assert comes_true(condition, seconds), "waited in vain"
