@@ -18,7 +18,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ from torchport.int8_certificate import CERTIFICATE as INT8_CERTIFICATE
 from torchport.int8_certificate import int8_files, read_int8_certificate, require_int8
 from torchport.recipe import Recipe
 from torchport.recipe_file import find_handler
-from torchport.store import Store, remove_strays, write_bytes
+from torchport.store import BuildFolder, Store, remove_strays, write_bytes
+from torchport.tuning_record import Tuning, tuning_of
 from torchport_runtime import BackendOptions
 from torchport_runtime.options import ARTIFACT_SUFFIX
 
@@ -42,14 +43,18 @@ EPOCH = (1980, 1, 1, 0, 0, 0)
 
 CREATED_ON = "01/01/1980 00:00:00"
 
+CONFIG = "model-config.yaml"
+
 
 @dataclass(frozen=True)
 class PackageResult:
-    """`done` is False where an archive of the same bytes was there already."""
+    """`done` is False where an archive of the same bytes was there already. `tuning` is what of a tuning went
+    into it."""
 
     done: bool
     path: Path
     sha256: str
+    tuning: Tuning = field(default_factory=Tuning)
 
 
 def package(
@@ -64,7 +69,8 @@ def package(
 
     `backends` are those whose artifacts travel, the first of them serving by default; the recipe's
     `ships` unless given. INT8 graphs travel where there are any; `precision` says which serve by default,
-    the recipe's `options.precision` unless given.
+    the recipe's `options.precision` unless given. What `torchport tune` chose is its configuration, where
+    that was measured of exactly these bytes and is of what is asked for.
 
     Raises:
         StaleError: no passing certificate of exactly these bytes; the message names what is wrong. Or
@@ -74,7 +80,28 @@ def package(
         ArchiveError: torch-model-archiver is missing or failed.
     """
     folder = store.build(recipe.name, recipe.version)
-    backends = tuple(backends or recipe.ships)
+    given, backends = tuple(backends or ()), tuple(backends or recipe.ships)
+    require_exported(recipe, folder, backends)
+    config = model_config(recipe, backends, precision)
+    with folder.lock():
+        tuning = tuning_of(recipe, folder, backends=given, precision=precision)
+        if tuning.configuration is not None:
+            config = tuning.configuration.model_config(recipe)
+        content = archive_content(recipe, folder, backends, config)
+        digest = sha256_bytes(content)
+        path = store.archive(recipe.name, recipe.version)
+        remove_strays(path.parent, path.name)
+        if path.is_file() and sha256_file(path) == digest and not force:
+            return PackageResult(False, path, digest, tuning)
+        write_bytes(path, content)
+        return PackageResult(True, path, digest, tuning)
+
+
+def require_exported(recipe: Recipe, folder: BuildFolder, backends: Sequence[str]) -> None:
+    """
+    Raises:
+        RecipeError: a backend that the recipe does not export.
+    """
     for backend in backends:
         exported = exported_backends(recipe, folder)
         if backend not in exported:
@@ -82,33 +109,34 @@ def package(
                 f"backend {backend!r} is not among those that {recipe.path.name} exports: "
                 f"{', '.join(exported)}"
             )
-    config = model_config(recipe, backends, precision)
-    with folder.lock():
-        certificate = require_certificate(recipe, folder)
-        quantised = "onnxruntime" in backends and (
-            config["torchport"].get("precision") == "int8" or read_int8_certificate(folder) is not None
-        )
-        if quantised:
-            require_int8(recipe, folder)
-        carried = [*int8_files(recipe), INT8_CERTIFICATE] if quantised else []
-        for backend in backends:
-            if not all(r["passed"] for r in certificate["results"] if r["backend"] == backend):
-                raise ArchiveError(f"backend {backend!r} did not pass parity: see parity.json")
-        try:
-            with tempfile.TemporaryDirectory(prefix="torchport-package-") as name:
-                content = _zip(_layout(recipe, folder.path, backends, carried, config, Path(name)))
-        except OSError as err:
-            raise ArchiveError(
-                f"cannot write the archive's files below {tempfile.gettempdir()}: {err.strerror or err}; "
-                "nothing was changed"
-            ) from err
-        digest = sha256_bytes(content)
-        path = store.archive(recipe.name, recipe.version)
-        remove_strays(path.parent, path.name)
-        if path.is_file() and sha256_file(path) == digest and not force:
-            return PackageResult(False, path, digest)
-        write_bytes(path, content)
-        return PackageResult(True, path, digest)
+
+
+def archive_content(
+    recipe: Recipe, folder: BuildFolder, backends: Sequence[str], config: dict[str, Any]
+) -> bytes:
+    """The archive's bytes, of what has passed parity; `config` is its `model-config.yaml`.
+
+    Raises:
+        StaleError, ArchiveError: as `package`.
+    """
+    certificate = require_certificate(recipe, folder)
+    quantised = "onnxruntime" in backends and (
+        config["torchport"].get("precision") == "int8" or read_int8_certificate(folder) is not None
+    )
+    if quantised:
+        require_int8(recipe, folder)
+    carried = [*int8_files(recipe), INT8_CERTIFICATE] if quantised else []
+    for backend in backends:
+        if not all(r["passed"] for r in certificate["results"] if r["backend"] == backend):
+            raise ArchiveError(f"backend {backend!r} did not pass parity: see parity.json")
+    try:
+        with tempfile.TemporaryDirectory(prefix="torchport-package-") as name:
+            return _zip(_layout(recipe, folder.path, backends, carried, config, Path(name)))
+    except OSError as err:
+        raise ArchiveError(
+            f"cannot write the archive's files below {tempfile.gettempdir()}: {err.strerror or err}; "
+            "nothing was changed"
+        ) from err
 
 
 def model_config(recipe: Recipe, backends: Sequence[str], precision: str | None = None) -> dict[str, Any]:
@@ -143,7 +171,7 @@ def _layout(
     )
     if any((build / "assets").iterdir()):
         shutil.copytree(build / "assets", extra / "assets")
-    config = work / "model-config.yaml"
+    config = work / CONFIG
     config.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     (work / REQUIREMENTS).write_bytes(requirements(recipe))
     temporary, out = work / "tmp", work / "out"
