@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +35,7 @@ from torchport.tuning_record import (
     tuning_of,
 )
 from torchport.tuning_report import page, picture
-from torchport.tuning_search import EFFORT, Effort, Outcome, Point, search
+from torchport.tuning_search import EFFORT, Effort, Outcome, Point, Serve, search
 from torchport.tuning_server import Bench
 from torchport.versions import library_versions
 
@@ -67,9 +68,12 @@ def tune(
     allow_int8: bool = False,
     effort: Effort = EFFORT,
     force: bool = False,
+    serve: Serve | None = None,
     tell: Callable[[str], None] = lambda message: None,
 ) -> TuneResult:
     """Measure within `budget_s` seconds, choose, and write it down; `require` makes an error of no choice.
+
+    `serve` starts a configuration to be measured: a real server on this machine unless given.
 
     Raises:
         StaleError: no passing certificate of what is in the build folder, or it changed meanwhile.
@@ -99,8 +103,9 @@ def tune(
     with folder.lock():
         bound = _bindings(recipe, folder, space)
         content = archive_content(recipe, folder, tuple(recipe.ships), space.default.model_config(recipe))
-    with Bench(recipe, content) as bench:
-        outcome = search(space, slo, bench.serve, deadline=begun + budget_s, effort=effort, tell=tell)
+    with ExitStack() as opened:
+        start = serve or opened.enter_context(Bench(recipe, content)).serve
+        outcome = search(space, slo, start, deadline=begun + budget_s, effort=effort, tell=tell)
     if outcome.chosen is None:
         return TuneResult(done=True, why=why or "asked for", record={}, outcome=outcome)
     seconds = round(time.monotonic() - begun, 1)
