@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import TINY, run_stages
 from torchport import tuning
-from torchport.archive import package
+from torchport.archive import archive_content, package
 from torchport.archive_file import inspect_archive
 from torchport.checking import check
 from torchport.cli import main
@@ -27,6 +27,7 @@ from torchport.tuning import require, reset, tune
 from torchport.tuning_candidates import Space, candidates
 from torchport.tuning_load import Measured
 from torchport.tuning_search import BETTER, Effort, search
+from torchport.tuning_server import Bench
 
 DEFAULT = Configuration(backend="onnxruntime", precision="float32", threads=0, workers=1, batch_size=8)
 TWO = replace(DEFAULT, threads=1, workers=2)
@@ -183,6 +184,13 @@ def test_one_lucky_run_of_the_search_decides_nothing():
     assert searched(space(TWO, FOUR), machine).chosen == FOUR
 
 
+def test_one_lucky_round_of_the_finals_decides_nothing():
+    machine = Machine({DEFAULT: 500, TWO: 800, FOUR: 700}, drift={FOUR: (1, 1, 9, 1)})
+    outcome = searched(space(TWO, FOUR), machine)
+    assert outcome.chosen == TWO
+    assert outcome.best_of(FOUR).measured.per_second == pytest.approx(700)
+
+
 def test_what_is_only_shown_is_measured_as_well_and_not_chosen():
     machine = Machine({DEFAULT: 300, TWO: 400, INT8: 3000})
     given = space(TWO, INT8, choosable={DEFAULT.kind})
@@ -239,6 +247,19 @@ def test_the_budget_bounds_the_search_and_says_what_it_left_out():
     # What is begun when the time is over is ended: a start and its loads.
     assert machine.now < 300 + 2 + 3 * Effort().final_s
     assert outcome.chosen == DEFAULT
+
+
+def test_the_finals_end_with_the_budget_after_two_rounds_at_least():
+    def rounds(deadline):
+        machine = Machine({DEFAULT: 300, TWO: 900})
+        outcome = searched(space(TWO), machine, effort=Effort(rounds=50), deadline=deadline)
+        return {len(p.rounds) for p in outcome.points}, machine.now
+
+    assert rounds(1e6)[0] == {50}
+    assert rounds(1)[0] == {2}
+    (some,), ended = rounds(100)
+    assert 2 < some < 50
+    assert ended < 100 + 2 + 3 * Effort().final_s
 
 
 def test_the_front_is_what_nothing_exceeds_in_both():
@@ -328,8 +349,8 @@ def test_the_recipes_first_backend_must_be_proven(proven):
 
 
 def write_int8(recipe, folder, now=0.97):
-    """An INT8 version with its certificate: gate and digests are all that is looked at here."""
-    (folder.path / "main.int8.onnx").write_bytes(b"graph")
+    """A certificate of an INT8 version, whose graph is the float32 one: what it computes matters not."""
+    shutil.copy(folder.path / "main.onnx", folder.path / "main.int8.onnx")
     certificate = {
         "binding": int8_binding(recipe, folder),
         "gate": {"max_drop": 0.005, "goals": {"accuracy": ">= 0.9"}},
@@ -495,6 +516,21 @@ def test_the_picture_and_the_page_show_every_configuration(proven, store, two_co
     page = (folder.path / "tuning.html").read_text()
     assert picture.strip() in page
     assert "refused: the archive does not carry it" in page
+
+
+@pytest.mark.parametrize("configuration", [INT8, replace(TWO, backend="torchscript", batch_size=1)])
+def test_each_kind_is_served_from_its_own_artifacts(proven, configuration):
+    recipe, folder = proven
+    write_int8(recipe, folder)
+    content = archive_content(recipe, folder, recipe.ships, DEFAULT.model_config(recipe))
+    with Bench(recipe, content, warm_up=0.1) as bench, bench.serve(configuration) as ask:
+        (archive,) = bench.store.path.glob("*.mar")
+        served, names = config(archive), {entry.name for entry in inspect_archive(archive).entries}
+        measured = ask(2, 0.2)
+    assert (measured.errors, measured.reason) == (0, "")
+    assert served == configuration.model_config(recipe)
+    own = "main.int8.onnx" if configuration == INT8 else "main.pt"
+    assert names & {"main.onnx", "main.pt", "main.pt2", own} == {own}
 
 
 def test_the_whole_road_through_a_real_server(write_recipe, store, monkeypatch):

@@ -41,6 +41,10 @@ class Measured:
     reason: str = ""
 
 
+Ask = Callable[[int, float], Measured]
+"""Puts a load of so many connections on a server for so many seconds."""
+
+
 def http_messages(url: str, recipe: Recipe) -> list[bytes]:
     """The recipe's requests as they go over the wire to a server at `url`."""
     path = f"{url}/predictions/{quote(recipe.name, safe='')}/{quote(recipe.version, safe='')}"

@@ -22,7 +22,7 @@ from torchport.configuration import Configuration
 from torchport.errors import ServerError
 from torchport.slo import PERCENTILES, Slo
 from torchport.tuning_candidates import Space
-from torchport.tuning_load import Measured
+from torchport.tuning_load import Ask, Measured
 
 LADDER = (1, 2, 4, 8, 16, 32, 64)
 """Connections. Fewer than a server's queue takes, so that it refuses nothing."""
@@ -37,7 +37,6 @@ it in any round, nothing is changed."""
 LEAST_ROUNDS = 2
 """Of the finals, though the time be over: one alone would not tell what is noise."""
 
-Ask = Callable[[int, float], Measured]
 Serve = Callable[[Configuration], AbstractContextManager[Ask]]
 Tell = Callable[[str], None]
 

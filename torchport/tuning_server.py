@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -22,15 +22,13 @@ from torchport.recipe import Recipe
 from torchport.recipe_file import packaged_folder
 from torchport.server_guard import guard
 from torchport.store import Store
-from torchport.tuning_load import Measured, http_messages, put_load
+from torchport.tuning_load import Ask, Measured, http_messages, put_load
 from torchport_runtime.options import ARTIFACT_SUFFIX
-
-Ask = Callable[[int, float], Measured]
-"""Puts a load of so many connections on a server for so many seconds."""
 
 
 class Bench:
-    """Serves one configuration after another, each alone. `content` are the bytes of the model's archive."""
+    """Serves one configuration after another, each alone. `content` are the bytes of the model's archive;
+    `store` has what is being served."""
 
     def __init__(self, recipe: Recipe, content: bytes, *, warm_up: float = 0.3) -> None:
         self._recipe, self._content, self._warm_up = recipe, content, warm_up
@@ -40,8 +38,8 @@ class Bench:
         folder = Path(self._opened.enter_context(tempfile.TemporaryDirectory(prefix="torchport-tune-")))
         self._base = folder / "base.mar"
         self._base.write_bytes(self._content)
-        self._store = Store(folder / "store")
-        self._store.path.mkdir()
+        self.store = Store(folder / "store")
+        self.store.path.mkdir()
         self._run = folder / "run"
         self._opened.enter_context(guard(self._run))
         return self
@@ -60,7 +58,7 @@ class Bench:
         """
         self._write_archive(configuration)
         with server_process.start(
-            self._store,
+            self.store,
             self._run,
             config=packaged_folder("deploy") / "config.properties",
             settings={"enable_grpc": "false"},
@@ -82,7 +80,7 @@ class Bench:
         if configuration.precision == "int8":
             idle.add(ARTIFACT_SUFFIX["onnxruntime"])
         left_out = {f"{graph}{suffix}" for graph in self._recipe.signatures() for suffix in idle}
-        target = self._store.archive(self._recipe.name, self._recipe.version)
+        target = self.store.archive(self._recipe.name, self._recipe.version)
         with zipfile.ZipFile(self._base) as base, zipfile.ZipFile(target, "w") as archive:
             for entry in base.infolist():
                 if entry.filename == CONFIG:
