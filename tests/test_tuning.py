@@ -533,6 +533,22 @@ def test_each_kind_is_served_from_its_own_artifacts(proven, configuration):
     assert names & {"main.onnx", "main.pt", "main.pt2", own} == {own}
 
 
+def test_what_answered_nothing_is_written_down_too(proven, store, two_cores):
+    class Refuses(Machine):
+        @contextmanager
+        def serve(self, configuration):
+            with super().serve(configuration) as ask:
+                none = figures(0, float("inf"), errors=2)
+                yield lambda n, s: ask(n, s) if configuration != TWO else none
+
+    recipe, folder = proven
+    machine = Refuses({FOUR: 900})
+    result = tune(recipe, store, slo=Slo(), budget_s=1e6, serve=machine.serve, effort=ROUNDS)
+    record = json.loads((folder.path / "tuning.json").read_text(), parse_constant=pytest.fail)
+    assert {"p50": None, "p95": None, "p99": None} in [p["latency_ms"] for p in record["points"]]
+    assert result.record == record
+
+
 def test_the_whole_road_through_a_real_server(write_recipe, store, monkeypatch):
     """Every figure is the real server's, as are the answers of the archive that is made of the choice."""
     parameter = ("Request(json=[1.0, 2.0, 3.0],", 'Request(json=[1.0, 2.0, 3.0], params={"k": "1"},')

@@ -8,6 +8,7 @@ Writes `tuning.json`, `tuning.svg` and `tuning.html` into the build folder; `pac
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -216,7 +217,11 @@ def _point(point: Point) -> dict[str, Any]:
         "connections": point.connections,
         "rounds": len(point.rounds),
         "per_second": round(measured.per_second, 2),
-        "latency_ms": {name: round(value, 3) for name, value in measured.latency_ms.items()},
+        # JSON has no word for what is infinite, where nothing was answered.
+        "latency_ms": {
+            name: round(value, 3) if math.isfinite(value) else None
+            for name, value in measured.latency_ms.items()
+        },
         "answers": measured.answers,
         "errors": measured.errors,
     }

@@ -72,10 +72,11 @@ def candidates(
                 raise TuningRequestError(f"{name!r}: {did_you_mean(name, known)}")
     certificate = require_certificate(recipe, folder)
     default = Configuration.default_of(recipe)
+    devices = usable_devices(recipe, folder)
     refused = {
         backend: why
         for backend in ARTIFACT_SUFFIX
-        if (why := _why_not(backend, recipe, certificate, usable_devices(recipe, folder)))
+        if (why := _why_not(backend, recipe, certificate, devices))
     }
     int8 = _why_no_int8(recipe, folder)
     if int8:

@@ -69,9 +69,10 @@ def http_messages(url: str, recipe: Recipe) -> list[bytes]:
 def put_load(
     url: str, messages: Sequence[bytes], *, connections: int, seconds: float, warm_up: float = 0.0
 ) -> Measured:
-    """Ask for `warm_up` seconds, then count for `seconds`.
+    """Ask for `warm_up` seconds, and until every connection has been answered, then count for `seconds`.
 
-    Where not even one answer falls into that time, the first that comes is counted.
+    What an earlier load has left to do, and what a model does at its first sight of a batch's size, so falls
+    into no figure. Where not even one answer comes in that time, the first that does is counted.
 
     Raises:
         ServerError: no server there, or no answer within `PATIENCE_S`.
@@ -84,7 +85,7 @@ async def _put_load(
     url: str, messages: Sequence[bytes], connections: int, seconds: float, warm_up: float
 ) -> Measured:
     loop, address = asyncio.get_running_loop(), urlsplit(url)
-    run = _Run(loop.create_future(), time.perf_counter() + warm_up)
+    run = _Run(connections)
     asking: list[_Connection] = []
     try:
         for number in range(connections):
@@ -96,10 +97,13 @@ async def _put_load(
                 address.port or 80,
             )
             asking.append(connection)
-        await asyncio.sleep(warm_up + seconds)
-        if not run.latencies and not run.errors:
-            async with asyncio.timeout(PATIENCE_S):
-                await run.first
+        await asyncio.sleep(warm_up)
+        async with asyncio.timeout(PATIENCE_S):
+            await run.warm.wait()
+        run.begin()
+        await asyncio.sleep(seconds)
+        async with asyncio.timeout(PATIENCE_S):
+            await run.told.wait()
     except TimeoutError as err:
         raise ServerError(
             f"{url}: no answer within {PATIENCE_S:g} s under {connections} connections"
@@ -115,32 +119,42 @@ async def _put_load(
 
 @dataclass
 class _Run:
-    """What the connections of one run share. Answers before `begins` are not counted."""
+    """What the connections of one run share. Answers before `begin` are not counted, errors always are.
 
-    first: asyncio.Future[None]
-    begins: float
+    `waiting` is the number of connections without an answer, `warm` is set where there is none; `told` is
+    set when there is something to tell.
+    """
+
+    waiting: int
+    begun: float = math.inf
     latencies: list[float] = field(default_factory=list)
     errors: int = 0
     reason: str = ""
+    warm: asyncio.Event = field(default_factory=asyncio.Event)
+    told: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def begin(self) -> None:
+        self.begun = time.perf_counter()
+
+    def answered_first(self) -> None:
+        self.waiting -= 1
+        if self.waiting == 0:
+            self.warm.set()
 
     def answered(self, asked: float, now: float) -> None:
-        if now >= self.begins:
+        if now >= self.begun:
             self.latencies.append(now - asked)
-            self._told()
+            self.told.set()
 
     def failed(self, reason: str) -> None:
         self.errors += 1
         self.reason = self.reason or reason
-        self._told()
-
-    def _told(self) -> None:
-        if not self.first.done():
-            self.first.set_result(None)
+        self.told.set()
 
     def measured(self, ended: float) -> Measured:
         ordered = sorted(self.latencies)
         return Measured(
-            per_second=len(ordered) / max(ended - self.begins, 1e-9),
+            per_second=len(ordered) / max(ended - self.begun, 1e-9),
             latency_ms={name: 1000 * percentile(ordered, int(name[1:])) for name in PERCENTILES},
             answers=len(ordered),
             errors=self.errors,
@@ -160,7 +174,7 @@ class _Connection(asyncio.Protocol):
         self._messages, self._run = messages, run
         self._transport: asyncio.Transport | None = None
         self._asked = 0.0
-        self._closed = False
+        self._closed = self._answered = False
         self._parser = httptools.HttpResponseParser(self)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -185,6 +199,7 @@ class _Connection(asyncio.Protocol):
             self._fail(f"status {status}")
             return
         self._run.answered(self._asked, time.perf_counter())
+        self._had_an_answer()
         if keeps:
             self._ask()
         else:
@@ -197,7 +212,13 @@ class _Connection(asyncio.Protocol):
         """An error ends this connection: what asks on and on where it is refused measures refusals."""
         if not self._closed:
             self._run.failed(reason)
+            self._had_an_answer()
             self.close()
+
+    def _had_an_answer(self) -> None:
+        if not self._answered:
+            self._answered = True
+            self._run.answered_first()
 
     def close(self) -> None:
         self._closed = True

@@ -25,6 +25,9 @@ from torchport.store import Store
 from torchport.tuning_load import Ask, Measured, http_messages, put_load
 from torchport_runtime.options import ARTIFACT_SUFFIX
 
+MOST_CONNECTIONS = 64
+"""Fewer than a server's queue takes, so that it refuses nothing."""
+
 
 class Bench:
     """Serves one configuration after another, each alone. `content` are the bytes of the model's archive;
@@ -71,7 +74,8 @@ class Bench:
                     url, messages, connections=connections, seconds=seconds, warm_up=self._warm_up
                 )
 
-            ask(configuration.workers * configuration.batch_size, self._warm_up)
+            for connections in (1, min(configuration.workers * configuration.batch_size, MOST_CONNECTIONS)):
+                ask(connections, self._warm_up)
             yield ask
 
     def _write_archive(self, configuration: Configuration) -> None:
