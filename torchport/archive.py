@@ -18,7 +18,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,11 @@ import yaml
 
 from torchport.certificate import (
     REQUIREMENTS,
-    backend_options,
     require_certificate,
     requirements,
     runtime_folder,
 )
+from torchport.configuration import Configuration
 from torchport.errors import ArchiveError, RecipeError
 from torchport.evidence import FILE
 from torchport.export import exported_backends
@@ -40,24 +40,28 @@ from torchport.int8_certificate import int8_files, read_int8_certificate, requir
 from torchport.recipe import Recipe
 from torchport.recipe_file import find_handler
 from torchport.store import BuildFolder, Store, remove_strays, write_bytes
+from torchport.tuning_record import Tuning, tuning_of
 from torchport.variants import Variant, exported_variants, has_passed, not_exported
 from torchport_runtime import BackendOptions
 from torchport_runtime.options import HALF_PRECISIONS
-from torchport_runtime.shadow_options import ShadowOptions
 
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """The earliest date that a zip entry can have."""
 
 CREATED_ON = "01/01/1980 00:00:00"
 
+CONFIG = "model-config.yaml"
+
 
 @dataclass(frozen=True)
 class PackageResult:
-    """`done` is False where an archive of the same bytes was there already."""
+    """`done` is False where an archive of the same bytes was there already. `tuning` is what of a tuning went
+    into it."""
 
     done: bool
     path: Path
     sha256: str
+    tuning: Tuning = field(default_factory=Tuning)
 
 
 def package(
@@ -73,9 +77,10 @@ def package(
 
     `backends` are those whose artifacts travel, the first of them serving by default; the recipe's
     `ships` unless given. Half precisions that were proven travel too, and INT8 graphs where there are any;
-    `precision` says which serve by default, the recipe's `options.precision` unless given. `shadow` is a
-    backend that live traffic is compared with, and how much of it ("torchscript=0.1", "off"); the recipe's
-    `options.shadow` unless given.
+    `precision` says which serve by default, the recipe's `options.precision` unless given. What
+    `torchport tune` chose is its configuration, where that was measured of exactly these bytes and is of
+    what is asked for. `shadow` is a backend that live traffic is compared with, and how much of it
+    ("torchscript=0.1", "off"); the recipe's `options.shadow` unless given.
 
     Raises:
         StaleError: no passing certificate of exactly these bytes; the message names what is wrong. Or
@@ -85,7 +90,30 @@ def package(
         ArchiveError: torch-model-archiver is missing or failed.
     """
     folder = store.build(recipe.name, recipe.version)
-    backends = tuple(backends or recipe.ships)
+    given, backends = tuple(backends or ()), tuple(backends or recipe.ships)
+    require_exported(recipe, folder, backends)
+    default = Configuration.default_of(recipe)
+    asked = replace(default, backend=backends[0], precision=precision or default.precision)
+    asked.model_config(recipe, shadow)  # What it is asked for wrongly is told before anything else.
+    with folder.lock():
+        tuning = tuning_of(recipe, folder, backends=given, precision=precision)
+        config = (tuning.configuration or asked).model_config(recipe, shadow)
+        content = archive_content(recipe, folder, backends, config)
+        digest = sha256_bytes(content)
+        path = store.archive(recipe.name, recipe.version)
+        remove_strays(path.parent, path.name)
+        if path.is_file() and sha256_file(path) == digest and not force:
+            return PackageResult(False, path, digest, tuning)
+        write_bytes(path, content)
+        return PackageResult(True, path, digest, tuning)
+
+
+def require_exported(recipe: Recipe, folder: BuildFolder, backends: Sequence[str]) -> None:
+    """Hold backends against what there is of a recipe.
+
+    Raises:
+        RecipeError: a backend that the recipe does not export.
+    """
     for backend in backends:
         exported = exported_backends(recipe, folder)
         if backend not in exported:
@@ -93,66 +121,48 @@ def package(
                 f"backend {backend!r} is not among those that {recipe.path.name} exports: "
                 f"{', '.join(exported)}"
             )
-    config = model_config(recipe, backends, precision, shadow)
-    watching = BackendOptions.from_config(config["torchport"]).shadow
+
+
+def archive_content(
+    recipe: Recipe, folder: BuildFolder, backends: Sequence[str], config: dict[str, Any]
+) -> bytes:
+    """The archive's bytes, of what has passed parity; `config` is its `model-config.yaml`.
+
+    Raises:
+        StaleError, RecipeError, ArchiveError: as `package`.
+    """
+    options = BackendOptions.from_config(config["torchport"])
+    watching = options.shadow
     if watching is not None and watching.backend not in backends:
         raise RecipeError(
             f"shadow {watching.backend!r} is not among the backends that the archive carries: "
             f"{', '.join(backends)}"
         )
-    with folder.lock():
-        certificate = require_certificate(recipe, folder)
-        quantised = "onnxruntime" in backends and (
-            config["torchport"].get("precision") == "int8"
-            or (watching is not None and watching.precision == "int8")
-            or read_int8_certificate(folder) is not None
-        )
-        if quantised:
-            require_int8(recipe, folder)
-        carried = [*int8_files(recipe), INT8_CERTIFICATE] if quantised else []
-        proven = [
-            v
-            for v in exported_variants(recipe, folder)
-            if v.backend in backends and has_passed(certificate, v)
-        ]
-        chosen = [Variant(backends[0], config["torchport"].get("precision", "float32"))]
-        chosen += [Variant(watching.backend, watching.precision)] if watching is not None else []
-        halves = [variant for variant in chosen if variant.precision in HALF_PRECISIONS]
-        for variant in [*map(Variant, backends), *halves]:
-            if variant not in proven:
-                raise ArchiveError(_why_not(recipe, folder, variant))
-        carried += [variant.artifact(graph) for graph in recipe.signatures() for variant in proven]
-        try:
-            with tempfile.TemporaryDirectory(prefix="torchport-package-") as name:
-                content = _zip(_layout(recipe, folder.path, carried, config, Path(name)))
-        except OSError as err:
-            raise ArchiveError(
-                f"cannot write the archive's files below {tempfile.gettempdir()}: {err.strerror or err}; "
-                "nothing was changed"
-            ) from err
-        digest = sha256_bytes(content)
-        path = store.archive(recipe.name, recipe.version)
-        remove_strays(path.parent, path.name)
-        if path.is_file() and sha256_file(path) == digest and not force:
-            return PackageResult(False, path, digest)
-        write_bytes(path, content)
-        return PackageResult(True, path, digest)
-
-
-def model_config(
-    recipe: Recipe, backends: Sequence[str], precision: str | None = None, shadow: str | None = None
-) -> dict[str, Any]:
-    """`model-config.yaml`: TorchServe's keys and the `torchport:` block.
-
-    Raises:
-        BackendError: a precision or a shadow that is not known, or that the backend does not have.
-    """
-    options = replace(
-        backend_options(recipe, backends[0]),
-        precision=precision or recipe.options.precision,
-        shadow=ShadowOptions.read(shadow) if shadow else recipe.options.shadow,
-    ).to_json()
-    return recipe.serving.model_config() | {"torchport": {**options, "handler": dict(recipe.handler_options)}}
+    certificate = require_certificate(recipe, folder)
+    chosen = [Variant(options.backend, options.precision)]
+    chosen += [Variant(watching.backend, watching.precision)] if watching is not None else []
+    quantised = "onnxruntime" in backends and (
+        any(v.precision == "int8" for v in chosen) or read_int8_certificate(folder) is not None
+    )
+    if quantised:
+        require_int8(recipe, folder)
+    carried = [*int8_files(recipe), INT8_CERTIFICATE] if quantised else []
+    proven = [
+        v for v in exported_variants(recipe, folder) if v.backend in backends and has_passed(certificate, v)
+    ]
+    halves = [variant for variant in chosen if variant.precision in HALF_PRECISIONS]
+    for variant in [*map(Variant, backends), *halves]:
+        if variant not in proven:
+            raise ArchiveError(_why_not(recipe, folder, variant))
+    carried += [variant.artifact(graph) for graph in recipe.signatures() for variant in proven]
+    try:
+        with tempfile.TemporaryDirectory(prefix="torchport-package-") as name:
+            return _zip(_layout(recipe, folder.path, carried, config, Path(name)))
+    except OSError as err:
+        raise ArchiveError(
+            f"cannot write the archive's files below {tempfile.gettempdir()}: {err.strerror or err}; "
+            "nothing was changed"
+        ) from err
 
 
 def _why_not(recipe: Recipe, folder: BuildFolder, variant: Variant) -> str:
@@ -183,7 +193,7 @@ def _layout(
     )
     if any((build / "assets").iterdir()):
         shutil.copytree(build / "assets", extra / "assets")
-    config = work / "model-config.yaml"
+    config = work / CONFIG
     config.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     (work / REQUIREMENTS).write_bytes(requirements(recipe))
     temporary, out = work / "tmp", work / "out"

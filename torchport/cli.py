@@ -36,6 +36,7 @@ from torchport.cli_options import (
 from torchport.cli_quantize import quantize
 from torchport.cli_recipe import TAKES_PARAMETERS, given_recipe
 from torchport.cli_serve import serve
+from torchport.cli_tune import tune
 from torchport.errors import TorchportError
 from torchport.store import Store
 
@@ -48,6 +49,7 @@ app = typer.Typer(
 app.add_typer(cli_torchserve.app, name="torchserve")
 app.command()(serve)
 app.command(context_settings=TAKES_PARAMETERS)(quantize)
+app.command(context_settings=TAKES_PARAMETERS)(tune)
 
 
 def main() -> None:

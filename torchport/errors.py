@@ -57,6 +57,16 @@ class ServerError(TorchportError):
     """A server that cannot be started, reached or stopped."""
 
 
+class TuningRequestError(TorchportError):
+    """A tuning that is asked for in a way that cannot be done."""
+
+
+class TuningError(TorchportError):
+    """No configuration of a model gives what is asked for, or none could be measured."""
+
+    exit_code = 1
+
+
 class RequestError(TorchportError):
     """An answer with an error status. `status` is the HTTP status, `reason` the server's words."""
 
@@ -91,4 +101,6 @@ __all__ = [
     "StaleError",
     "TorchportError",
     "TrainingError",
+    "TuningError",
+    "TuningRequestError",
 ]

@@ -117,6 +117,10 @@ def package(
     size = decimal(result.path.stat().st_size)
     why = "packaged" if result.done else "the same bytes are there"
     show.stage("package", result.done, why, f"{result.path} {size}, sha256 {result.sha256[:12]}")
+    if result.tuning.configuration is not None:
+        show.say(f"  as tuned: {result.tuning.configuration}")
+    if result.tuning.why_not:
+        show.say(f"  without tuning.json: {result.tuning.why_not} (torchport tune {recipe.name})")
     return result.done
 
 

@@ -1,0 +1,614 @@
+"""Tuning: what may be measured and chosen, how it is chosen, and what becomes of it in an archive."""
+
+import json
+import shutil
+import textwrap
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+
+import pytest
+
+from tests.conftest import TINY, run_stages
+from torchport import tuning
+from torchport.archive import archive_content, package
+from torchport.archive_file import inspect_archive
+from torchport.checking import check
+from torchport.cli import main
+from torchport.configuration import Configuration
+from torchport.errors import ServerError, StaleError, TuningError, TuningRequestError
+from torchport.hashing import sha256_file
+from torchport.int8_certificate import int8_binding
+from torchport.parity import verify
+from torchport.recipe_file import load_recipe
+from torchport.slo import Slo, parse_duration
+from torchport.store import Store
+from torchport.tuning import require, reset, tune
+from torchport.tuning_candidates import Space, candidates
+from torchport.tuning_load import Measured
+from torchport.tuning_search import BETTER, Effort, search
+from torchport.tuning_server import Bench
+
+DEFAULT = Configuration(backend="onnxruntime", precision="float32", threads=0, workers=1, batch_size=8)
+TWO = replace(DEFAULT, threads=1, workers=2)
+FOUR = replace(DEFAULT, threads=1, workers=4)
+INT8 = replace(TWO, precision="int8")
+ROUNDS = Effort(rounds=3, shapes=0)
+
+
+def figures(per_second, p99, errors=0):
+    latency = {"p50": p99 / 2, "p95": p99 * 0.9, "p99": p99}
+    return Measured(per_second=per_second, latency_ms=latency, answers=100, errors=errors)
+
+
+class Machine:
+    """Stands in for servers and a clock: `most` answers a second by configuration, each after 10 ms at the
+    least; `drift` are factors of the capacity at successive starts."""
+
+    def __init__(self, most, *, broken=(), errors=(), drift=None, otherwise=100.0):
+        self.most, self.broken, self.errors, self.drift = most, broken, errors, drift or {}
+        self.otherwise, self.now, self.started = otherwise, 0.0, []
+
+    def clock(self):
+        return self.now
+
+    @contextmanager
+    def serve(self, configuration):
+        self.now += 2.0
+        if configuration in self.broken:
+            raise ServerError("not enough memory")
+        times = self.started.count(configuration)
+        self.started.append(configuration)
+        factors = self.drift.get(configuration, ())
+        most = self.most.get(configuration, self.otherwise) * (factors[times] if times < len(factors) else 1)
+
+        def ask(connections, seconds):
+            self.now += seconds
+            per_second = min(connections * 100.0, most)
+            return figures(per_second, 1000 * connections / per_second, int(configuration in self.errors))
+
+        yield ask
+
+
+def space(*shapes, choosable=None, batch_sizes=(8,), cores=4):
+    kinds = frozenset(choosable or {c.kind for c in (DEFAULT, *shapes)})
+    return Space(
+        default=DEFAULT, shapes=shapes, batch_sizes=batch_sizes, choosable=kinds, refused={}, cores=cores
+    )
+
+
+def searched(given, machine, *, slo=None, effort=ROUNDS, deadline=1e6):
+    objective = Slo.parse(slo or [])
+    return search(given, objective, machine.serve, deadline=deadline, effort=effort, clock=machine.clock)
+
+
+@pytest.mark.parametrize(
+    ("texts", "latency", "per_second"),
+    [
+        ([], {}, 0),
+        (["p99=50ms"], {"p99": 50}, 0),
+        (["p50=800us", "p95 <= 0.2s"], {"p50": 0.8, "p95": 200}, 0),
+        (["p99=50ms,throughput>=100/s"], {"p99": 50}, 100),
+        (["throughput>=12.5"], {}, 12.5),
+    ],
+)
+def test_what_an_slo_may_say(texts, latency, per_second):
+    slo = Slo.parse(texts)
+    assert slo.latency_ms == pytest.approx(latency)
+    assert slo.per_second == per_second
+
+
+@pytest.mark.parametrize(
+    "text", ["", "fast", "p99", "p99=50", "p99=-5ms", "p99=0ms", "p98=5ms", "p99>=5ms", "throughput>=0/s"]
+)
+def test_what_no_slo_is(text):
+    with pytest.raises(TuningRequestError, match="such as p99=50ms") as caught:
+        Slo.parse([text])
+    assert caught.value.exit_code == 2
+
+
+def test_an_slo_says_a_thing_once():
+    with pytest.raises(TuningRequestError, match="each once"):
+        Slo.parse(["p99=50ms", "p99=40ms"])
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("1.5m", 90), ("1h", 3600)])
+def test_a_budget_is_a_time(text, seconds):
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0s", "soon", "5 days", "-1m"])
+def test_what_no_budget_is(text):
+    with pytest.raises(TuningRequestError, match="such as 90s or 5m"):
+        parse_duration(text)
+
+
+def test_an_slo_is_met_at_its_limit_and_never_by_what_fails():
+    slo = Slo.parse(["p99=50ms"])
+    assert slo.met(figures(10, 50))
+    assert not slo.met(figures(10, 50.1))
+    assert slo.miss(figures(10, 75)) == pytest.approx(1.5)
+    assert not slo.met(figures(10, 1, errors=1))
+
+
+# What may be chosen.
+
+
+def test_the_fastest_is_chosen():
+    outcome = searched(space(TWO, FOUR), Machine({DEFAULT: 300, TWO: 900, FOUR: 600}))
+    assert outcome.chosen == TWO
+    assert outcome.speed == pytest.approx(3)
+
+
+def test_an_slo_leaves_out_what_is_fast_and_late():
+    # FOUR answers nobody in less than 100 ms, however few ask.
+    class Late(Machine):
+        @contextmanager
+        def serve(self, configuration):
+            with super().serve(configuration) as ask:
+                slow = configuration == FOUR
+                yield lambda n, s: figures(2000, 100) if slow else ask(n, s)
+
+    machine = Late({DEFAULT: 300, TWO: 350})
+    assert searched(space(TWO, FOUR), machine, slo=["p99=50ms"]).chosen == TWO
+    assert searched(space(TWO, FOUR), Late({DEFAULT: 300, TWO: 350})).chosen == FOUR
+
+
+def test_for_a_throughput_alone_the_least_latency_is_chosen():
+    class Quick(Machine):
+        @contextmanager
+        def serve(self, configuration):
+            with super().serve(configuration):
+                p99 = {DEFAULT: 20.0, TWO: 5.0, FOUR: 8.0}[configuration]
+                yield lambda n, s: figures(110 if configuration != TWO else 90, p99)
+
+    outcome = searched(space(TWO, FOUR), Quick({}), slo=["throughput>=100/s"])
+    assert outcome.chosen == FOUR
+    assert outcome.speed == pytest.approx(20 / 8)
+
+
+def test_the_default_stays_for_less_than_noise():
+    outcome = searched(space(TWO), Machine({DEFAULT: 1000, TWO: 1000 * (BETTER - 0.01)}))
+    assert outcome.chosen == DEFAULT
+    assert "noise" in outcome.why
+
+
+def test_the_default_stays_where_it_was_better_in_a_round():
+    # The first start is the search's; of the three rounds TWO loses one.
+    machine = Machine({DEFAULT: 1000, TWO: 1200}, drift={TWO: (1, 1, 0.8, 1)})
+    assert searched(space(TWO), machine).chosen == DEFAULT
+
+
+def test_one_lucky_run_of_the_search_decides_nothing():
+    machine = Machine({DEFAULT: 500, TWO: 400, FOUR: 800}, drift={TWO: (9, 1, 1, 1)})
+    assert searched(space(TWO, FOUR), machine).chosen == FOUR
+
+
+def test_one_lucky_round_of_the_finals_decides_nothing():
+    machine = Machine({DEFAULT: 500, TWO: 800, FOUR: 700}, drift={FOUR: (1, 1, 9, 1)})
+    outcome = searched(space(TWO, FOUR), machine)
+    assert outcome.chosen == TWO
+    assert outcome.best_of(FOUR).measured.per_second == pytest.approx(700)
+
+
+def test_what_is_only_shown_is_measured_as_well_and_not_chosen():
+    machine = Machine({DEFAULT: 300, TWO: 400, INT8: 3000})
+    given = space(TWO, INT8, choosable={DEFAULT.kind})
+    outcome = searched(given, machine)
+    assert outcome.chosen == TWO
+    assert [len(p.rounds) for p in outcome.of(INT8)] == [3] * len(outcome.of(INT8))
+    assert INT8 in {p.configuration for p in outcome.front()}
+    allowed = searched(space(TWO, INT8), Machine({DEFAULT: 300, TWO: 400, INT8: 3000}))
+    assert allowed.chosen == INT8
+
+
+def test_other_batch_sizes_are_tried_of_the_best_shapes_only():
+    machine = Machine({DEFAULT: 100, TWO: 400, FOUR: 300, replace(TWO, batch_size=32): 800})
+    given = space(TWO, FOUR, batch_sizes=(1, 8, 32))
+    outcome = searched(given, machine, effort=Effort(shapes=1))
+    assert outcome.chosen == replace(TWO, batch_size=32)
+    assert {c for c in machine.started if c.batch_size != 8} == {
+        replace(TWO, batch_size=1),
+        replace(TWO, batch_size=32),
+    }
+
+
+def test_nothing_within_the_slo_is_nothing_chosen():
+    outcome = searched(space(TWO), Machine({DEFAULT: 50, TWO: 80}), slo=["p99=5ms"])
+    assert outcome.chosen is None
+
+
+def test_where_the_default_is_too_late_the_best_that_is_not_is_chosen():
+    outcome = searched(space(TWO), Machine({DEFAULT: 10, TWO: 80}), slo=["p99=20ms"])
+    assert outcome.chosen == TWO
+    assert outcome.speed == 0
+    assert "which the default does not give" in outcome.why
+
+
+def test_what_does_not_start_and_what_fails_is_not_chosen():
+    machine = Machine({DEFAULT: 100, TWO: 9000, FOUR: 9000}, broken=[FOUR], errors=[TWO])
+    outcome = searched(space(TWO, FOUR), machine)
+    assert outcome.chosen == DEFAULT
+    assert outcome.failed == {str(FOUR): "not enough memory"}
+    assert TWO not in {p.configuration for p in outcome.front()}
+
+
+def test_a_default_that_does_not_start_is_an_error():
+    with pytest.raises(ServerError, match="not enough memory"):
+        searched(space(TWO), Machine({}, broken=[DEFAULT]))
+
+
+def test_the_budget_bounds_the_search_and_says_what_it_left_out():
+    shapes = [replace(DEFAULT, threads=1, workers=n) for n in range(2, 200)]
+    machine = Machine({})
+    outcome = searched(space(*shapes), machine, effort=Effort(), deadline=300)
+    assert len(outcome.skipped) > 100
+    assert len(outcome.skipped) + len(outcome.measured()) == len(shapes) + 1
+    # What is begun when the time is over is ended: a start and its loads.
+    assert machine.now < 300 + 2 + 3 * Effort().final_s
+    assert outcome.chosen == DEFAULT
+
+
+def test_the_finals_end_with_the_budget_after_two_rounds_at_least():
+    def rounds(deadline):
+        machine = Machine({DEFAULT: 300, TWO: 900})
+        outcome = searched(space(TWO), machine, effort=Effort(rounds=50), deadline=deadline)
+        return {len(p.rounds) for p in outcome.points}, machine.now
+
+    assert rounds(1e6)[0] == {50}
+    assert rounds(1)[0] == {2}
+    (some,), ended = rounds(100)
+    assert 2 < some < 50
+    assert ended < 100 + 2 + 3 * Effort().final_s
+
+
+def test_the_front_is_what_nothing_exceeds_in_both():
+    outcome = searched(space(TWO, FOUR), Machine({DEFAULT: 300, TWO: 900, FOUR: 600}))
+    front = outcome.front()
+    assert len(front) > 1
+    for point in front:
+        assert not any(
+            other.measured.per_second > point.measured.per_second
+            and other.measured.latency_ms["p99"] <= point.measured.latency_ms["p99"]
+            for other in outcome.points
+        )
+
+
+# What is proven.
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory):
+    """A recipe, trained, exported and proven once: that takes seconds."""
+    folder = tmp_path_factory.mktemp("tuned")
+    (folder / "tiny_recipe.py").write_text(textwrap.dedent(TINY), encoding="utf-8")
+    run_stages(load_recipe(folder / "tiny_recipe.py"), Store(folder))
+    return folder
+
+
+@pytest.fixture
+def proven(road, store):
+    """The same in a store of the test's own."""
+    shutil.copytree(road / ".build", store.path / ".build")
+    return load_recipe(road / "tiny_recipe.py"), store.build("tiny", "1.0")
+
+
+def test_candidates_are_what_the_archive_ships_and_is_proven(proven):
+    recipe, folder = proven
+    found = candidates(recipe, folder, cores=4)
+    assert found.default == DEFAULT
+    assert {c.backend for c in found.shapes} == set(recipe.ships)
+    assert set(found.refused) == {"pt2", "int8"}
+    assert "does not carry it" in found.refused["pt2"]
+    assert "no INT8 version" in found.refused["int8"]
+    assert all(c.threads * c.workers <= 8 for c in found.shapes)
+    assert not any(c.alike(found.default, 4) for c in found.shapes)
+    assert len(set(found.shapes)) == len(found.shapes)
+    assert found.batch_sizes == [1, 2, 4, 8, 16, 32]
+
+
+def test_batches_are_no_larger_than_the_graph_takes(built):
+    recipe, folder = built(("name, version", 'dims = {"batch": (1, 5)}\n    name, version'))
+    verify(recipe, folder)
+    assert candidates(recipe, folder).batch_sizes == [1, 2, 4]
+
+
+def test_a_backend_that_did_not_pass_is_refused_and_never_measured(proven, store):
+    recipe, folder = proven
+    certificate = json.loads(folder.parity.read_text())
+    for result in certificate["results"]:
+        result["passed"] = result["backend"] != "torchscript"
+    folder.parity.write_text(json.dumps(certificate))
+    found = candidates(recipe, folder)
+    assert found.refused["torchscript"] == "it did not pass parity"
+    assert {c.backend for c in found.shapes} == {"onnxruntime"}
+    with pytest.raises(TuningRequestError, match="torchscript: it did not pass parity"):
+        candidates(recipe, folder, backends=["torchscript"])
+
+
+def test_nothing_is_measured_without_a_certificate_of_these_bytes(built, store):
+    recipe, folder = built()
+    machine = Machine({})
+    with pytest.raises(StaleError, match="no certificate"):
+        tune(recipe, store, slo=Slo(), budget_s=60, serve=machine.serve)
+    verify(recipe, folder)
+    (folder.path / "main.onnx").write_bytes(b"another")
+    with pytest.raises(StaleError, match="main.onnx has changed"):
+        tune(recipe, store, slo=Slo(), budget_s=60, serve=machine.serve)
+    assert not machine.started
+
+
+def test_the_recipes_first_backend_must_be_proven(proven):
+    recipe, folder = proven
+    certificate = json.loads(folder.parity.read_text())
+    for result in certificate["results"]:
+        result["passed"] = result["backend"] != "onnxruntime"
+    folder.parity.write_text(json.dumps(certificate))
+    with pytest.raises(StaleError, match="onnxruntime in float32 by default"):
+        candidates(recipe, folder)
+
+
+def write_int8(recipe, folder, now=0.97):
+    """A certificate of an INT8 version, whose graph is the float32 one: what it computes matters not."""
+    shutil.copy(folder.path / "main.onnx", folder.path / "main.int8.onnx")
+    certificate = {
+        "binding": int8_binding(recipe, folder),
+        "gate": {"max_drop": 0.005, "goals": {"accuracy": ">= 0.9"}},
+        "metrics": {"accuracy": {"float32": 0.97, "int8": now}},
+        "agreement": {"compared": 10, "agreed": 10},
+        "method": "minmax",
+    }
+    (folder.path / "int8.json").write_text(json.dumps(certificate))
+
+
+def test_int8_is_chosen_only_where_it_is_allowed(proven):
+    recipe, folder = proven
+    write_int8(recipe, folder)
+    shown = candidates(recipe, folder)
+    assert "int8" not in shown.refused
+    assert INT8.kind in {c.kind for c in shown.shapes}
+    assert INT8.kind not in shown.choosable
+    assert INT8.kind in candidates(recipe, folder, allow_int8=True).choosable
+    only = candidates(recipe, folder, precisions=["int8"])
+    assert only.choosable == {INT8.kind} == {c.kind for c in only.shapes}
+
+
+def test_int8_that_is_stale_or_breaks_its_gate_is_refused(proven):
+    recipe, folder = proven
+    write_int8(recipe, folder, now=0.9)
+    found = candidates(recipe, folder, allow_int8=True)
+    assert "0.0700 worse" in found.refused["int8"]
+    assert INT8.kind not in {c.kind for c in found.shapes} | found.choosable
+    write_int8(recipe, folder)
+    (folder.path / "main.int8.onnx").write_bytes(b"another")
+    assert "main.int8.onnx" in candidates(recipe, folder, allow_int8=True).refused["int8"]
+
+
+@pytest.mark.parametrize("wrong", [{"backends": ["onnx"]}, {"precisions": ["int4"]}])
+def test_unknown_names_are_errors(proven, wrong):
+    with pytest.raises(TuningRequestError, match="onnxruntime|int8"):
+        candidates(*proven, **wrong)
+
+
+def test_what_the_environment_overrides_is_not_measured(proven, store, monkeypatch):
+    monkeypatch.setenv("TORCHPORT_THREADS", "1")
+    with pytest.raises(TuningRequestError, match="TORCHPORT_THREADS"):
+        tune(proven[0], store, slo=Slo(), budget_s=60)
+
+
+# What becomes of it.
+
+
+def tuned(recipe, store, *, slo=(), most=None, **options):
+    """A tuning in which two workers of one thread give most."""
+    machine = Machine(most or {TWO: 900})
+    return tune(
+        recipe, store, slo=Slo.parse(slo), budget_s=1e6, serve=machine.serve, effort=ROUNDS, **options
+    )
+
+
+def config(path):
+    contents = inspect_archive(path)
+    assert contents.problems == ()
+    return contents.config
+
+
+@pytest.fixture
+def two_cores(monkeypatch):
+    monkeypatch.setattr("torchport.tuning_candidates.available_cores", lambda: 2)
+
+
+def test_the_archive_is_packaged_as_it_was_tuned(proven, store, two_cores):
+    recipe, folder = proven
+    plain = sha256_file(package(recipe, store).path)
+    result = require(tuned(recipe, store))
+    assert result.record["chosen"] == TWO.to_json()
+    first = package(recipe, store)
+    assert first.tuning.configuration == TWO
+    served = config(first.path)
+    assert (served["minWorkers"], served["maxWorkers"], served["batchSize"]) == (2, 2, 8)
+    assert (served["torchport"]["backend"], served["torchport"]["threads"]) == ("onnxruntime", 1)
+    assert not package(recipe, store).done
+    assert reset(recipe, store)
+    assert not reset(recipe, store)
+    assert package(recipe, store).sha256 == plain
+    assert not list(folder.path.glob("tuning*"))
+
+
+def test_where_the_default_stays_the_archive_stays_too(proven, store, two_cores):
+    recipe, _ = proven
+    plain = package(recipe, store).sha256
+    result = tuned(recipe, store, most={DEFAULT: 900})
+    assert result.record["chosen"] == result.record["default"]
+    assert package(recipe, store).sha256 == plain
+
+
+def test_a_tuning_of_other_bytes_is_left_out_and_named(proven, store, two_cores):
+    recipe, folder = proven
+    tuned(recipe, store)
+    path = folder.path / "tuning.json"
+    record = json.loads(path.read_text())
+    record["binding"]["artifacts"]["main.onnx"] = "0" * 64
+    path.write_text(json.dumps(record))
+    result = package(recipe, store)
+    assert result.tuning.configuration is None
+    assert "main.onnx" in result.tuning.why_not
+    assert config(result.path)["minWorkers"] == 1
+
+
+@pytest.mark.parametrize("chosen", [{"backend": "onnxruntime"}, TWO.to_json() | {"workers": -1}])
+def test_a_damaged_tuning_is_left_out(proven, store, two_cores, chosen):
+    recipe, folder = proven
+    tuned(recipe, store)
+    path = folder.path / "tuning.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chosen": chosen}))
+    assert "cannot be" in package(recipe, store).tuning.why_not
+    path.write_text("{")
+    assert "cannot be read" in package(recipe, store).tuning.why_not
+
+
+def test_a_tuning_gives_way_to_what_is_asked_for(proven, store, two_cores):
+    recipe, _ = proven
+    tuned(recipe, store)
+    other = package(recipe, store, backends=["torchscript"])
+    assert "torchscript is to serve" in other.tuning.why_not
+    assert config(other.path)["torchport"]["backend"] == "torchscript"
+    assert package(recipe, store, backends=["onnxruntime"]).tuning.configuration == TWO
+
+
+def test_an_int8_tuning_ends_with_its_int8_version(proven, store, two_cores):
+    recipe, folder = proven
+    write_int8(recipe, folder)
+    tuned(recipe, store, most={INT8: 900}, precisions=["int8"])
+    (folder.path / "int8.json").unlink()
+    result = package(recipe, store)
+    assert "int8" in result.tuning.why_not
+    assert config(result.path)["torchport"].get("precision", "float32") == "float32"
+
+
+def test_the_same_question_is_not_measured_twice(proven, store, two_cores):
+    recipe, _ = proven
+    assert tuned(recipe, store).done
+    assert not tuned(recipe, store).done
+    assert tuned(recipe, store, slo=["p99=1s"]).done
+    assert tuned(recipe, store, slo=["p99=1s"], force=True).done
+
+
+def test_nothing_within_the_slo_changes_nothing(proven, store, two_cores):
+    recipe, folder = proven
+    tuned(recipe, store)
+    before = {path.name: path.read_bytes() for path in folder.path.glob("tuning*")}
+    with pytest.raises(
+        TuningError, match=r"p99 <= 1 ms.*nearest: .* 1 connections.*nothing was changed"
+    ) as caught:
+        require(tuned(recipe, store, slo=["p99=1ms"]))
+    assert caught.value.exit_code == 1
+    assert {path.name: path.read_bytes() for path in folder.path.glob("tuning*")} == before
+
+
+def test_the_picture_and_the_page_show_every_configuration(proven, store, two_cores):
+    recipe, folder = proven
+    result = tuned(recipe, store, slo=["p99=50ms"])
+    picture = (folder.path / "tuning.svg").read_text()
+    assert picture.count("<title>") == len(result.record["points"])
+    for said in (str(TWO), ">default<", ">chosen<", "p99 50 ms", "prefers-color-scheme: dark"):
+        assert said in picture
+    page = (folder.path / "tuning.html").read_text()
+    assert picture.strip() in page
+    assert "refused: the archive does not carry it" in page
+
+
+@pytest.mark.parametrize("configuration", [INT8, replace(TWO, backend="torchscript", batch_size=1)])
+def test_each_kind_is_served_from_its_own_artifacts(proven, configuration):
+    recipe, folder = proven
+    write_int8(recipe, folder)
+    content = archive_content(recipe, folder, recipe.ships, DEFAULT.model_config(recipe))
+    with Bench(recipe, content, warm_up=0.1) as bench, bench.serve(configuration) as ask:
+        (archive,) = bench.store.path.glob("*.mar")
+        served, names = config(archive), {entry.name for entry in inspect_archive(archive).entries}
+        measured = ask(2, 0.2)
+    assert (measured.errors, measured.reason) == (0, "")
+    assert served == configuration.model_config(recipe)
+    own = "main.int8.onnx" if configuration == INT8 else "main.pt"
+    assert names & {"main.onnx", "main.pt", "main.pt2", own} == {own}
+
+
+def test_what_answered_nothing_is_written_down_too(proven, store, two_cores):
+    class Refuses(Machine):
+        @contextmanager
+        def serve(self, configuration):
+            with super().serve(configuration) as ask:
+                none = figures(0, float("inf"), errors=2)
+                yield lambda n, s: ask(n, s) if configuration != TWO else none
+
+    recipe, folder = proven
+    machine = Refuses({FOUR: 900})
+    result = tune(recipe, store, slo=Slo(), budget_s=1e6, serve=machine.serve, effort=ROUNDS)
+    record = json.loads((folder.path / "tuning.json").read_text(), parse_constant=pytest.fail)
+    assert {"p50": None, "p95": None, "p99": None} in [p["latency_ms"] for p in record["points"]]
+    assert result.record == record
+
+
+def test_the_whole_road_through_a_real_server(write_recipe, store, monkeypatch):
+    """Every figure is the real server's, as are the answers of the archive that is made of the choice."""
+    parameter = ("Request(json=[1.0, 2.0, 3.0],", 'Request(json=[1.0, 2.0, 3.0], params={"k": "1"},')
+    recipe = load_recipe(write_recipe(parameter))
+    run_stages(recipe, store)
+    monkeypatch.setattr("torchport.tuning_candidates.BATCH_SIZES", (1, 8))
+    effort = Effort(quick_s=0.1, final_s=0.2, rounds=2, finalists=1, shapes=1, ladder=(1, 4))
+    result = require(
+        tune(
+            recipe,
+            store,
+            slo=Slo.parse(["p99=30s"]),
+            budget_s=1,
+            backends=["onnxruntime"],
+            effort=effort,
+        )
+    )
+    assert result.outcome is not None
+    assert all(p["answers"] and not p["errors"] for p in result.record["points"])
+    measured = {p.configuration for p in result.outcome.points if p.rounds}
+    assert Configuration.default_of(recipe) in measured
+    chosen = Configuration(**result.record["chosen"])
+    assert chosen in measured
+    archive = package(recipe, store).path
+    assert config(archive)["torchport"]["threads"] == chosen.threads
+    assert config(archive)["minWorkers"] == chosen.workers
+    checked = check(recipe, store)
+    assert not checked.failures
+
+
+def command(monkeypatch, *arguments):
+    """The command in this process; its exit code."""
+    monkeypatch.setattr("sys.argv", ["torchport", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    return caught.value.code
+
+
+def test_the_command_measures_packages_and_checks(proven, store, two_cores, monkeypatch, capsys):
+    recipe, folder = proven
+    machine = Machine({TWO: 900})
+    with_machine = partial(tune, serve=machine.serve, effort=ROUNDS)
+    monkeypatch.setattr(tuning, "tune", with_machine)
+    given = ("tune", recipe.path, "--store", store.path)
+    assert command(monkeypatch, *given, "--slo", "p99=50ms") == 0
+    said = capsys.readouterr().out
+    for line in (f"{TWO}: its throughput is", "refused: pt2", "as tuned", "1 answers as in process"):
+        assert line in said
+    assert config(store.archive("tiny", "1.0"))["minWorkers"] == 2
+    assert json.loads(folder.serving.read_text())["passed"]
+    assert command(monkeypatch, *given, "--slo", "p99=1ms") == 1
+    assert "nearest" in capsys.readouterr().err
+    assert config(store.archive("tiny", "1.0"))["minWorkers"] == 2
+    assert command(monkeypatch, *given, "--reset") == 0
+    assert config(store.archive("tiny", "1.0"))["minWorkers"] == 1
+
+
+@pytest.mark.parametrize(
+    "wrong", [("--slo", "p99=fast"), ("--budget", "soon"), ("--backend", "onnx"), ("--precision", "int4")]
+)
+def test_what_the_command_cannot_read_exits_2(proven, store, monkeypatch, wrong):
+    assert command(monkeypatch, "tune", proven[0].path, "--store", store.path, *wrong) == 2
+    assert not store.archive("tiny", "1.0").exists()

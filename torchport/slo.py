@@ -1,0 +1,106 @@
+"""What an endpoint has to give: latencies that are not to be exceeded, a throughput that is to be reached.
+
+    slo = Slo.parse(["p99=50ms"])
+    slo.met(measured)                    # whether a measured load is within it
+    slo.worth(measured)                  # answers a second: the more, the better
+
+Where only a throughput is asked for, what is worth most is the least latency with which it is reached.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torchport.errors import TuningRequestError
+
+PERCENTILES = ("p50", "p95", "p99")
+_LATENCY = re.compile(r"(p\d+)\s*<?=\s*(\d+(?:\.\d+)?)\s*(us|ms|s)")
+_THROUGHPUT = re.compile(r"throughput\s*>?=\s*(\d+(?:\.\d+)?)\s*(?:/s)?")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h)?")
+_IN_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+_IN_S = {None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+class Figures(Protocol):
+    """What was measured under one load: answers a second, latencies in milliseconds, requests that failed."""
+
+    @property
+    def per_second(self) -> float: ...
+    @property
+    def latency_ms(self) -> Mapping[str, float]: ...
+    @property
+    def errors(self) -> int: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slo:
+    """A service-level objective. `latency_ms` has the greatest latency by percentile, one of `PERCENTILES`;
+    `per_second` the least throughput, 0 for any."""
+
+    latency_ms: Mapping[str, float] = field(default_factory=dict)
+    per_second: float = 0.0
+
+    @classmethod
+    def parse(cls, texts: Sequence[str]) -> Slo:
+        """Read `p99=50ms`, `p50=800us`, `throughput>=100/s`; several in one text are parted by commas.
+
+        Raises:
+            TuningRequestError: something else, or one thing said twice.
+        """
+        latency: dict[str, float] = {}
+        throughput: list[float] = []
+        for text in [part.strip() for given in texts for part in given.split(",")]:
+            found = _LATENCY.fullmatch(text)
+            least = _THROUGHPUT.fullmatch(text)
+            if found and found[1] in PERCENTILES and found[1] not in latency and float(found[2]) > 0:
+                latency[found[1]] = float(found[2]) * _IN_MS[found[3]]
+            elif least and not throughput and float(least[1]) > 0:
+                throughput.append(float(least[1]))
+            else:
+                raise TuningRequestError(
+                    f"--slo {text!r}: a latency such as p99=50ms ({', '.join(PERCENTILES)}; us, ms, s), or a "
+                    "throughput such as throughput>=100/s, is expected, each once"
+                )
+        return cls(latency_ms=latency, per_second=sum(throughput))
+
+    @property
+    def is_about_latency(self) -> bool:
+        """Whether a throughput is all that is asked for, so that what is left to better is the latency."""
+        return bool(self.per_second) and not self.latency_ms
+
+    def met(self, measured: Figures) -> bool:
+        """Whether nothing failed, and every latency and the throughput are within it."""
+        return self.miss(measured) <= 1
+
+    def miss(self, measured: Figures) -> float:
+        """The greatest multiple of what is allowed: 1 or less where it is met; infinite if requests fail."""
+        if measured.errors or not measured.per_second:
+            return float("inf")
+        shares = [measured.latency_ms[name] / most for name, most in self.latency_ms.items()]
+        return max([*shares, self.per_second / measured.per_second])
+
+    def worth(self, measured: Figures) -> float:
+        """How good a load that meets it is; the ratio of two is how many times as good."""
+        if self.is_about_latency:
+            return 1000 / max(measured.latency_ms["p99"], 1e-6)
+        return measured.per_second
+
+    def __str__(self) -> str:
+        parts = [f"{name} <= {most:g} ms" for name, most in sorted(self.latency_ms.items())]
+        parts += [f"throughput >= {self.per_second:g}/s"] if self.per_second else []
+        return ", ".join(parts) or "none: the most throughput"
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of `90`, `90s`, `5m`, `1h`.
+
+    Raises:
+        TuningRequestError: something else, or nothing.
+    """
+    found = _DURATION.fullmatch(text.strip())
+    if found is None or float(found[1]) <= 0:
+        raise TuningRequestError(f"--budget {text!r}: a time such as 90s or 5m is expected")
+    return float(found[1]) * _IN_S[found[2]]
