@@ -77,7 +77,8 @@ def candidates(
     refused = {
         backend: why
         for backend in ARTIFACT_SUFFIX
-        if (why := _why_not(backend, recipe, certificate, devices))
+        if backend in (*recipe.backends, *backends)
+        and (why := _why_not(backend, recipe, certificate, devices))
     }
     int8 = _why_no_int8(recipe, folder)
     if int8:
