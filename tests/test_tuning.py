@@ -179,6 +179,12 @@ def test_the_default_stays_where_it_was_better_in_a_round():
     assert searched(space(TWO), machine).chosen == DEFAULT
 
 
+def test_the_second_best_is_chosen_where_only_that_is_better_in_every_round():
+    drift = {TWO: (1, 1.5, 0.3, 1.5)}
+    machine = Machine({DEFAULT: 500, TWO: 1000, FOUR: 800}, drift=drift)
+    assert searched(space(TWO, FOUR), machine).chosen == FOUR
+
+
 def test_one_lucky_run_of_the_search_decides_nothing():
     machine = Machine({DEFAULT: 500, TWO: 400, FOUR: 800}, drift={TWO: (9, 1, 1, 1)})
     assert searched(space(TWO, FOUR), machine).chosen == FOUR
