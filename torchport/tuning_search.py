@@ -114,8 +114,10 @@ class Outcome:
         return list(dict.fromkeys(p.configuration for p in self.points))
 
     def front(self) -> list[Point]:
-        """Points without errors that no other exceeds in throughput at no more p99, the least p99 first."""
-        sound = [p for p in self.points if not p.measured.errors and p.measured.answers]
+        """Of what may be chosen, the points that no other exceeds in throughput at no more p99, the least p99
+        first."""
+        kinds = self.space.choosable
+        sound = [p for p in self.points if p.configuration.kind in kinds and not p.measured.errors]
         sound.sort(key=lambda p: (p.measured.latency_ms["p99"], -p.measured.per_second))
         front: list[Point] = []
         for point in sound:
