@@ -82,10 +82,12 @@ def tune(
 
 
 def _table(outcome: Outcome) -> None:
-    """The front, the default, and the best of everyone in the finals; what was refused, and why."""
+    """The front, the default, the best of all finalists and of what is only shown; what was refused."""
     space, slo = outcome.space, outcome.slo
     finalists = dict.fromkeys(p.configuration for p in outcome.points if p.rounds)
-    best = [point for c in finalists if (point := outcome.nearest_of(c))]
+    others = [c for c in outcome.measured() if c.kind not in space.choosable and c not in finalists]
+    shown_only = sorted(others, key=outcome.order)[:1]
+    best = [point for c in [*finalists, *shown_only] if (point := outcome.nearest_of(c))]
     front = outcome.front()
     shown = sorted({id(p): p for p in [*best, *front]}.values(), key=lambda p: -p.measured.per_second)
     table = Table(

@@ -114,8 +114,10 @@ class Outcome:
         return list(dict.fromkeys(p.configuration for p in self.points))
 
     def front(self) -> list[Point]:
-        """Points without errors that no other exceeds in throughput at no more p99, the least p99 first."""
-        sound = [p for p in self.points if not p.measured.errors and p.measured.answers]
+        """Of what may be chosen, the points that no other exceeds in throughput at no more p99, the least p99
+        first."""
+        kinds = self.space.choosable
+        sound = [p for p in self.points if p.configuration.kind in kinds and not p.measured.errors]
         sound.sort(key=lambda p: (p.measured.latency_ms["p99"], -p.measured.per_second))
         front: list[Point] = []
         for point in sound:
@@ -143,7 +145,7 @@ def search(
         ServerError: the default configuration cannot be served.
     """
     outcome = Outcome(space, slo)
-    costs: list[float] = []
+    costs: list[float] = []  # What each took beside the runs: starting, warming up, stopping.
     begun = clock()
     search_ends = begun + effort.search_share * (deadline - begun)
 
@@ -151,8 +153,9 @@ def search(
         tell(f"{configuration} ({len(outcome.measured()) + 1} measured)")
         started = clock()
         with serve(configuration) as ask:
-            costs.append(clock() - started)
-            outcome.points += _climbed(configuration, ask, slo, effort)
+            climbed = list(_climbed(configuration, ask, slo, effort))
+        outcome.points += climbed
+        costs.append(clock() - started - len(climbed) * effort.quick_s)
 
     def try_all(configurations: Sequence[Configuration]) -> None:
         for configuration in configurations:
@@ -253,28 +256,29 @@ def _median_point(configuration: Configuration, connections: int, runs: Sequence
 
 
 def _choose(outcome: Outcome) -> None:
+    """The best finalist that is surely better than the default; else that, where it is within the SLO."""
     space, slo = outcome.space, outcome.slo
-    finalists = {p.configuration for p in outcome.points if p.rounds}
+    finalists = dict.fromkeys(p.configuration for p in outcome.points if p.rounds)
     eligible = [c for c in finalists if c.kind in space.choosable and outcome.best_of(c)]
+    ranked = [c for c in sorted(eligible, key=outcome.order) if c != space.default]
     default = outcome.best_of(space.default)
-    winner = min(eligible, key=outcome.order, default=None)
-    best = outcome.best_of(winner) if winner is not None else None
-    if best is None and default is None:
+    if default is None:
+        if ranked:
+            outcome.chosen, outcome.speed = ranked[0], 0.0
+            outcome.why = "it is the best within what is asked for, which the default does not give"
         return
-    if best is None or winner == space.default:
-        outcome.chosen, outcome.why = space.default, "nothing that may be chosen is better"
-    elif default is None:
-        outcome.chosen, outcome.speed = winner, 0.0
-        outcome.why = "it is the best within what is asked for, which the default does not give"
-    else:
+    outcome.chosen, outcome.why = space.default, "nothing else that may be chosen is within what is asked for"
+    what = "latency" if slo.is_about_latency else "throughput"
+    for configuration in ranked:
+        best = outcome.best_of(configuration) or default
         both = zip(best.rounds, default.rounds, strict=True)
         ratios = [slo.worth(mine) / slo.worth(its) for mine, its in both]
-        speed = median(ratios)
-        what = "latency" if slo.is_about_latency else "throughput"
-        if speed >= BETTER and min(ratios) >= 1:
-            outcome.chosen, outcome.speed = winner, speed
-            outcome.why = f"its {what} is {speed:.2f} times as good as the default's, in the same rounds"
-        else:
-            outcome.chosen = space.default
+        if median(ratios) >= BETTER and min(ratios) >= 1:
+            outcome.chosen, outcome.speed = configuration, median(ratios)
+            outcome.why = (
+                f"its {what} is {outcome.speed:.2f} times as good as the default's, in the same rounds"
+            )
+            return
+        if configuration == ranked[0]:
             rounds = ", ".join(f"{ratio:.2f}" for ratio in ratios)
-            outcome.why = f"the best other, {winner}, is {rounds} times as good by round, which may be noise"
+            outcome.why = f"{configuration} is {rounds} times as good by round, which may be noise"
