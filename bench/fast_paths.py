@@ -3,8 +3,8 @@
     python -m bench.fast_paths                   # writes .cache/fast-paths, a minute or two
     python -m bench.fast_paths --half            # in float16 and bfloat16 too: two more to compile
 
-Batches of 1 and of 8, medians of turns that are taken one after the other, so that what else the machine does
-hits all alike; nothing but the model is timed. AOTInductor needs a C++ compiler.
+Batches of 1 and of 8, one thread, medians of turns that are taken one after the other, so that what else the
+machine does hits all alike; nothing but the model is timed. AOTInductor needs a C++ compiler.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from torchport_runtime.backends import Backend, open_backend
 RECIPE = Path(__file__).parent / "small_convolutions.py"
 STORE = Store(Path(".cache") / "fast-paths")
 ROUNDS, BATCHES = 60, (1, 8)
+THREADS = 1
+"""More of them wait for each other where the machine does something else, and then that is measured."""
 
 
 def milliseconds(backends: dict[Variant, Backend], inputs: dict[str, np.ndarray]) -> dict[Variant, float]:
@@ -57,13 +59,15 @@ def main() -> None:
         variant: open_backend(
             folder.path / variant.artifact("main"),
             signature,
-            BackendOptions(backend=variant.backend, precision=variant.precision, device="cpu"),
+            BackendOptions(
+                backend=variant.backend, precision=variant.precision, device="cpu", threads=THREADS
+            ),
         )
         for variant in exported_variants(recipe, folder)
     }
     samples = next(iter(recipe.samples()))
     found = {rows: milliseconds(backends, {n: a[:rows] for n, a in samples.items()}) for rows in BATCHES}
-    table = Table(title=f"{recipe.task}: {processor()}, {BackendOptions().thread_count} threads", box=SIMPLE)
+    table = Table(title=f"{recipe.task}: {processor()}, {THREADS} thread", box=SIMPLE)
     for column in ("backend", *(f"{rows} row(s), ms, and of onnxruntime's" for rows in BATCHES), "parity"):
         table.add_column(column)
     for variant in backends:
