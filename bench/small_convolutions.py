@@ -20,8 +20,11 @@ class SmallConvolutions(Recipe):
     outputs = {"logits": TensorSpec("float32", ("batch", 10))}
     dims = {"batch": (1, 8)}
     backends = ("onnxruntime", "torchscript", "pt2", "aotinductor")
-    precisions = ("float32", "float16", "bfloat16")
-    optional_precisions = ("float16", "bfloat16")
+
+    def configure(self, *, half: bool = False) -> None:
+        if half:
+            self.precisions = ("float32", "float16", "bfloat16")
+            self.optional_precisions = ("float16", "bfloat16")
 
     def build(self) -> nn.Module:
         head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10))

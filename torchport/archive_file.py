@@ -148,7 +148,8 @@ def _problems(contents: ArchiveContents) -> Iterator[str]:
         if name not in digests:
             yield f"{name} is missing"
     serves = Variant(options.backend, "float32" if options.precision == "int8" else options.precision)
-    for variant in {serves, *carried_variants(contents.signature.get("graphs", {}), set(digests))}:
+    carried = carried_variants(contents.signature.get("graphs", {}), set(digests))
+    for variant in sorted({serves, *carried}, key=str):
         if not has_passed(certificate, variant):
             yield f"the backend {variant} did not pass parity"
     yield from _int8_problems(contents, digests, options)

@@ -24,6 +24,7 @@ ServerOpt = Annotated[
     str, typer.Option("--server", help="What serves it: torchport, or torchserve, a real TorchServe.")
 ]
 PrecisionOpt = Annotated[
-    str | None, typer.Option("--precision", help="float32, or int8 where torchport quantize has made it.")
+    str | None,
+    typer.Option("--precision", help="float32, or float16, bfloat16, int8 where there are such graphs."),
 ]
 STORE, CACHE = Path("model_store"), Path(".cache")

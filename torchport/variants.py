@@ -74,9 +74,9 @@ def has_passed(certificate: Mapping[str, Any], variant: Variant) -> bool:
 def carried_variants(graphs: Mapping[str, Any], names: set[str]) -> list[Variant]:
     """Those whose artifacts of all graphs are among an archive's names; INT8 is none, it has its own gate."""
     return [
-        variant
+        Variant(backend, precision)
         for backend, precisions in BACKEND_PRECISIONS.items()
         for precision in precisions
         if precision in ("float32", *HALF_PRECISIONS)
-        if (variant := Variant(backend, precision)) and all(variant.artifact(g) in names for g in graphs)
+        if graphs and all(Variant(backend, precision).artifact(g) in names for g in graphs)
     ]
