@@ -454,3 +454,38 @@ def test_a_handler_that_cannot_write_an_answer_fails_with_its_line(built, tmp_pa
     )
     (failure,) = verify(recipe, folder).failures
     assert "regressor.py:6: answer: KeyError: 'yy'" in failure
+
+
+def test_the_process_keeps_its_number_of_threads(built, monkeypatch):
+    """Opening a torch backend sets it, wherever that is: comparing, measuring, asking the handler, trying
+    a device."""
+    import torchport.parity
+    from torchport.handler_parity import answered_requests, compare_requests
+
+    recipe, folder = built(
+        (
+            "    inputs =",
+            '    ships = ("torchscript",)\n    options = BackendOptions(threads=3)\n    inputs =',
+        ),
+        ("from torchport import", "from torchport_runtime import BackendOptions\nfrom torchport import"),
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        # A device that every backend starts on: this machine's CPU stands in for it.
+        monkeypatch.setattr(torchport.parity, "cuda_device_count", lambda: 1)
+        options = torchport.parity.backend_options
+        monkeypatch.setattr(
+            torchport.parity,
+            "backend_options",
+            lambda recipe, backend, device=None: options(recipe, backend, "cpu"),
+        )
+        assert torchport.parity.usable_devices(recipe, folder) == ["cpu", "cuda"]
+        assert torch.get_num_threads() == 1
+        assert verify(recipe, folder, devices=["cpu"]).failures == []
+        assert torch.get_num_threads() == 1
+        assert compare_requests(recipe, folder) == (1, [])
+        assert len(list(answered_requests(recipe, folder))) == 1
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)

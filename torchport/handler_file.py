@@ -14,6 +14,7 @@ from torchport.certificate import backend_options
 from torchport.errors import BackendError, RecipeError
 from torchport.recipe import Recipe, Request
 from torchport.recipe_file import find_handler
+from torchport.torch_threads import torch_threads_kept
 from torchport.user_code import execute, running
 from torchport_runtime import Handler
 
@@ -60,7 +61,10 @@ def load_handler(recipe: Recipe, folder: Path) -> Handler:
         RecipeError: the handler does not load, or its `setup` fails.
     """
     handler = described_handler(recipe, folder)
-    with suppress(BackendError):  # A graph that does not load is reported where it is compared.
+    with (
+        suppress(BackendError),
+        torch_threads_kept(),
+    ):  # A graph that does not load is reported where it is compared.
         handler.load(folder, backend_options(recipe, recipe.ships[0], "cpu"), dict(recipe.handler_options))
     return handler
 

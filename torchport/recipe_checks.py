@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import sys
-import sysconfig
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,6 +14,7 @@ from packaging.version import InvalidVersion, Version
 
 from torchport.errors import RecipeError
 from torchport.goals import parse_goal
+from torchport.installed import installed_file
 from torchport.recipe import Recipe, Serving
 from torchport.user_code import running
 from torchport_runtime import BackendOptions, Signature
@@ -57,7 +56,7 @@ def check_recipe(recipe: Recipe, where: str) -> None:
             raise RecipeError(f"{where}: {name} = '...' is missing")
     if not _NAME.match(recipe.name):
         raise RecipeError(f"{where}: name {recipe.name!r}: letters, digits, _ and - are expected")
-    refuse_shadowing(recipe.name, f"the name of {where}")
+    refuse_shadowing(recipe.name, f"the name of {where}", recipe.path)
     try:
         Version(recipe.version)
     except (InvalidVersion, TypeError) as err:
@@ -120,19 +119,17 @@ def _check_settings(recipe: Recipe, where: str) -> None:
         raise RecipeError(f"{where}: handler_options: names are to be strings, values what JSON can say")
 
 
-def refuse_shadowing(stem: str, what: str) -> None:
-    """A file or model named like an installed package hides it from whoever imports from its folder."""
+def refuse_shadowing(stem: str, what: str, own: Path | None = None) -> None:
+    """A file or model named like an installed package hides it from whoever imports from its folder.
+
+    `own` is the file itself: in a project that is installed in place it is what is found by that name.
+    """
+    if stem == "__main__":
+        raise RecipeError(f"{what}: {stem!r} is not a name for it: choose another")
     shadowed = stem in sys.stdlib_module_names
     if not shadowed and stem.isidentifier():
-        try:
-            spec = importlib.util.find_spec(stem)
-        except ValueError:  # __main__ has none.
-            raise RecipeError(f"{what}: {stem!r} is not a name for it: choose another") from None
-        origin = spec.origin if spec else None
-        libraries = tuple(sysconfig.get_path(kind) for kind in ("purelib", "platlib"))
-        # The recipes that torchport brings are found by that name, and shadow nothing.
-        ours = origin is not None and Path(origin).parent.name in ("recipes", "handlers")
-        shadowed = origin is not None and origin.startswith(libraries) and not ours
+        found = installed_file(stem)
+        shadowed = found is not None and (own is None or found.resolve() != own.resolve())
     if shadowed:
         raise RecipeError(
             f"{what}: {stem!r} is the name of an installed package, which it would shadow: "

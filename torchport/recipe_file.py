@@ -77,7 +77,7 @@ def load_recipe(
             contract; the message says what was given, what was expected and what to do.
     """
     path = find_recipe(given).resolve()
-    refuse_shadowing(path.stem, f"the recipe file {path.name}")
+    refuse_shadowing(path.stem, f"the recipe file {path.name}", path)
     if (packaged_folder("handlers") / path.name).is_file():
         raise RecipeError(
             f"the recipe file {path.name} is named like a handler, and would be taken for it: "
@@ -124,7 +124,7 @@ def find_handler(recipe: Recipe) -> Path:
     for folder in folders:
         path = folder / f"{stem}.py"
         if path.is_file():
-            refuse_shadowing(path.stem, f"the handler {path.name}")
+            refuse_shadowing(path.stem, f"the handler {path.name}", path)
             return path
     known = {path.stem for path in shipped.glob("*.py") if not path.name.startswith("_")}
     raise RecipeError(
