@@ -132,7 +132,7 @@ class Comparison:
                 "eager_error": short(truth.eager_error),
                 "scale": short(truth.scale),
                 "errors": figures(array, expected, truth.scale),
-                "eager_errors": figures(eager, expected, truth.scale),
+                "eager_errors": self.reference.eager_figures(case, name, rows),
             }
             shape = self.signature.outputs[name].shape
             for problem in self._decisions.compare(label, name, shape, array, eager, expected, truth.bound):
