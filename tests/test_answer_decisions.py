@@ -7,6 +7,9 @@ import pytest
 from PIL import Image
 
 from torchport.answer_decisions import decided, differing, matched, score_difference
+from torchport_runtime import write_arrays
+
+DRAW = np.random.default_rng(0)
 
 
 def box(x, y, size, label="7", score=0.9):
@@ -113,6 +116,19 @@ def test_answers_of_another_shape_differ():
     assert "it has" in said({"label": "a"}, {"translation": "a"})
     assert said([{"label": "a"}, {"label": "b"}], [{"label": "a"}]) != ""
     assert said({"found": None}, {"found": {}}) != ""
+
+
+def test_files_of_arrays_are_numbers_whatever_their_precision():
+    values = DRAW.standard_normal((3, 4))
+    one = write_arrays({"y": values.astype(np.float32), "n": np.array([1, 2])}, "npz")
+    truth = write_arrays({"y": values, "n": np.array([1, 2])}, "npz")
+    assert [(part.path, part.kind) for part in decided(truth).parts] == [("y", "number"), ("n", "sequence")]
+    assert said(one, truth) == ""
+    assert "the trained model says" in said(
+        write_arrays({"y": values + 0.01, "n": np.array([1, 2])}, "npz"), truth
+    )
+    assert "from token 1 on" in said(write_arrays({"y": values, "n": np.array([1, 3])}, "npz"), truth)
+    assert decided(write_arrays({"y": values}, "npy")).kind == "number"
 
 
 def test_pictures_within_a_grey_level():

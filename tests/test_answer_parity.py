@@ -94,9 +94,23 @@ def test_what_rounding_turns_over_is_a_near_tie(answers):
         return {"label": str(float(outputs["y"][0, 0]) > 0.600000015)}
 """,
         POSITIVE,
+        EXAMPLE,
+        HELD_OUT,
     )
     assert failures == []
-    assert [(row["compared"], row["ties"], row["rate"]) for row in rows] == [(0, 1, None)] * 2
+    assert [(row["compared"], row["ties"], row["rate"]) for row in rows] == [(64, 1, 1.0)] * 2
+
+
+def test_a_handler_that_shows_its_precision_is_held_against_eager(answers):
+    rows, failures, certificate = answers(
+        """
+    def encode(self, request, outputs):
+        return {"text": f"{outputs['y'].dtype.itemsize} bytes, {outputs['y'][0, 0]:.2f}"}
+"""
+    )
+    assert failures == []
+    assert certificate["answers_against"] == "float32: the handler answers 1 of 1 otherwise in float64"
+    assert [(row["kind"], row["compared"], row["agreed"]) for row in rows] == [("sequence", 1, 1)] * 2
 
 
 def test_a_handler_that_cannot_take_float64_is_held_against_eager(answers):

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from torchport.answers import RTOL, same_answer
+from torchport.answers import RTOL, arrays_of, same_answer
 from torchport.reference import EAGER_MULTIPLE
 from torchport_runtime.boxes import iou
 
@@ -133,7 +133,15 @@ def matched(
 
 def _parts(value: Any, path: str, decides: str) -> Iterator[Part]:
     if isinstance(value, bytes):
-        yield Part(path, "picture", value)
+        held = arrays_of(value)
+        if held is None:
+            yield Part(path, "picture", value)
+            return
+        # A file of numpy's: over the model in float64 its numbers are float64, which is no other decision.
+        for name, array in held.items():
+            fractions = array.dtype.kind == "f"
+            kind = "number" if fractions else "sequence"
+            yield Part(_below(path, name), kind, array.astype(np.float64) if fractions else array.tolist())
     elif isinstance(value, Mapping):
         if _is_scores(list(value.values()), decides):
             best = max(value, key=lambda name: value[name])
@@ -155,8 +163,8 @@ def _parts(value: Any, path: str, decides: str) -> Iterator[Part]:
             yield Part(path, "sequence", value)
         elif decides == "label" and len(value) > 1 and all(isinstance(item, float) for item in value):
             yield Part(path, "label", int(np.argmax(value)))
-        elif (array := _numbers(value)) is not None:
-            yield Part(path, "number", array)
+        elif (numbers := _numbers(value)) is not None:
+            yield Part(path, "number", numbers)
         elif not value:
             yield Part(path, "json", value)
         else:

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any
 from torchport.answer_decisions import KINDS, Decided, Part, decided, differing, score_difference
 from torchport.answers import as_served
 from torchport.deviation import short
-from torchport.eager import EagerBackend
+from torchport.eager import EagerBackend, moved_module
 from torchport.errors import RecipeError
 from torchport.handler_file import described_handler, recipe_requests
 from torchport.recipe import Recipe, Request
 from torchport.recipe_file import find_handler
-from torchport.reference import EAGER_MULTIPLE, moved_module
+from torchport.reference import EAGER_MULTIPLE
 from torchport.store import BuildFolder
 from torchport.torch_threads import torch_threads_kept
 from torchport.user_code import running
@@ -157,6 +157,10 @@ class _TrainedModel:
                 self.kind = f"float32: the handler does not answer {asked[refused[0]].name} in float64"
             else:
                 self.truth, self.kind = double, "float64"
+                others = sum(self.is_tie(index) for index in range(len(asked)))
+                if others * 2 > len(asked):  # It shows its numbers' precision: that says nothing of ties.
+                    self.truth = self.eager
+                    self.kind = f"float32: the handler answers {others} of {len(asked)} otherwise in float64"
 
     def is_tie(self, index: int) -> bool:
         """Whether eager float32 itself decides otherwise than float64."""

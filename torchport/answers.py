@@ -56,13 +56,23 @@ def as_json(value: Any) -> Any:
     return json.loads(json.dumps(value, default=lambda array: array.tolist()))
 
 
+def arrays_of(content: bytes) -> dict[str, np.ndarray] | None:
+    """What an .npy or an .npz file holds, by name; None where the bytes are neither."""
+    if not content.startswith((b"\x93NUMPY", b"PK\x03\x04")):
+        return None
+    loaded = np.load(io.BytesIO(content), allow_pickle=False)
+    arrays = {"": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+    # Another archive than numpy's has members that are bytes.
+    return arrays if all(isinstance(array, np.ndarray) for array in arrays.values()) else None
+
+
 def _values(content: bytes) -> dict[str, np.ndarray] | None:
     """What a picture, an .npy or an .npz file holds, by name; None where the bytes are none of these."""
     from PIL import Image
 
-    if content.startswith((b"\x93NUMPY", b"PK\x03\x04")):
-        loaded = np.load(io.BytesIO(content), allow_pickle=False)
-        return {"": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+    arrays = arrays_of(content)
+    if arrays is not None:
+        return arrays
     try:
         return {"picture": np.asarray(Image.open(io.BytesIO(content)))}
     except OSError:

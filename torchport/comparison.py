@@ -159,7 +159,7 @@ class Comparison:
                 "eager_error": short(truth.eager_error),
                 "scale": short(truth.scale),
                 "errors": figures(array, expected, truth.scale),
-                "eager_errors": figures(eager, expected, truth.scale),
+                "eager_errors": self.reference.eager_figures(case, name, rows),
             }
             if self._typical is not None:
                 self._typical.add(name, array, eager, expected)

@@ -101,6 +101,21 @@ class EagerBackend:
         return tensor.double() if self._double and tensor.is_floating_point() else tensor
 
 
+def moved_module(module: nn.Module, epsilons: int = 1, seed: int = 0) -> nn.Module:
+    """A copy whose every parameter is off by so many machine epsilons, up or down by chance."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    moved = copy.deepcopy(module)
+    with torch.no_grad():
+        for parameter in moved.parameters():
+            if parameter.is_floating_point():
+                sign = torch.randint(0, 2, parameter.shape, generator=generator) * 2 - 1
+                share = epsilons * torch.finfo(parameter.dtype).eps
+                parameter.mul_(1 + share * sign.to(parameter.dtype).to(parameter.device))
+    return moved
+
+
 def _first_tensor(value: Any) -> Any:
     import torch
 

@@ -41,6 +41,7 @@ class HalfReference(Reference):
         self._full, self._double, self.kind = full, full._double, full.kind
         self.refused = {}
         self.problems = []
+        self._figures = {}
         self._eager = self._run_half(full.cases)
         self.cases = [case for case in full.cases if case.name in self._eager]
         self._truth = {

@@ -4,7 +4,6 @@ itself is from it.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from torchport.cases import Case
-from torchport.eager import EagerBackend
+from torchport.deviation import figures
+from torchport.eager import EagerBackend, moved_module
 from torchport.errors import RecipeError
 from torchport_runtime import Signature
 
@@ -64,6 +64,7 @@ class Reference:
         self._signature = signature
         self._module = module
         self.refused: dict[str, str] = {}
+        self._figures: dict[tuple[Any, ...], dict[str, float]] = {}
         self._eager = self._run_all(cases)
         self.kind, self._double = self._truths([case for case in cases if case.name in self._eager])
         self.cases = [case for case in cases if case.name not in self.refused]
@@ -101,6 +102,17 @@ class Reference:
     def overflowed(self, case: str, output: str) -> np.ndarray:
         """Where eager's answer is not finite for want of a half precision's range: nowhere in float32."""
         return np.zeros(self._eager[case][output].shape, bool)
+
+    def eager_figures(self, case: str, output: str, rows: slice) -> dict[str, float]:
+        """How far eager float32 is from the truth in some rows: every backend stands beside it."""
+        key = (case, output, rows.start, rows.stop, rows.step)
+        if key not in self._figures:
+            truth = self._truth[case][output]
+            eager, value = self._eager[case][output], truth.value
+            if eager.ndim:
+                eager, value = eager[rows], value[rows]
+            self._figures[key] = figures(eager, value, truth.scale)
+        return dict(self._figures[key])
 
     def not_finite(self, case: str, output: str) -> np.ndarray:
         """Where the model's answer is not finite in float32, nor is in float64 what float32 could hold."""
@@ -279,21 +291,6 @@ class Reference:
                         f"in a batch of {len(together)}: does forward mix rows?"
                     )
         return problems
-
-
-def moved_module(module: nn.Module, epsilons: int = 1, seed: int = 0) -> nn.Module:
-    """A copy whose every parameter is off by so many machine epsilons, up or down by chance."""
-    import torch
-
-    generator = torch.Generator().manual_seed(seed)
-    moved = copy.deepcopy(module)
-    with torch.no_grad():
-        for parameter in moved.parameters():
-            if parameter.is_floating_point():
-                sign = torch.randint(0, 2, parameter.shape, generator=generator) * 2 - 1
-                share = epsilons * torch.finfo(parameter.dtype).eps
-                parameter.mul_(1 + share * sign.to(parameter.dtype).to(parameter.device))
-    return moved
 
 
 def error_bound(eager_error: float, scale: float, dtype: np.dtype[Any]) -> float:
