@@ -130,7 +130,8 @@ def _is_many(value: Any) -> bool:
 
 
 def _restore(server: ServerProcess) -> None:
-    """What was removed is registered again, what was registered is removed."""
+    """What was removed is registered again, what was registered is removed, what has no worker gets one:
+    whichever test comes next, it may ask the handler to describe itself."""
     with server.client() as client:
         names = set(client.models())
     url = f"{server.urls['management']}/models"
@@ -139,6 +140,9 @@ def _restore(server: ServerProcess) -> None:
     if "other" not in names:
         asked = {"url": "linear-1.0.mar", "model_name": "other"}
         assert requests.post(url, params=asked, timeout=60).status_code == 200
+    elif requests.get(f"{url}/other", timeout=60).json()[0]["minWorkers"] == 0:
+        asked = {"min_worker": "1", "synchronous": "true"}
+        assert requests.put(f"{url}/other", params=asked, timeout=60).status_code == 200
 
 
 @pytest.mark.parametrize(
