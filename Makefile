@@ -66,7 +66,7 @@ zoo: $(STAMP) ## ship every kind of model and hold each against its goal; exit 1
 gallery: $(STAMP) ## docs/gallery.md, with pictures, from what zoo shipped
 	$(BIN)/python docs/make_gallery.py
 
-screenshots: $(STAMP) ## every parity.html of the store in Chromium, light and dark; exit 1 if its console speaks
+screenshots: $(STAMP) ## every report of the store in Chromium, light and dark; exit 1 if its console speaks
 	$(BIN)/python docs/make_screenshots.py
 
 bench: $(STAMP) ## side by side with TorchServe, mosec and bare uvicorn; needs wrk; BENCH="--only A" for parts

@@ -1,4 +1,4 @@
-"""`python docs/make_screenshots.py`: every parity.html of the store in a real browser, light and dark.
+"""`python docs/make_screenshots.py`: every report of the store in a real browser, light and dark.
 
 The pictures go to `.cache/screenshots/`. Exit 1 where the browser had anything to say on its console, or a
 page tried to fetch something.
@@ -40,6 +40,9 @@ def find_browser() -> str | None:
     return next((path for name in BROWSERS if (path := shutil.which(name))), None)
 
 
+REPORTS = ("parity", "tuning")
+
+
 def main(
     store: Annotated[Path, typer.Option(help="The model store.")] = Path("model_store"),
     pictures: Annotated[Path, typer.Option(help="Where they go.")] = Path(".cache") / "screenshots",
@@ -48,12 +51,12 @@ def main(
     browser = find_browser()
     if browser is None:
         sys.exit(f"none of {', '.join(BROWSERS)} is installed: apt-get install chromium")
-    pages = sorted(store.glob(".build/*/*/parity.html"))
+    pages = sorted(page for kind in REPORTS for page in store.glob(f".build/*/*/{kind}.html"))
     if not pages:
         sys.exit(f"{store} has no parity.html: torchport verify RECIPE")
     said = []
     for page in pages:
-        name = f"{page.parent.parent.name}-{page.parent.name}"
+        name = f"{page.parent.parent.name}-{page.parent.name}-{page.stem}"
         for scheme, options in SCHEMES.items():
             picture = pictures / f"{name}-{scheme}.png"
             said += screenshot(page, picture, browser, *options)

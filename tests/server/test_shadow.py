@@ -9,6 +9,8 @@ from torchport.errors import ServerError
 from torchport.server_process import start
 from torchport.store import Store
 
+pytestmark = pytest.mark.server
+
 
 def ask(server, times):
     with requests.Session() as session:
