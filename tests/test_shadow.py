@@ -20,7 +20,7 @@ from torchport.store import Store
 from torchport_runtime import BackendOptions, Signature, TensorSpec
 from torchport_runtime.backends import open_backend
 from torchport_runtime.errors import BackendError
-from torchport_runtime.shadow import MOST_SAMPLES, Sampler, Shadow
+from torchport_runtime.shadow import AT_ONCE_S, MOST_SAMPLES, Allowance, Sampler, Shadow
 from torchport_runtime.shadow_comparison import Allowed, compare
 from torchport_runtime.shadow_options import ShadowOptions
 
@@ -47,6 +47,7 @@ def test_options_come_from_a_block_and_from_the_environment():
         (OPTIONS | {"fraction": 1.5}, "shadow.fraction 1.5"),
         (OPTIONS | {"fraction": "a lot"}, "shadow.fraction 'a lot'"),
         (OPTIONS | {"fraction": float("nan")}, "shadow.fraction nan"),
+        (OPTIONS | {"share": 2}, "shadow.share 2: above 0, and 1"),
         (OPTIONS | {"backend": "torchscirpt"}, "shadow: backend 'torchscirpt': .*torchscript"),
         (OPTIONS | {"precision": "int8"}, "shadow: precision 'int8' with backend 'torchscript'"),
         (OPTIONS | {"fractoin": 1}, "shadow.fractoin is not known"),
@@ -141,7 +142,8 @@ def watched(proven, tmp_path):
     started = []
 
     def start(fraction, **changes):
-        block = {"backend": "torchscript", "fraction": fraction, **changes}
+        # The whole of a processor, so that a machine that is busy does not make these tests wait.
+        block = {"backend": "torchscript", "fraction": fraction, "share": 1, **changes}
         options = BackendOptions(device="cpu", threads=1, shadow=block)
         signature = recipe.signatures()["main"]
         shadow = Shadow(folder, {"main": signature}, options)
@@ -273,6 +275,14 @@ def test_what_is_too_much_is_dropped_and_counted(watched):
     # One may be on its way already, beside those that wait.
     assert values["ShadowDrops"] in (19, 20)
     assert values["ShadowRows"] + values["ShadowDrops"] == MOST_SAMPLES + 20
+
+
+def test_no_more_time_is_taken_than_the_share_allows():
+    allowance = Allowance(0.01)
+    assert allowance.wait_s() == 0
+    allowance.spend(AT_ONCE_S + 0.02)
+    # What was taken too much has to come in at a hundredth of the time that passes: two seconds.
+    assert 1.5 < allowance.wait_s() <= 2
 
 
 def test_serving_goes_on_without_the_second_process(watched):

@@ -42,6 +42,8 @@ ANSWER_FIRST_S = 0.01
 """So long rows wait before they are handed over: their answer is written meanwhile."""
 MOST_SAMPLES, MOST_BYTES = 16, 64 << 20
 """What may wait to be looked at; more is dropped."""
+AT_ONCE_S = 0.05
+"""Time that may be taken at once, where none was for a while."""
 START_TIMEOUT_S = 120.0
 
 
@@ -68,6 +70,7 @@ class Shadow:
         if options.shadow is None or shadowed is None:
             raise BackendError("no shadow is asked for in these options")
         self.fraction = options.shadow.fraction
+        self._allowance = Allowance(options.shadow.share)
         self._waiting: deque[tuple[Sample, int, int]] = deque()
         """Each with its rows and its size in bytes."""
         self._lock = threading.Lock()
@@ -169,15 +172,18 @@ class Shadow:
             self._work.clear()
             time.sleep(ANSWER_FIRST_S)
             while self._waiting:
+                time.sleep(self._allowance.wait_s())
                 with self._lock:
                     sample, _, size = self._waiting.popleft()
                     self._bytes -= size
+                started = time.monotonic()
                 try:
                     self._connection.send(sample)
                     looked = Looked(*self._connection.recv())
                 except (EOFError, OSError) as err:
                     self._lose(err)
                     return
+                self._allowance.spend(time.monotonic() - started)
                 self._take(sample[0], looked)
 
     def _take(self, graph: str, looked: Looked) -> None:
@@ -204,6 +210,26 @@ class Shadow:
             self._drops += self._outstanding
             self._outstanding, self._bytes = 0, 0
             self._waiting.clear()
+
+
+class Allowance:
+    """Time that may be taken: `share` of what passes. What takes long because others keep the processors is
+    charged for all of that, and comes less often when they do."""
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+        self._left, self._at = AT_ONCE_S, time.monotonic()
+
+    def wait_s(self) -> float:
+        """Seconds until more may be taken."""
+        now = time.monotonic()
+        self._left = min(AT_ONCE_S, self._left + (now - self._at) * self._share)
+        self._at = now
+        return max(0.0, -self._left / self._share)
+
+    def spend(self, seconds: float) -> None:
+        """Count what was taken; the next may have to wait for it."""
+        self._left -= seconds
 
 
 class Sampler:

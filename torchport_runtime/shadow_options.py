@@ -4,8 +4,9 @@
       backend: onnxruntime
       shadow: {backend: torchscript, fraction: 0.1}
 
-Also in it: `precision`, `device` and `threads` of that backend, and `examples`, a folder that keeps the input
-on which the two differ most. Nothing is kept unless it is named: inputs may be private.
+Also in it: `precision`, `device` and `threads` of that backend; `share`, how much of one processor's time it
+may take; and `examples`, a folder that keeps the input on which the two differ most. Nothing is kept unless
+it is named: inputs may be private.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ class ShadowOptions:
     to take what nobody else wants.
 
     Raises:
-        BackendError: a fraction that is not above 0 and at most 1, an `examples` that is no text. The
-            backend's own options are held by `BackendOptions`.
+        BackendError: a fraction or a share that is not above 0 and at most 1, an `examples` that is no text.
+            The backend's own options are held by `BackendOptions`.
     """
 
     backend: str
@@ -34,12 +35,14 @@ class ShadowOptions:
     precision: str = "float32"
     device: str = "cpu"
     threads: int = 1
+    share: float = 0.01
     examples: str = ""
 
     def __post_init__(self) -> None:
-        fraction = self.fraction
-        if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction <= 1:
-            raise BackendError(f"shadow.fraction {fraction!r}: above 0, and 1 (all requests) at most")
+        for name, what in (("fraction", "all requests"), ("share", "all the time of a processor")):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+                raise BackendError(f"shadow.{name} {value!r}: above 0, and 1 ({what}) at most")
         if not isinstance(self.examples, str):
             raise BackendError(f"shadow.examples {self.examples!r}: the path of a folder is expected")
 
