@@ -248,11 +248,11 @@ def test_the_process_keeps_its_number_of_threads(built, monkeypatch):
     try:
         # A device that every backend starts on: this machine's CPU stands in for it.
         monkeypatch.setattr(torchport.parity, "cuda_device_count", lambda: 1)
-        options = torchport.parity.backend_options
+        options = torchport.parity.variant_options
         monkeypatch.setattr(
             torchport.parity,
-            "backend_options",
-            lambda recipe, backend, device=None: options(recipe, backend, "cpu"),
+            "variant_options",
+            lambda recipe, variant, device=None: options(recipe, variant, "cpu"),
         )
         assert torchport.parity.usable_devices(recipe, folder) == ["cpu", "cuda"]
         assert torch.get_num_threads() == 1

@@ -136,11 +136,12 @@ def test_an_engine_that_shares_out_its_work_wrongly(shipped_as, monkeypatch):
             self.backend = backend
 
         def run(self, inputs):
-            return {name: array * np.float32(1.001) for name, array in self.backend.run(inputs).items()}
+            # A program of torch's is not loaded again for another number of threads: the process has it.
+            off = np.float32(1.001 if torch.get_num_threads() == 3 else 1)
+            return {name: array * off for name, array in self.backend.run(inputs).items()}
 
     def opened(path, signature, options):
-        backend = open_backend(path, signature, options)
-        return Racing(backend) if options.threads == 3 else backend
+        return Racing(open_backend(path, signature, options))
 
     monkeypatch.setattr(torchport.parity, "open_backend", opened)
     failures = verify(recipe, folder).failures
