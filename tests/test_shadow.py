@@ -66,6 +66,14 @@ def test_a_shadow_of_the_backend_that_serves_is_none():
     assert BackendOptions(shadow={"backend": "onnxruntime", "fraction": 0.1}).shadowed is None
     watched = BackendOptions(precision="int8", shadow={"backend": "onnxruntime", "fraction": 0.1})
     assert watched.shadowed is not None
+    by_gpu = BackendOptions(device="cuda", shadow={"backend": "onnxruntime", "fraction": 0.1})
+    assert by_gpu.shadowed is not None
+
+
+def test_what_the_file_says_of_its_own_backend_goes_with_it():
+    config = {"backend": "onnxruntime", "io_binding": True}
+    assert BackendOptions.from_config(config).io_binding is True
+    assert BackendOptions.from_config(config, {"TORCHPORT_BACKEND": "torchscript"}).io_binding is None
 
 
 SIGNATURE = Signature(
@@ -291,6 +299,16 @@ def test_serving_goes_on_without_the_second_process(watched):
     os.kill(shadow.pid, signal.SIGKILL)
     ask(backend, 5)
     assert reported(shadow, 5)["ShadowDrops"] == 5
+    assert backend.run({"x": np.zeros((1, 3), np.float32)})["y"].shape == (1, 2)
+
+
+def test_a_model_that_goes_takes_its_shadow_with_it(watched):
+    _, start = watched
+    shadow, backend = start(1)
+    ask(backend, 3)
+    shadow.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(shadow.pid, 0)
     assert backend.run({"x": np.zeros((1, 3), np.float32)})["y"].shape == (1, 2)
 
 

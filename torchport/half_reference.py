@@ -53,6 +53,7 @@ class HalfReference(Reference):
             }
             for case in self.cases
         }
+        self._bound_lucky_cases()
         real = [case for case in self.cases if case.is_sample]
         if real:
             self._bound_channels(real, [self._double])

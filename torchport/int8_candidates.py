@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -191,8 +190,7 @@ class Workbench:
 
 def int8_options(recipe: Recipe) -> BackendOptions:
     """How a recipe's INT8 graphs are run: on the CPU, with its threads and optimisations."""
-    changes: dict[str, Any] = {"backend": "onnxruntime", "device": "cpu", "precision": "int8"}
-    return BackendOptions(**{**recipe.options.to_json(), **changes})
+    return replace(backend_options(recipe, "onnxruntime", "cpu"), precision="int8")
 
 
 def relative_error(got: np.ndarray, expected: np.ndarray) -> float:

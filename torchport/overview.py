@@ -73,7 +73,7 @@ def _state(store: Store, folder: BuildFolder) -> str:
         failed = ", ".join(record["server"] for record in records if not record["passed"])
         return f"packaged, failed when served by {failed}"
     if records:
-        return "served, goal missed" if records[-1].get("missed") else "served and checked"
+        return "served, goal missed" if any(r.get("missed") for r in records) else "served and checked"
     if store.archive(folder.name, folder.version).is_file():
         return "packaged"
     certificate = folder.certificate()

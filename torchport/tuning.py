@@ -39,12 +39,13 @@ from torchport.tuning_report import page, picture
 from torchport.tuning_search import EFFORT, Effort, Outcome, Point, Serve, search
 from torchport.tuning_server import Bench
 from torchport.versions import library_versions
+from torchport_runtime.options import OVERRIDABLE
 
 MEANING = (
     "client and server shared this machine's cores: the figures compare these configurations with each "
     "other, in the same run, and are no absolute ones"
 )
-OVERRIDES = ("TORCHPORT_BACKEND", "TORCHPORT_DEVICE", "TORCHPORT_THREADS", "TORCHPORT_PRECISION")
+OVERRIDES = tuple(f"TORCHPORT_{key.upper()}" for key in OVERRIDABLE)
 
 
 @dataclass(frozen=True, kw_only=True)

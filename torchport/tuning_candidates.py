@@ -24,7 +24,7 @@ from torchport.parity import usable_devices
 from torchport.recipe import Recipe
 from torchport.server.model_version import available_cores
 from torchport.store import BuildFolder
-from torchport.variants import Variant, exported_variants, has_passed
+from torchport.variants import Variant, exported_variants, has_passed, not_exported, wanted_variants
 from torchport_runtime.options import ARTIFACT_SUFFIX, HALF_PRECISIONS, PRECISIONS
 from torchport_runtime.suggest import did_you_mean
 
@@ -83,11 +83,11 @@ def candidates(
     int8 = _why_no_int8(recipe, folder)
     if int8:
         refused["int8"] = int8
-    halves = [
-        variant
-        for variant in exported_variants(recipe, folder)
-        if variant.precision in HALF_PRECISIONS and has_passed(certificate, variant)
-    ]
+    wanted = [v for v in wanted_variants(recipe) if v.precision in HALF_PRECISIONS]
+    halves = [v for v in wanted if v in exported_variants(recipe, folder) and has_passed(certificate, v)]
+    refused |= {
+        str(v): not_exported(folder).get(str(v), "it did not pass parity") for v in wanted if v not in halves
+    }
     kinds = [(backend, "float32") for backend in recipe.ships]
     kinds += [(variant.backend, variant.precision) for variant in halves] + [("onnxruntime", "int8")]
     proven = [
@@ -98,7 +98,11 @@ def candidates(
     if default.kind not in proven:
         raise StaleError(
             f"the recipe serves {' in '.join(default.kind)} by default, which cannot be measured: "
-            f"{refused.get(default.backend) or refused.get(default.precision)}"
+            + str(
+                refused.get(default.backend)
+                or refused.get(default.precision)
+                or refused.get(str(Variant(*default.kind)), "it is not among what was exported and proven")
+            )
         )
     asked = [
         kind
@@ -130,7 +134,8 @@ def _why_not(backend: str, recipe: Recipe, certificate: Mapping[str, Any], devic
     if backend not in recipe.ships:
         return "the archive does not carry it: the recipe's `ships` says what does"
     proven = {str(r["device"]).partition(":")[0] for r in results}
-    if recipe.options.device != "cpu" and not set(devices) <= proven:
+    takes_gpu = Variant(backend).takes_gpu and recipe.options.device != "cpu"
+    if takes_gpu and not set(devices) <= proven:
         return f"it is proven on {', '.join(sorted(proven))} only, and this machine has CUDA: verify it here"
     return ""
 

@@ -53,6 +53,9 @@ _PRECISION_NEEDS = {
     "bfloat16": "ONNX Runtime has not the kernels for it; torchscript, pt2 and aotinductor do",
 }
 
+OVERRIDABLE = ("backend", "device", "threads", "precision", "tensorrt", "shadow")
+"""What an environment variable, TORCHPORT_BACKEND and so on, puts in the place of what the file says."""
+
 GRAPH_OPTIMIZATION = ("disable", "basic", "extended", "all")
 
 
@@ -140,10 +143,12 @@ class BackendOptions:
                     f"model-config.yaml: torchport.{key} is not known, {did_you_mean(key, known)}"
                 )
         environ = environ or {}
-        for key in ("backend", "device", "threads", "precision", "tensorrt", "shadow"):
+        for key in OVERRIDABLE:
             value = environ.get(f"TORCHPORT_{key.upper()}")
             if value:
                 given[key] = value
+        if given.get("backend", "onnxruntime") != config.get("backend", "onnxruntime"):
+            given.pop("io_binding", None)  # The file says it of its own backend.
         if isinstance(given.get("tensorrt"), str):
             if given["tensorrt"].lower() not in ("true", "false"):
                 raise BackendError(f"TORCHPORT_TENSORRT={given['tensorrt']!r}: true or false is expected")
@@ -172,7 +177,11 @@ class BackendOptions:
     def shadowed(self) -> BackendOptions | None:
         """How the shadow's backend runs; None where there is none, or it would be the same one again."""
         options = self._of_shadow()
-        if options is None or (options.backend, options.precision) == (self.backend, self.precision):
+        if options is None or (options.backend, options.precision, options.device) == (
+            self.backend,
+            self.precision,
+            "cpu" if self.device == "auto" else self.device,
+        ):
             return None
         return options
 

@@ -78,7 +78,7 @@ class Shadow:
         self._bytes = self._outstanding = 0
         self._rows = self._disagreements = self._drops = 0
         self._greatest = 0.0
-        self._has_reported = self._has_warned = self._is_lost = False
+        self._has_reported = self._has_warned = self._is_lost = self._is_closed = False
         exact = {options.precision, shadowed.precision} == {"float32"}
         examples = options.shadow.examples
         if examples and not Path(examples).is_dir():
@@ -160,20 +160,29 @@ class Shadow:
             )
 
     def close(self) -> None:
-        """End the second backend's process."""
-        self._connection.close()
-        self._process.terminate()
+        """End the second backend's process; what is offered from then on is dropped."""
+        with self._lock:
+            self._is_lost = self._is_closed = True
+            self._waiting.clear()
+        # Not the connection, which the thread may be reading: it sees the end of the process.
+        self._process.kill()
         self._process.wait()
+        self._work.set()
 
     def _hand_over(self) -> None:
         """In a thread: one sample after another to the process, and what it finds back."""
         while True:
             self._work.wait()
             self._work.clear()
+            if self._is_closed:
+                self._connection.close()
+                return
             time.sleep(ANSWER_FIRST_S)
             while self._waiting:
                 time.sleep(self._allowance.wait_s())
                 with self._lock:
+                    if not self._waiting:
+                        break
                     sample, _, size = self._waiting.popleft()
                     self._bytes -= size
                 started = time.monotonic()
@@ -199,6 +208,9 @@ class Shadow:
 
     def _lose(self, err: BaseException) -> None:
         """Its process is gone: serving goes on, and what would have been looked at is counted as dropped."""
+        if self._is_closed:
+            self._connection.close()
+            return
         code: int | None = None
         with contextlib.suppress(subprocess.TimeoutExpired):
             code = self._process.wait(1.0)

@@ -115,6 +115,12 @@ class LoadedModel:
             return b""
         return msgspec.json.encode({name: s.to_json() for name, s in signatures.items()})
 
+    def close(self) -> None:
+        """End what the handler has running beside it."""
+        close = getattr(getattr(self._entry.owner, "shadow", None), "close", None)
+        if self.signature and callable(close):
+            close()
+
     @property
     def has_news(self) -> bool:
         """Whether a handler that torchport made looks at answers once more (its `shadow`)."""

@@ -55,7 +55,9 @@ class Models:
         elif isinstance(order, Load):
             self._load(order)
         elif isinstance(order, Unload):
-            self._models.pop(order.slot, None)
+            model = self._models.pop(order.slot, None)
+            if model is not None:
+                model.close()
             self._spaces.pop(order.slot, None)
 
     @property
