@@ -109,13 +109,11 @@ def check(
                 unlike = len(failures)
                 examples, served_answers = _heldout_answers(recipe, client)
                 metrics = _score(recipe, examples, served_answers)
-                decisions, differing_ones = _compare_decisions(
-                    recipe, client, model, examples, served_answers
-                )
+                decisions, unlike_ones = _compare_decisions(recipe, client, model, examples, served_answers)
             chosen = model.options
             if chosen.precision == "float32":
                 # Of another precision, an answer may depend on its batch mates: its gate or the goals judge.
-                failures += differing_ones
+                failures += unlike_ones
             int8 = model.int8_certificate if chosen.precision == "int8" else None
     if int8 is not None:
         floats = {name: both["float32"] for name, both in int8["metrics"].items()}

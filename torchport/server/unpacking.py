@@ -161,6 +161,7 @@ def _require_trusted(contents: ArchiveContents, settings: ServerSettings) -> boo
         raise ArchiveRefused(f"{contents.path.name}: {'; '.join(contents.problems)}: package it again")
     if settings.require_local_parity:
         try:
+            own = BackendOptions.from_config(contents.config.get("torchport") or {})
             options = BackendOptions.from_config(contents.config.get("torchport") or {}, os.environ)
         except BackendError as err:
             raise ArchiveRefused(f"{contents.path.name}: {err}") from err
@@ -168,6 +169,11 @@ def _require_trusted(contents: ArchiveContents, settings: ServerSettings) -> boo
             raise ArchiveRefused(
                 f"{contents.path.name}: require_local_parity=true, but what an archive is proven by again "
                 f"says nothing of the precision {options.precision}: serve it in float32"
+            )
+        if options.tensorrt != own.tensorrt:
+            raise ArchiveRefused(
+                f"{contents.path.name}: require_local_parity=true, and TORCHPORT_TENSORRT says otherwise than "
+                "the archive, of which alone something was proven: unset it"
             )
         require_local_parity(contents.path, options.backend, options.precision)
     return True
