@@ -172,8 +172,8 @@ def _require_trusted(contents: ArchiveContents, settings: ServerSettings) -> boo
             )
         if options.tensorrt != own.tensorrt:
             raise ArchiveRefused(
-                f"{contents.path.name}: require_local_parity=true, and TORCHPORT_TENSORRT says otherwise than "
-                "the archive, of which alone something was proven: unset it"
+                f"{contents.path.name}: require_local_parity=true, and TORCHPORT_TENSORRT says otherwise "
+                "than the archive, of which alone something was proven: unset it"
             )
         require_local_parity(contents.path, options.backend, options.precision)
     return True
