@@ -42,6 +42,7 @@ class HalfReference(Reference):
         self.refused = {}
         self.problems = []
         self._figures = {}
+        self._otherwise = []
         self._eager = self._run_half(full.cases)
         self.cases = [case for case in full.cases if case.name in self._eager]
         self._truth = {
@@ -92,7 +93,12 @@ class HalfReference(Reference):
         return outputs
 
     def _measure(
-        self, name: str, truth: np.ndarray, eager: np.ndarray, others: Sequence[np.ndarray]
+        self,
+        name: str,
+        truth: np.ndarray,
+        eager: np.ndarray,
+        others: Sequence[np.ndarray],
+        otherwise: Sequence[np.ndarray] = (),
     ) -> Truth:
         measured = super()._measure(name, truth, eager, others)
         if eager.dtype.kind != "f":

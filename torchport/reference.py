@@ -14,6 +14,8 @@ from torchport.cases import Case
 from torchport.deviation import figures
 from torchport.eager import EagerBackend, moved_module
 from torchport.errors import RecipeError
+from torchport.invariances import THREADS
+from torchport.torch_threads import torch_threads_kept
 from torchport_runtime import Signature
 
 if TYPE_CHECKING:
@@ -70,6 +72,7 @@ class Reference:
         self.cases = [case for case in cases if case.name not in self.refused]
         cases = self.cases
         moved = self._others(cases)
+        self._otherwise = self._by_other_threads([case for case in cases if case.is_sample])
         self._truth = {
             case.name: {
                 name: self._measure(
@@ -77,6 +80,7 @@ class Reference:
                     self._double[case.name][name],
                     self._eager[case.name][name],
                     [others[case.name][name] for others in moved],
+                    [by[case.name][name] for by in self._otherwise if case.name in by],
                 )
                 for name in signature.outputs
             }
@@ -178,8 +182,23 @@ class Reference:
             for case in cases
         }
 
+    def _by_other_threads(self, samples: Sequence[Case]) -> list[dict[str, dict[str, np.ndarray]]]:
+        """Eager once more by each number of threads that exports are run with: its sums are taken in another
+        order then, and what is off by luck in one is not in all."""
+        backend = EagerBackend(self._module, self._signature)
+        found = []
+        for count in THREADS:
+            with torch_threads_kept(count):
+                found.append({case.name: backend.run(case.inputs) for case in samples})
+        return found
+
     def _measure(
-        self, name: str, truth: np.ndarray, eager: np.ndarray, others: Sequence[np.ndarray]
+        self,
+        name: str,
+        truth: np.ndarray,
+        eager: np.ndarray,
+        others: Sequence[np.ndarray],
+        otherwise: Sequence[np.ndarray] = (),
     ) -> Truth:
         if eager.dtype.kind != "f":
             return Truth(truth, 0.0, 0.0, 0.0)
@@ -188,8 +207,10 @@ class Reference:
         eager_error = 0.0
         for other in others:
             finite &= np.isfinite(other)
-            difference = np.abs(eager[finite].astype(np.float64) - other[finite])
-            eager_error = max(eager_error, float(difference.max(initial=0.0)))
+            for one in (eager, *(o for o in otherwise if o.shape == eager.shape)):
+                both = finite & np.isfinite(one)
+                difference = np.abs(one[both].astype(np.float64) - other[both])
+                eager_error = max(eager_error, float(difference.max(initial=0.0)))
         scale = max(float(np.abs(value[finite]).max(initial=0.0)), self._declared_scale(name))
         return Truth(value, eager_error, scale, self._bound(eager_error, scale, eager.dtype))
 
@@ -248,7 +269,11 @@ class Reference:
         eager, others = together(self._eager), [together(of) for of in moved]
         if len(eager) < CHANNEL_ROWS or not all(np.isfinite(other).all() for other in others):
             return None
-        error = np.max([np.abs(eager.astype(np.float64) - other).max(axis=0) for other in others], axis=0)
+        computed = [eager, *(together(of) for of in self._otherwise)]
+        error = np.max(
+            [np.abs(one.astype(np.float64) - other).max(axis=0) for one in computed for other in others],
+            axis=0,
+        )
         scale = np.maximum(np.abs(others[0]).max(axis=0), self._declared_scale(name))
         return np.array([self._bound(e, s, eager.dtype) for e, s in zip(error, scale, strict=True)])
 

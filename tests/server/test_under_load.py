@@ -220,9 +220,10 @@ def test_a_worker_that_hangs_is_killed_at_its_time_limit(hanging):
 
 def test_a_request_whose_own_time_is_up_is_answered_and_never_reaches_the_model(hanging, tmp_path):
     gate = tmp_path / "gate"
+    before = queue(hanging)["batch"]
     first = threading.Thread(target=ask, args=(hanging, f"hold {gate}"))
     first.start()
-    wait_until(lambda: queue(hanging)["batch"] > 0)
+    wait_until(lambda: queue(hanging)["batch"] > before)
     answer = ask(hanging, "late", **{"X-Request-Timeout-Ms": "50"})
     gate.touch()
     first.join()
