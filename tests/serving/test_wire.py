@@ -44,7 +44,12 @@ def test_every_server_is_asked_and_the_report_says_so(shipped_tiny, store):
     for record in records:
         assert record["passed"]
         assert record["heldout_answers"] == 70
-        assert record["decisions"] == {"compared": 64, "agreed": 64, "first_differing": []}
+        assert record["decisions"] == {
+            "compared": 64,
+            "agreed": 64,
+            "ties": 0,
+            "first_differing": [],
+        }
     page = folder.report.read_text()
     assert page.count("Over the wire") == 1
     assert all(record["server"] in page for record in records)
