@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from PIL import Image, ImageChops
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-WIDTH, HEIGHT = 1000, 3000
+WIDTH, HEIGHT = 1000, 12000
+"""Pixels of the window: pages are shorter, and the empty rest of the picture is cut off."""
+MARGIN = 40
 SCHEMES = {"light": (), "dark": ("--force-dark-mode",)}
 TIMEOUT_S = 120
 
@@ -32,7 +35,17 @@ def screenshot(page: Path, picture: Path, browser: str, *options: str) -> list[s
         page.resolve().as_uri(),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=TIMEOUT_S)
+    cut(picture)
     return [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+def cut(picture: Path) -> None:
+    """Leave out the empty rest below what is drawn."""
+    with Image.open(picture) as opened:
+        drawn = opened.convert("RGB")
+    ground = Image.new("RGB", drawn.size, drawn.getpixel((0, drawn.height - 1)))
+    box = ImageChops.difference(drawn, ground).getbbox()
+    drawn.crop((0, 0, drawn.width, min(drawn.height, (box[3] if box else 0) + MARGIN))).save(picture)
 
 
 def find_browser() -> str | None:

@@ -10,6 +10,7 @@ from docs.make_screenshots import find_browser, screenshot
 from tests.artifact_edits import change_onnx, scale_weight
 from tests.test_divergence import DEEP
 from torchport.parity import verify
+from torchport.report import MOST_ROWS, worst_cases
 from torchport.report_charts import Series, dots, growth, heat_map
 
 VOID = {"meta", "link", "img", "br"}
@@ -63,6 +64,7 @@ def test_the_page_is_whole_in_itself(page):
     assert all(f">{case}<" in text for case in cases)
     assert all(f"{backend} on cpu" in text for backend in ("onnxruntime", "torchscript", "pt2"))
     assert "second.norm (LayerNorm; LayerNormalization)" in text
+    assert all(f"<td>{by} on cpu</td>" in text for by in ("eager float32", "onnxruntime", "torchscript"))
 
 
 def test_a_failure_stands_first(page):
@@ -103,6 +105,23 @@ def test_charts_hold_what_is_not_finite():
         numbers = [float(e.get(k)) for e in root.iter() for k in ("cx", "cy", "x", "y") if e.get(k)]
         assert all(-1 <= number <= 5000 for number in numbers)
     assert growth(["one"], [Series("a", [("one", 0.0)])]) == ""
+
+
+def test_a_label_that_is_too_long_keeps_its_ends():
+    name = "sequence_length=1, " * 4 + "the end"
+    chart = dots([Series("a", [(name, 0.1)])])
+    (shown,) = (e.text for e in ElementTree.fromstring(chart).iter("text") if "…" in e.text)
+    assert shown.startswith("sequence_length=1")
+    assert shown.endswith("the end")
+    assert f"<title>{name}</title>" in chart
+
+
+def test_of_many_cases_those_with_the_greatest_errors_are_drawn_in_their_order():
+    errors = {f"case {n}": n / 100 for n in range(MOST_ROWS + 5)}
+    assert worst_cases([errors, {"case 0": 5.0}]) == [
+        "case 0",
+        *(f"case {n}" for n in range(6, MOST_ROWS + 5)),
+    ]
 
 
 @pytest.mark.skipif(find_browser() is None, reason="no Chromium here: apt-get install chromium")

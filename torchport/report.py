@@ -20,9 +20,9 @@ from torchport.variants import Variant
 
 _SIZE = re.compile(r"([A-Za-z_]\w*)=(\d+)")
 _SWEPT = re.compile(r"[A-Za-z_]\w*=\d+(,? [A-Za-z_]\w*=\d+)*")
+_SAMPLE = re.compile(r"sample \d+")
 MOST_ROWS = 60
-"""Cases in one chart: more of them nobody reads, and the worst are in the table above."""
-
+"""Cases in one chart: of more, those with the greatest errors."""
 
 WIRE = ("<!-- over the wire -->", "<!-- end of over the wire -->")
 """Between these stands what servers answered, which is known after the rest of the page."""
@@ -67,7 +67,7 @@ def _render(template: str, **values: Any) -> str:
 def _graph(certificate: Mapping[str, Any], measured: GraphMeasures) -> dict[str, Any]:
     results = [r for r in certificate["results"] if r["graph"] == measured.graph]
     shares = {f"{Variant.of(r)} on {r['device']}": _shares(r) for r in results}
-    single = {name: _first(found, MOST_ROWS) for name, found in shares.items()}
+    shown = worst_cases(list(shares.values()))
     names = [*(m.backend for m in measured.backends), "eager float32"]
     spread = [
         Series(name, [("", q) for q in found.quantiles])
@@ -79,8 +79,15 @@ def _graph(certificate: Mapping[str, Any], measured: GraphMeasures) -> dict[str,
         "signature": measured.signature,
         "results": results,
         "reference": certificate["reference"].get(measured.graph, ""),
-        "case_names": list(single),
-        "cases": dots([Series(name, list(found.items())) for name, found in single.items()]),
+        "errors": _errors(results),
+        "case_names": list(shares),
+        "cases": dots(
+            [
+                Series(name, [(case, found[case]) for case in shown if case in found])
+                for name, found in shares.items()
+            ]
+        ),
+        "cases_left_out": len({case for found in shares.values() for case in found}) - len(shown),
         "spread_names": names,
         "spread": curves(spread, QUANTILES),
         "maps": [(name, _map(found)) for name, found in shares.items()],
@@ -112,8 +119,33 @@ def _shares(result: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-def _first(found: Mapping[str, float], count: int) -> dict[str, float]:
-    return dict(list(found.items())[:count])
+def worst_cases(backends: Sequence[Mapping[str, float]]) -> list[str]:
+    """The cases to show, in the order in which they were run."""
+    worst: dict[str, float] = {}
+    for found in backends:
+        for case, share in found.items():
+            worst[case] = max(worst.get(case, 0.0), share)
+    kept = set(sorted(worst, key=lambda case: -worst[case])[:MOST_ROWS])
+    return [case for case in worst if case in kept]
+
+
+def _errors(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For each floating output each backend's errors over the real samples, the greatest of any of them; and
+    before them what the model itself has in that precision and on that device."""
+    found: dict[tuple[str, ...], dict[str, float]] = {}
+    for result in results:
+        variant, device = Variant.of(result), result["device"]
+        for row in result["comparisons"]:
+            if "bound" not in row or not _SAMPLE.fullmatch(row["case"]):
+                continue
+            for name, greatest, errors in (
+                (f"eager {variant.precision}", row["eager_error"], row["eager_errors"]),
+                (str(variant), row["error"], row["errors"]),
+            ):
+                of = found.setdefault((row["output"], f"{name} on {device}"), {})
+                for key, value in {"greatest": greatest, **errors}.items():
+                    of[key] = max(of.get(key, 0.0), float(value))
+    return [{"output": output, "by": by, **errors} for (output, by), errors in found.items()]
 
 
 def _map(shares: Mapping[str, float]) -> str:

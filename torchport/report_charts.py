@@ -10,8 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
-WIDTH, LEFT, RIGHT = 860, 190, 24
-ROW, TOP, BOTTOM = 18, 8, 34
+WIDTH, RIGHT = 860, 24
+ROW, TOP, BOTTOM = 18, 20, 34
+LEFT, WIDEST = 70, 300
+"""Pixels for labels at the left: at least, and at most."""
+LETTER = 6.6
+"""Pixels that a letter of a label takes, about: the page has no font of its own to measure."""
 HEIGHT = 260
 FLOOR = 1e-4
 """A share of the bound below which errors are drawn as if they were this: nobody asks how far below."""
@@ -47,15 +51,16 @@ def dots(series: Sequence[Series]) -> str:
     """A line for each label; on it a dot for each series, at its share of the bound, which is marked."""
     labels = list(dict.fromkeys(label for one in series for label, _ in one.points))
     worst = max((v for one in series for _, v in one.points if math.isfinite(v)), default=1.0)
-    axis = _Log(FLOOR, max(10.0, worst), LEFT, WIDTH - RIGHT)
+    left = _room(labels)
+    axis = _Log(FLOOR, max(10.0, worst), left, WIDTH - RIGHT)
     height = TOP + ROW * len(labels) + BOTTOM
     base = height - BOTTOM
     parts = [_vertical(x, base, text) for x, text in axis.ticks()]
     parts.append(_bound_line(axis.at(1.0), base))
     for index, label in enumerate(labels):
         y = TOP + ROW * (index + 0.5)
-        parts.append(_text(LEFT - 8, y + 4, label, "end"))
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(_label(left, y + 4, label))
+        parts.append(_across(y, left))
     for number, one in enumerate(series):
         for label, value in one.points:
             y = TOP + ROW * (labels.index(label) + 0.5)
@@ -65,7 +70,7 @@ def dots(series: Sequence[Series]) -> str:
             parts.append(
                 f'<circle class="{kind}" cx="{axis.at(value):.1f}" cy="{y:.1f}" r="4.5">{title}</circle>'
             )
-    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, height - 4, "error, as a share of the bound", "middle"))
+    parts.append(_text((left + WIDTH - RIGHT) / 2, height - 4, "error, as a share of the bound", "middle"))
     return _svg(parts, height, "errors by case")
 
 
@@ -78,7 +83,7 @@ def curves(series: Sequence[Series], horizontal: Sequence[float]) -> str:
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         y = base - share * (base - TOP)
         parts.append(_text(LEFT - 8, y + 4, f"{share:.0%}", "end"))
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(_across(y))
     for number, one in enumerate(series):
         places = [
             f"{axis.at(value):.1f},{base - share * (base - TOP):.1f}"
@@ -100,7 +105,7 @@ def growth(labels: Sequence[str], series: Sequence[Series]) -> str:
     parts = []
     for y, text in axis.ticks():
         parts.append(_text(LEFT - 8, y + 4, text, "end"))
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(_across(y))
     for number, one in enumerate(series):
         places = [f"{LEFT + i * step:.1f},{axis.at(v):.1f}" for i, (_, v) in enumerate(one.points)]
         parts.append(f'<polyline class="line g{number}" points="{" ".join(places)}"/>')
@@ -109,24 +114,25 @@ def growth(labels: Sequence[str], series: Sequence[Series]) -> str:
             f"<title>{escape(label)}, {escape(one.name)}: {v:.3g}</title></circle>"
             for i, (label, v) in enumerate(one.points)
         ]
-    parts.append(_text(LEFT, HEIGHT - 12, labels[0], "start"))
-    parts.append(_text(WIDTH - RIGHT, HEIGHT - 12, labels[-1], "end"))
+    half = (WIDTH - RIGHT - LEFT) / 2 - 12
+    for x, label, anchor in ((LEFT, labels[0], "start"), (WIDTH - RIGHT, labels[-1], "end")):
+        parts.append(_titled(_text(x, HEIGHT - 12, _shortened(label, half), anchor), label))
     return _svg(parts, HEIGHT, "errors from layer to layer")
 
 
 def heat_map(rows: Sequence[str], columns: Sequence[str], shares: Mapping[tuple[str, str], float]) -> str:
     """A square for each pair of sizes that was swept, darker where the error is nearer to its bound."""
-    cell, top = 46, 22
+    cell, top, left = 46, 22, _room(rows)
     height = top + 24 * len(rows) + 8
-    parts = [_text(LEFT + cell * (j + 0.5), 14, column, "middle") for j, column in enumerate(columns)]
+    parts = [_text(left + cell * (j + 0.5), 14, column, "middle") for j, column in enumerate(columns)]
     for i, row in enumerate(rows):
         y = top + 24 * i
-        parts.append(_text(LEFT - 8, y + 16, row, "end"))
+        parts.append(_label(left, y + 16, row))
         for j, column in enumerate(columns):
             share = shares.get((row, column))
             if share is None:
                 continue
-            x = LEFT + cell * j
+            x = left + cell * j
             opacity = 0.06 + 0.94 * min(1.0, math.sqrt(max(0.0, share)))
             kind = "over" if not share <= 1 else "heat"
             style = "" if kind == "over" else f' style="fill-opacity:{opacity:.2f}"'
@@ -144,7 +150,33 @@ def _vertical(x: float, base: float, text: str) -> str:
 
 def _bound_line(x: float, base: float) -> str:
     line = f'<line class="bound" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{base}"/>'
-    return line + _text(x + 4, TOP + 10, "bound", "start")
+    return line + _text(x, TOP - 6, "bound", "middle")
+
+
+def _across(y: float, left: float = LEFT) -> str:
+    return f'<line class="grid" x1="{left:.1f}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+
+
+def _room(labels: Sequence[str]) -> float:
+    """Pixels from the left edge to where a chart begins that has these labels."""
+    return min(WIDEST, max(LEFT, 12 + LETTER * max(map(len, labels), default=0)))
+
+
+def _label(left: float, y: float, text: str) -> str:
+    """A label before a line, whole where there is room."""
+    return _titled(_text(left - 8, y, _shortened(text, left - 12), "end"), text)
+
+
+def _shortened(text: str, room: float) -> str:
+    """What fits into so many pixels. It is the middle that is left out: names differ at their ends."""
+    fits = int(room / LETTER)
+    if len(text) <= fits:
+        return text
+    return f"{text[: fits // 2]}…{text[len(text) - (fits - 1 - fits // 2) :]}"
+
+
+def _titled(part: str, title: str) -> str:
+    return f"<g><title>{escape(title)}</title>{part}</g>"
 
 
 def _text(x: float, y: float, text: str, anchor: str, kind: str = "") -> str:
