@@ -66,7 +66,7 @@ def hiding(tmp_path):
         onnx.save(model, tmp_path / "single.onnx")
         x = DRAW.standard_normal(shape).astype(np.float32)
         x[nan] = np.nan
-        return kernels_that_hide(tmp_path / "single.onnx", {"x": x}, OPTIONS)
+        return kernels_that_hide(tmp_path / "single.onnx", {"x": x}, "y", OPTIONS)
 
     return ask
 
@@ -87,3 +87,39 @@ def test_the_others_keep_it_and_are_no_excuse(hiding, operator, monkeypatch):
 
 def test_without_nan_nothing_is_hidden(hiding):
     assert hiding("GRU", slice(0)) == []
+
+
+def test_a_kernel_that_another_output_follows_from_is_no_excuse(tmp_path):
+    pool = helper.make_node("GlobalMaxPool", ["x"], ["pooled"], name="pool")
+    double = helper.make_node("Add", ["pooled", "pooled"], ["largest"])
+    # The other output's branch reads the pooled values from an inner graph: it follows from them, too.
+    inner = helper.make_graph(
+        [helper.make_node("Neg", ["pooled"], ["negative"])],
+        "then",
+        [],
+        [helper.make_tensor_value_info("negative", TensorProto.FLOAT, None)],
+    )
+    branch = helper.make_node("If", ["yes"], ["branched"], then_branch=inner, else_branch=inner)
+    clip = helper.make_node("Relu", ["x"], ["clipped"])
+    graph = helper.make_graph(
+        [pool, double, branch, clip],
+        "three",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 3, 8, 8))],
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+            for name in ("largest", "branched", "clipped")
+        ],
+        [numpy_helper.from_array(np.array(True), "yes")],
+    )
+    path = tmp_path / "three.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+    x = DRAW.standard_normal((1, 3, 8, 8)).astype(np.float32)
+    x[0, 0, 0, 0] = np.nan
+    found = {
+        name: kernels_that_hide(path, {"x": x}, name, OPTIONS) for name in ("largest", "branched", "clipped")
+    }
+    assert found == {
+        "largest": ["GlobalMaxPool pool"],
+        "branched": ["GlobalMaxPool pool"],
+        "clipped": [],
+    }

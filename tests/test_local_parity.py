@@ -10,12 +10,12 @@ import requests
 from typer.testing import CliRunner
 
 from tests.archive_edits import rewrite
-from torchport import Request
+from torchport import Request, local_proving
 from torchport.archive_file import inspect_archive
 from torchport.cli import app
 from torchport.errors import ArchiveError
 from torchport.evidence import FILE, Evidence, read_evidence
-from torchport.loading import ArchivedModel
+from torchport.loading import ArchivedModel, load
 from torchport.local_parity import record_path, require_local_parity
 from torchport.local_proving import prove_again
 from torchport.parity import verify
@@ -74,6 +74,20 @@ def evidence_answer(folder, row):
 
     weights = torch.load(folder.weights, weights_only=True)
     return (torch.tensor(row) @ weights["weight"].T + weights["bias"]).tolist()
+
+
+def test_what_the_environment_says_of_tensorrt_is_no_part_of_it(archive, monkeypatch):
+    monkeypatch.setenv("TORCHPORT_TENSORRT", "true")
+    monkeypatch.setattr(local_proving, "cuda_device_count", lambda: 1)
+    asked = []
+
+    def loaded(archive, **options):
+        asked.append((options["device"], options["tensorrt"]))
+        return load(archive, **options | {"device": "cpu"})
+
+    monkeypatch.setattr(local_proving, "load", loaded)
+    assert prove_again(archive).record["passed"]
+    assert set(asked) == {("cpu", False), ("cuda", False)}
 
 
 def test_evidence_that_is_lost_is_made_again(built):

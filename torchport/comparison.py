@@ -20,7 +20,8 @@ from torchport_runtime.backends import Backend
 
 ALL = slice(None)
 
-Hiding = Callable[[Mapping[str, np.ndarray]], list[str]]
+Hiding = Callable[[Mapping[str, np.ndarray], str], list[str]]
+"""Kernels that hide NaN, for a graph's inputs, above an output."""
 
 
 class Comparison:
@@ -45,7 +46,7 @@ class Comparison:
         self._beyond_range = 0
         self._typical = None if precision == "float32" else TypicalError(reference.bound_of["epsilon"])
         self._not_finite: dict[str, Any] = {"compared": 0, "alike": 0, "hidden": []}
-        self._hiding: Hiding = lambda inputs: []
+        self._hiding: Hiding = lambda inputs, output: []
 
     def fail(self, case: str, problem: str) -> None:
         half = "" if self.precision == "float32" else f" {self.precision}"
@@ -232,7 +233,7 @@ class Comparison:
             hidden = self.reference.not_finite(case.name, name) & np.isfinite(array)
             if case.judged != "hidden" or not hidden.any():
                 continue
-            kernels = self._hiding(case.inputs) if given else []
+            kernels = self._hiding(case.inputs, name) if given else []
             self._not_finite["hidden"].append(
                 {"case": case.name, "output": name, "values": int(hidden.sum()), "by": kernels}
             )

@@ -61,7 +61,8 @@ def prove_again(
     digest, here = sha256_file(archive), machine.describe()
     path = record_path(archive)
     before = read_json(path, "archive_sha256", "machine", "libraries", "passed")
-    carried = _variants(contents)
+    own = BackendOptions.from_config(contents.config.get("torchport") or {})
+    carried = _variants(contents, own)
     variants = [v for v in carried if library_versions(LIBRARIES[v.backend][0])]
     libraries = {v.backend: library_versions(*LIBRARIES[v.backend]) for v in variants}
     same = before is not None and (before["archive_sha256"], before["machine"], before["libraries"]) == (
@@ -72,9 +73,9 @@ def prove_again(
     if before is not None and same and before["passed"] and not force:
         return LocalParity(False, before)
     results = [
-        _prove(archive, variant, device, tell)
+        _prove(archive, own, variant, device, tell)
         for variant in variants
-        for device in ("cpu", *(("cuda",) if _starts_on_cuda(archive, variant) else ()))
+        for device in ("cpu", *(("cuda",) if _starts_on_cuda(archive, own, variant) else ()))
     ]
     record = {
         "torchport": torchport.__version__,
@@ -90,49 +91,50 @@ def prove_again(
     return LocalParity(True, record)
 
 
-def _variants(contents: ArchiveContents) -> list[Variant]:
+def _variants(contents: ArchiveContents, own: BackendOptions) -> list[Variant]:
     """Those whose artifacts the archive carries, of the backend that serves first."""
     names = {entry.name for entry in contents.entries}
     carried = carried_variants(contents.signature["graphs"], names)
-    serves = BackendOptions.from_config(contents.config.get("torchport") or {}).backend
-    return sorted(carried, key=lambda variant: variant.backend != serves)
+    return sorted(carried, key=lambda variant: variant.backend != own.backend)
 
 
-def _load(archive: Path, variant: Variant, device: str) -> ArchivedModel:
-    # TensorRT, where the archive asks for it, is ONNX Runtime's on a GPU; elsewhere nothing is said of it.
-    without = variant.backend != "onnxruntime" or device == "cpu"
+def _load(archive: Path, own: BackendOptions, variant: Variant, device: str) -> ArchivedModel:
+    # With TensorRT where the archive itself asks for it, which is ONNX Runtime's on a GPU: what this
+    # process's environment says of it is no part of what is written down.
     return load(
         archive,
         backend=variant.backend,
         device=device,
         precision=variant.precision,
-        tensorrt=False if without else None,
+        tensorrt=own.tensorrt and variant.backend == "onnxruntime" and device != "cpu",
     )
 
 
-def _starts_on_cuda(archive: Path, variant: Variant) -> bool:
+def _starts_on_cuda(archive: Path, own: BackendOptions, variant: Variant) -> bool:
     """Whether there is a device that the backend can use: one that it cannot, `device: auto` passes over."""
     if cuda_device_count() == 0:
         return False
     try:
-        _load(archive, variant, "cuda").close()
+        _load(archive, own, variant, "cuda").close()
     except BackendError:
         return False
     return True
 
 
-def _prove(archive: Path, variant: Variant, device: str, tell: Callable[[str], None]) -> dict[str, Any]:
+def _prove(
+    archive: Path, own: BackendOptions, variant: Variant, device: str, tell: Callable[[str], None]
+) -> dict[str, Any]:
     """What one variant makes of the evidence; an archive that does not load with it has failed."""
     tell(f"{archive.name}: {variant} on {device}")
     failures: list[str] = []
     worst, cases, requests = 0.0, 0, 0
     try:
-        with _load(archive, variant, device) as model:
+        with _load(archive, own, variant, device) as model:
             evidence = read_evidence(model.folder / FILE)
-            own = [case for case in evidence.cases if case.precision == variant.precision]
-            if not own:
+            proven = [case for case in evidence.cases if case.precision == variant.precision]
+            if not proven:
                 failures.append(f"{FILE} holds nothing to prove {variant} by: verify and package it again")
-            for case in own:
+            for case in proven:
                 cases += 1
                 for ratio, failure in _compare(model, case):
                     worst = max(worst, ratio)
