@@ -11,7 +11,7 @@ Scores and probabilities beside a decision are no part of it: `score_difference`
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -26,6 +26,9 @@ KINDS = ("boxes", "picture", "sequence", "label", "number", "json")
 
 OVERLAP = 0.9
 """Intersection over union from which on two boxes of one label are the same box."""
+
+SURE = 0.5
+"""A finding of a lower score may be listed, for a curve of precision and recall, but is not claimed."""
 
 SHOWN = 80
 """Characters of a text that are shown where it differs."""
@@ -88,6 +91,20 @@ def differing(one: Decided, truth: Decided, eager: Decided | None = None) -> str
         if problem:
             return f"{got.path}: {problem}" if got.path else problem
     return ""
+
+
+def choices(answer: Decided) -> Decided:
+    """What is left where numbers may be other ones, as in INT8: labels, texts, tokens, and boxes of a score
+    of at least `SURE`. There may be none."""
+    kept = []
+    for part in answer.parts:
+        if part.kind == "boxes":
+            sure = [box for box in part.value if box.get("score", 1.0) >= SURE]
+            # A list of none is not known to be one of boxes: what has lost all its boxes is like that.
+            kept.append(replace(part, kind="boxes" if sure else "json", value=sure))
+        elif part.kind in ("sequence", "label", "json"):
+            kept.append(part)
+    return Decided(tuple(kept), {})
 
 
 def score_difference(one: Decided, truth: Decided) -> float:
@@ -163,10 +180,10 @@ def _parts(value: Any, path: str, decides: str) -> Iterator[Part]:
             yield Part(path, "sequence", value)
         elif decides == "label" and len(value) > 1 and all(isinstance(item, float) for item in value):
             yield Part(path, "label", int(np.argmax(value)))
-        elif (numbers := _numbers(value)) is not None:
-            yield Part(path, "number", numbers)
         elif not value:
             yield Part(path, "json", value)
+        elif (numbers := _numbers(value)) is not None:
+            yield Part(path, "number", numbers)
         else:
             for index, item in enumerate(value):
                 yield from _parts(item, _below(path, str(index)), decides)

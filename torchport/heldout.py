@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from torchport.answer_decisions import Decided, choices, decided, differing
 from torchport.answers import as_served
 from torchport.errors import RecipeError
 from torchport.hashing import sha256_bytes
@@ -30,9 +31,6 @@ Batch = tuple[str, dict[str, np.ndarray]]
 """A graph's name and what enters there."""
 
 TIMED_BATCHES = 4
-
-SURE = 0.5
-"""A finding of a lower score may be listed, for a curve of precision and recall, but is not claimed."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +50,12 @@ class Measured:
     """What a handler makes of the held-out examples."""
 
     metrics: dict[str, float]
-    decisions: list[Any]
+    decisions: list[Decided]
 
     def agreement(self, other: Measured) -> Agreement:
-        pairs = [p for p in zip(self.decisions, other.decisions, strict=True) if p[0] is not None]
-        return Agreement(len(pairs), sum(one == two for one, two in pairs))
+        """Of the examples about which these answers decide something, how many the others decide alike."""
+        pairs = [p for p in zip(self.decisions, other.decisions, strict=True) if p[0].parts]
+        return Agreement(len(pairs), sum(not differing(two, one) for one, two in pairs))
 
 
 class HeldOut:
@@ -98,7 +97,7 @@ class HeldOut:
         with running(self._recipe.path, "score"):
             scores = self._recipe.score(answers, self._expected)
         metrics = {str(name): float(value) for name, value in scores.items()}
-        return Measured(metrics, [decision(answer) for answer in answers])
+        return Measured(metrics, [choices(decided(answer, handler.decides)) for answer in answers])
 
     def row_digests(self, handler: Handler) -> dict[str, set[str]]:
         """SHA-256 of every row that enters a graph, by graph: what nothing may be calibrated on."""
@@ -144,33 +143,6 @@ def row_digests(tensors: Mapping[str, np.ndarray], padding: Mapping[str, float])
                 row = np.trim_zeros(row - padding[name], "b") + padding[name]
             parts += name.encode() + str(row.shape).encode() + np.ascontiguousarray(row).tobytes()
         yield sha256_bytes(parts)
-
-
-def decision(answer: Any, *, named: bool = False) -> Any:
-    """What an answer decides: its texts, names and whole numbers, and of several numbers the place of the
-    greatest, but not of those that have a name of their own (`named`), such as a box's. Of findings with a
-    `score`, those of at least a half, in whatever order. None where it decides nothing, as a single number
-    does not, nor does a picture.
-    """
-    if isinstance(answer, dict):
-        if len(answer) > 1 and all(isinstance(value, float) for value in answer.values()):
-            return max(answer, key=lambda name: answer[name])
-        if len(answer) == 1 and all(isinstance(value, float) for value in answer.values()):
-            return next(iter(answer))
-        values = {name: decision(value, named=True) for name, value in answer.items()}
-        inner = {name: found for name, found in values.items() if found is not None}
-        return inner or None
-    if isinstance(answer, list):
-        if len(answer) > 1 and all(isinstance(value, float) for value in answer):
-            return None if named else int(np.argmax(answer))
-        if answer and all(isinstance(value, dict) and "score" in value for value in answer):
-            sure = [decision(value) for value in answer if value["score"] >= SURE]
-            return sorted(sure, key=repr)
-        found = [decision(value, named=named) for value in answer]
-        return found if any(value is not None for value in found) or not answer else None
-    if isinstance(answer, (str, bool, int)):
-        return answer
-    return None
 
 
 def interleaved_seconds(
