@@ -25,6 +25,9 @@ from torchport.handler_file import recipe_requests
 from torchport.recipe import Recipe
 from torchport.slo import PERCENTILES
 
+CONNECTIONS = (1, 2, 4, 8, 16, 32, 64)
+"""Loads that are put on a server. Fewer than its queue takes, so that it refuses nothing."""
+
 PATIENCE_S = 60.0
 """A server that gives no answer at all for so long is given up."""
 

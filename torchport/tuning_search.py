@@ -22,10 +22,7 @@ from torchport.configuration import Configuration
 from torchport.errors import ServerError
 from torchport.slo import PERCENTILES, Slo
 from torchport.tuning_candidates import Space
-from torchport.tuning_load import Ask, Measured
-
-LADDER = (1, 2, 4, 8, 16, 32, 64)
-"""Connections. Fewer than a server's queue takes, so that it refuses nothing."""
+from torchport.tuning_load import CONNECTIONS, Ask, Measured
 
 GROWS = 1.05
 """Twice as many connections that give less than so many times the throughput find a server that is full."""
@@ -59,7 +56,7 @@ class Effort:
     finalists: int = 4
     shapes: int = 3
     search_share: float = 0.55
-    ladder: Sequence[int] = LADDER
+    ladder: Sequence[int] = CONNECTIONS
 
 
 EFFORT = Effort()

@@ -22,11 +22,8 @@ from torchport.recipe import Recipe
 from torchport.recipe_file import packaged_folder
 from torchport.server_guard import guard
 from torchport.store import Store
-from torchport.tuning_load import Ask, Measured, http_messages, put_load
+from torchport.tuning_load import CONNECTIONS, Ask, Measured, http_messages, put_load
 from torchport_runtime.options import ARTIFACT_SUFFIX
-
-MOST_CONNECTIONS = 64
-"""Fewer than a server's queue takes, so that it refuses nothing."""
 
 
 class Bench:
@@ -74,7 +71,7 @@ class Bench:
                     url, messages, connections=connections, seconds=seconds, warm_up=self._warm_up
                 )
 
-            for connections in (1, min(configuration.workers * configuration.batch_size, MOST_CONNECTIONS)):
+            for connections in (1, min(configuration.workers * configuration.batch_size, CONNECTIONS[-1])):
                 ask(connections, self._warm_up)
             yield ask
 
