@@ -13,8 +13,9 @@ from torchport.deviation import figures, short
 from torchport.diagnosis import describe, mistaken_for
 from torchport.errors import BackendError, SignatureError
 from torchport.invariances import Invariances
-from torchport.reference import BATCH_ROWS, Reference, Truth
+from torchport.reference import Reference, Truth
 from torchport.typical_error import TypicalError
+from torchport.unprovable import BATCH_ROWS
 from torchport_runtime import Signature
 from torchport_runtime.backends import Backend
 

@@ -18,7 +18,8 @@ import numpy as np
 from torchport.cases import Case
 from torchport.eager import EagerBackend
 from torchport.half_precision import half_dtype
-from torchport.reference import EAGER_MULTIPLE, SCALE_EPSILONS, USELESS, Reference, Truth
+from torchport.reference import EAGER_MULTIPLE, SCALE_EPSILONS, Reference, Truth
+from torchport.unprovable import USELESS
 from torchport_runtime import Signature
 
 if TYPE_CHECKING:

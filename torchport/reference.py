@@ -16,6 +16,7 @@ from torchport.eager import EagerBackend, moved_module
 from torchport.errors import RecipeError
 from torchport.invariances import THREADS
 from torchport.torch_threads import torch_threads_kept
+from torchport.unprovable import problems_of
 from torchport_runtime import Signature
 
 if TYPE_CHECKING:
@@ -26,14 +27,8 @@ SCALE_EPSILONS = 16
 """The bound on an output's error, in its max-norm, is the greater of `EAGER_MULTIPLE` times eager
 float32's own error on the same inputs and `SCALE_EPSILONS` machine epsilons of the output's scale."""
 
-BATCH_ROWS = 8
-"""Rows that are compared in one batch against one by one."""
-
 CHANNEL_ROWS = 8
 """Rows, of all samples, from which on each channel's own error is known well enough to bound it."""
-
-USELESS = 0.05
-"""Of an output's scale: a bound above this part of it proves nothing."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +84,7 @@ class Reference:
         self._bound_lucky_cases()
         real = [case for case in cases if case.is_sample]
         self._bound_channels(real, moved)
-        self.problems = [*self._unusable(real), *self._rows_that_mix(cases)]
+        self.problems = list(problems_of(module, signature, self))
 
     def eager(self, case: str, output: str) -> np.ndarray:
         """The output in eager float32."""
@@ -276,60 +271,6 @@ class Reference:
         )
         scale = np.maximum(np.abs(others[0]).max(axis=0), self._declared_scale(name))
         return np.array([self._bound(e, s, eager.dtype) for e, s in zip(error, scale, strict=True)])
-
-    def _unusable(self, samples: Sequence[Case]) -> list[str]:
-        """What makes any comparison worthless: answers that change, are NaN, or are all rounding error."""
-        problems = []
-        backend = EagerBackend(self._module, self._signature)
-        for case in samples:
-            again = backend.run(case.inputs)
-            for name, first in self._eager[case.name].items():
-                where = f"{case.name}: output {name!r}"
-                if not np.array_equal(first, again[name], equal_nan=first.dtype.kind == "f"):
-                    problems.append(
-                        f"{where} is another each time for the same input: dropout or noise inside forward? "
-                        "Draw noise in the handler, use nn.Dropout, which eval() turns off"
-                    )
-                    continue
-                if first.dtype.kind != "f":
-                    continue
-                # Inf may be meant, as in masked logits; NaN never is, nor is nothing but Inf.
-                if np.isnan(first).any() or not np.isfinite(first).any():
-                    problems.append(f"{where} holds NaN, or nothing finite, for a real input")
-                truth = self._truth[case.name][name]
-                if truth.bound > USELESS * truth.scale > 0:
-                    problems.append(
-                        f"{where}: eager float32 itself is {truth.eager_error:.3g} off, of a scale of "
-                        f"{truth.scale:.3g}: nothing can be proven of so ill-conditioned a model"
-                    )
-        return problems
-
-    def _rows_that_mix(self, cases: Sequence[Case]) -> list[str]:
-        """A row's answer must not depend on its batch mates: a server chooses those."""
-        if self._signature.batch_dim is None:
-            return []
-        backend = EagerBackend(self._module, self._signature)
-        problems = []
-        for case in cases:
-            if not case.compares_rows:
-                continue
-            rows = min(BATCH_ROWS, case.rows)
-            singles = [backend.run({n: a[i : i + 1] for n, a in case.inputs.items()}) for i in range(rows)]
-            for name in self._signature.outputs:
-                truth = self.truth(case.name, name)
-                alone = np.concatenate([single[name] for single in singles]).astype(np.float64)
-                together = truth.value[:rows].astype(np.float64)
-                if alone.shape != together.shape:
-                    problems.append(f"{case.name}: output {name!r} changes its shape with the batch")
-                    continue
-                finite = np.isfinite(alone) & np.isfinite(together)
-                worst = float(np.abs(alone - together)[finite].max(initial=0.0))
-                if worst > truth.bound:
-                    problems.append(
-                        f"{case.name}: output {name!r} of a row differs by {worst:.3g} between alone and "
-                        f"in a batch of {len(together)}: does forward mix rows?"
-                    )
-        return problems
 
 
 def error_bound(eager_error: float, scale: float, dtype: np.dtype[Any]) -> float:
