@@ -1,4 +1,4 @@
-"""Tuning: what may be measured and chosen, how it is chosen, and what becomes of it in an archive."""
+"""Tuning: what may be measured of a proven model, and what becomes of it in an archive."""
 
 import json
 import shutil
@@ -10,278 +10,25 @@ from functools import partial
 import pytest
 
 from tests.conftest import TINY, run_stages
+from tests.serving_machine import DEFAULT, FOUR, INT8, ROUNDS, TWO, Machine, figures
 from torchport import tuning
 from torchport.archive import archive_content, package
 from torchport.archive_file import inspect_archive
 from torchport.checking import check
 from torchport.cli import main
 from torchport.configuration import Configuration
-from torchport.errors import ServerError, StaleError, TuningError, TuningRequestError
+from torchport.errors import StaleError, TuningError, TuningRequestError
 from torchport.hashing import sha256_file
 from torchport.int8_certificate import int8_binding
 from torchport.parity import verify
 from torchport.recipe_file import load_recipe
 from torchport.serving_record import read_records
-from torchport.slo import Slo, parse_duration
+from torchport.slo import Slo
 from torchport.store import Store
 from torchport.tuning import require, reset, tune
-from torchport.tuning_candidates import Space, candidates
-from torchport.tuning_load import Measured
-from torchport.tuning_search import BETTER, Effort, search
+from torchport.tuning_candidates import candidates
+from torchport.tuning_search import Effort
 from torchport.tuning_server import Bench
-
-DEFAULT = Configuration(backend="onnxruntime", precision="float32", threads=0, workers=1, batch_size=8)
-TWO = replace(DEFAULT, threads=1, workers=2)
-FOUR = replace(DEFAULT, threads=1, workers=4)
-INT8 = replace(TWO, precision="int8")
-ROUNDS = Effort(rounds=3, shapes=0)
-
-
-def figures(per_second, p99, errors=0):
-    latency = {"p50": p99 / 2, "p95": p99 * 0.9, "p99": p99}
-    return Measured(per_second=per_second, latency_ms=latency, answers=100, errors=errors)
-
-
-class Machine:
-    """Stands in for servers and a clock: `most` answers a second by configuration, each after 10 ms at the
-    least; `drift` are factors of the capacity at successive starts."""
-
-    def __init__(self, most, *, broken=(), errors=(), drift=None, otherwise=100.0):
-        self.most, self.broken, self.errors, self.drift = most, broken, errors, drift or {}
-        self.otherwise, self.now, self.started = otherwise, 0.0, []
-
-    def clock(self):
-        return self.now
-
-    @contextmanager
-    def serve(self, configuration):
-        self.now += 2.0
-        if configuration in self.broken:
-            raise ServerError("not enough memory")
-        times = self.started.count(configuration)
-        self.started.append(configuration)
-        factors = self.drift.get(configuration, ())
-        most = self.most.get(configuration, self.otherwise) * (factors[times] if times < len(factors) else 1)
-
-        def ask(connections, seconds):
-            self.now += seconds
-            per_second = min(connections * 100.0, most)
-            return figures(per_second, 1000 * connections / per_second, int(configuration in self.errors))
-
-        yield ask
-
-
-def space(*shapes, choosable=None, batch_sizes=(8,), cores=4):
-    kinds = frozenset(choosable or {c.kind for c in (DEFAULT, *shapes)})
-    return Space(
-        default=DEFAULT, shapes=shapes, batch_sizes=batch_sizes, choosable=kinds, refused={}, cores=cores
-    )
-
-
-def searched(given, machine, *, slo=None, effort=ROUNDS, deadline=1e6):
-    objective = Slo.parse(slo or [])
-    return search(given, objective, machine.serve, deadline=deadline, effort=effort, clock=machine.clock)
-
-
-@pytest.mark.parametrize(
-    ("texts", "latency", "per_second"),
-    [
-        ([], {}, 0),
-        (["p99=50ms"], {"p99": 50}, 0),
-        (["p50=800us", "p95 <= 0.2s"], {"p50": 0.8, "p95": 200}, 0),
-        (["p99=50ms,throughput>=100/s"], {"p99": 50}, 100),
-        (["throughput>=12.5"], {}, 12.5),
-    ],
-)
-def test_what_an_slo_may_say(texts, latency, per_second):
-    slo = Slo.parse(texts)
-    assert slo.latency_ms == pytest.approx(latency)
-    assert slo.per_second == per_second
-
-
-@pytest.mark.parametrize(
-    "text", ["", "fast", "p99", "p99=50", "p99=-5ms", "p99=0ms", "p98=5ms", "p99>=5ms", "throughput>=0/s"]
-)
-def test_what_no_slo_is(text):
-    with pytest.raises(TuningRequestError, match="such as p99=50ms") as caught:
-        Slo.parse([text])
-    assert caught.value.exit_code == 2
-
-
-def test_an_slo_says_a_thing_once():
-    with pytest.raises(TuningRequestError, match="each once"):
-        Slo.parse(["p99=50ms", "p99=40ms"])
-
-
-@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("1.5m", 90), ("1h", 3600)])
-def test_a_budget_is_a_time(text, seconds):
-    assert parse_duration(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["", "0s", "soon", "5 days", "-1m"])
-def test_what_no_budget_is(text):
-    with pytest.raises(TuningRequestError, match="such as 90s or 5m"):
-        parse_duration(text)
-
-
-def test_an_slo_is_met_at_its_limit_and_never_by_what_fails():
-    slo = Slo.parse(["p99=50ms"])
-    assert slo.met(figures(10, 50))
-    assert not slo.met(figures(10, 50.1))
-    assert slo.miss(figures(10, 75)) == pytest.approx(1.5)
-    assert not slo.met(figures(10, 1, errors=1))
-
-
-# What may be chosen.
-
-
-def test_the_fastest_is_chosen():
-    outcome = searched(space(TWO, FOUR), Machine({DEFAULT: 300, TWO: 900, FOUR: 600}))
-    assert outcome.chosen == TWO
-    assert outcome.speed == pytest.approx(3)
-
-
-def test_an_slo_leaves_out_what_is_fast_and_late():
-    # FOUR answers nobody in less than 100 ms, however few ask.
-    class Late(Machine):
-        @contextmanager
-        def serve(self, configuration):
-            with super().serve(configuration) as ask:
-                slow = configuration == FOUR
-                yield lambda n, s: figures(2000, 100) if slow else ask(n, s)
-
-    machine = Late({DEFAULT: 300, TWO: 350})
-    assert searched(space(TWO, FOUR), machine, slo=["p99=50ms"]).chosen == TWO
-    assert searched(space(TWO, FOUR), Late({DEFAULT: 300, TWO: 350})).chosen == FOUR
-
-
-def test_for_a_throughput_alone_the_least_latency_is_chosen():
-    class Quick(Machine):
-        @contextmanager
-        def serve(self, configuration):
-            with super().serve(configuration):
-                p99 = {DEFAULT: 20.0, TWO: 5.0, FOUR: 8.0}[configuration]
-                yield lambda n, s: figures(110 if configuration != TWO else 90, p99)
-
-    outcome = searched(space(TWO, FOUR), Quick({}), slo=["throughput>=100/s"])
-    assert outcome.chosen == FOUR
-    assert outcome.speed == pytest.approx(20 / 8)
-
-
-def test_the_default_stays_for_less_than_noise():
-    outcome = searched(space(TWO), Machine({DEFAULT: 1000, TWO: 1000 * (BETTER - 0.01)}))
-    assert outcome.chosen == DEFAULT
-    assert "noise" in outcome.why
-
-
-def test_the_default_stays_where_it_was_better_in_a_round():
-    # The first start is the search's; of the three rounds TWO loses one.
-    machine = Machine({DEFAULT: 1000, TWO: 1200}, drift={TWO: (1, 1, 0.8, 1)})
-    assert searched(space(TWO), machine).chosen == DEFAULT
-
-
-def test_the_second_best_is_chosen_where_only_that_is_better_in_every_round():
-    drift = {TWO: (1, 1.5, 0.3, 1.5)}
-    machine = Machine({DEFAULT: 500, TWO: 1000, FOUR: 800}, drift=drift)
-    assert searched(space(TWO, FOUR), machine).chosen == FOUR
-
-
-def test_one_lucky_run_of_the_search_decides_nothing():
-    machine = Machine({DEFAULT: 500, TWO: 400, FOUR: 800}, drift={TWO: (9, 1, 1, 1)})
-    assert searched(space(TWO, FOUR), machine).chosen == FOUR
-
-
-def test_one_lucky_round_of_the_finals_decides_nothing():
-    machine = Machine({DEFAULT: 500, TWO: 800, FOUR: 700}, drift={FOUR: (1, 1, 9, 1)})
-    outcome = searched(space(TWO, FOUR), machine)
-    assert outcome.chosen == TWO
-    assert outcome.best_of(FOUR).measured.per_second == pytest.approx(700)
-
-
-def test_what_is_only_shown_is_measured_as_well_and_not_chosen():
-    machine = Machine({DEFAULT: 300, TWO: 400, INT8: 3000})
-    given = space(TWO, INT8, choosable={DEFAULT.kind})
-    outcome = searched(given, machine)
-    assert outcome.chosen == TWO
-    assert [len(p.rounds) for p in outcome.of(INT8)] == [3] * len(outcome.of(INT8))
-    assert {p.configuration for p in outcome.front()} == {TWO}
-    allowed = searched(space(TWO, INT8), Machine({DEFAULT: 300, TWO: 400, INT8: 3000}))
-    assert allowed.chosen == INT8
-
-
-def test_other_batch_sizes_are_tried_of_the_best_shapes_only():
-    machine = Machine({DEFAULT: 100, TWO: 400, FOUR: 300, replace(TWO, batch_size=32): 800})
-    given = space(TWO, FOUR, batch_sizes=(1, 8, 32))
-    outcome = searched(given, machine, effort=Effort(shapes=1))
-    assert outcome.chosen == replace(TWO, batch_size=32)
-    assert {c for c in machine.started if c.batch_size != 8} == {
-        replace(TWO, batch_size=1),
-        replace(TWO, batch_size=32),
-    }
-
-
-def test_nothing_within_the_slo_is_nothing_chosen():
-    outcome = searched(space(TWO), Machine({DEFAULT: 50, TWO: 80}), slo=["p99=5ms"])
-    assert outcome.chosen is None
-
-
-def test_where_the_default_is_too_late_the_best_that_is_not_is_chosen():
-    outcome = searched(space(TWO), Machine({DEFAULT: 10, TWO: 80}), slo=["p99=20ms"])
-    assert outcome.chosen == TWO
-    assert outcome.speed == 0
-    assert "which the default does not give" in outcome.why
-
-
-def test_what_does_not_start_and_what_fails_is_not_chosen():
-    machine = Machine({DEFAULT: 100, TWO: 9000, FOUR: 9000}, broken=[FOUR], errors=[TWO])
-    outcome = searched(space(TWO, FOUR), machine)
-    assert outcome.chosen == DEFAULT
-    assert outcome.failed == {str(FOUR): "not enough memory"}
-    assert TWO not in {p.configuration for p in outcome.front()}
-
-
-def test_a_default_that_does_not_start_is_an_error():
-    with pytest.raises(ServerError, match="not enough memory"):
-        searched(space(TWO), Machine({}, broken=[DEFAULT]))
-
-
-def test_the_budget_bounds_the_search_and_says_what_it_left_out():
-    shapes = [replace(DEFAULT, threads=1, workers=n) for n in range(2, 200)]
-    machine = Machine({})
-    outcome = searched(space(*shapes), machine, effort=Effort(), deadline=300)
-    assert len(outcome.skipped) > 100
-    assert len(outcome.skipped) + len(outcome.measured()) == len(shapes) + 1
-    # What is begun when the time is over is ended: a start and its loads.
-    assert machine.now < 300 + 2 + 3 * Effort().final_s
-    assert outcome.chosen == DEFAULT
-
-
-def test_the_finals_end_with_the_budget_after_two_rounds_at_least():
-    def rounds(deadline):
-        machine = Machine({DEFAULT: 300, TWO: 900})
-        outcome = searched(space(TWO), machine, effort=Effort(rounds=50), deadline=deadline)
-        return {len(p.rounds) for p in outcome.points}, machine.now
-
-    assert rounds(1e6)[0] == {50}
-    assert rounds(1)[0] == {2}
-    (some,), ended = rounds(100)
-    assert 2 < some < 50
-    assert ended < 100 + 2 + 3 * Effort().final_s
-
-
-def test_the_front_is_what_nothing_exceeds_in_both():
-    outcome = searched(space(TWO, FOUR), Machine({DEFAULT: 300, TWO: 900, FOUR: 600}))
-    front = outcome.front()
-    assert len(front) > 1
-    for point in front:
-        assert not any(
-            other.measured.per_second > point.measured.per_second
-            and other.measured.latency_ms["p99"] <= point.measured.latency_ms["p99"]
-            for other in outcome.points
-        )
-
-
-# What is proven.
 
 
 @pytest.fixture(scope="module")

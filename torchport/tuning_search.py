@@ -171,7 +171,8 @@ def search(
     entries = _entries(outcome, effort)
     final_cost = median(costs) + 3 * effort.final_s
     while len(entries) > 2 and clock() + LEAST_ROUNDS * final_cost * len(entries) > deadline:
-        entries.pop()
+        # Of the last two, it is the one that keeps the model's precision that stays.
+        entries.pop(1 if len(entries) == 3 and _gives_up_precision(entries[1], space) else -1)
     _finals(outcome, entries, serve, effort, lambda: clock() >= deadline, tell)
     _choose(outcome)
     return outcome
@@ -192,12 +193,22 @@ def _climbed(configuration: Configuration, ask: Ask, slo: Slo, effort: Effort) -
 
 def _entries(outcome: Outcome, effort: Effort) -> list[Configuration]:
     """Who is in the finals: the default, the best that may be chosen, and the best of what is only shown, so
-    that its figures can be held against the others'."""
+    that its figures can be held against the others'. What gives up precision has to show there that this
+    pays: the best that does not is right behind it."""
     space = outcome.space
     ranked = sorted((c for c in outcome.measured() if c != space.default), key=outcome.order)
     choosable = [c for c in ranked if c.kind in space.choosable]
     shown = [c for c in ranked if c.kind not in space.choosable]
+    if choosable and _gives_up_precision(choosable[0], space):
+        exact = next((c for c in choosable if not _gives_up_precision(c, space)), None)
+        if exact is not None:
+            choosable.remove(exact)
+            choosable.insert(1, exact)
     return [space.default, *choosable[: effort.finalists], *shown[:1]]
+
+
+def _gives_up_precision(configuration: Configuration, space: Space) -> bool:
+    return configuration.precision not in ("float32", space.default.precision)
 
 
 def _finals(
