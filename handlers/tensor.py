@@ -1,14 +1,15 @@
 """Tensors in, tensors out, for any model: JSON, or numpy's files.
 
-    curl --json '{"tokens": [[5, 6, 7]]}' http://127.0.0.1:8080/predictions/NAME     # {"logits": [[...]]}
+    curl --json '{"tokens": [[5, 6, 7]]}' http://127.0.0.1:8080/predictions/NAME     # [[0.1, 2.3]]
     curl -T inputs.npz -o outputs.npz http://127.0.0.1:8080/predictions/NAME
     curl -F data=@inputs.npz -F output=json http://127.0.0.1:8080/predictions/NAME
 
 JSON is one row, several, or `{"instances": [...]}`, and inputs by name where there are several. An
 `.npy` file is the only input, an `.npz` names them; both with the batch's dimension, in the model's
-dtypes. Inputs whose spec has a default may be left out. The answer is in the form of the request: JSON
-for JSON, `.npz` for `.npz`, `.npy` for `.npy` where there is one output; the form's field `output` (json,
-npy, npz) says otherwise. NaN and Inf, which JSON cannot say, may be among the outputs of a file.
+dtypes. Inputs whose spec has a default may be left out. Outputs come by name where there are several:
+`{"logits": [...], "state": [...]}`. The answer is in the form of the request: JSON for JSON, `.npz` for
+`.npz`, `.npy` for `.npy` where there is one output; the form's field `output` (json, npy, npz) says
+otherwise. NaN and Inf, which JSON cannot say, may be among the outputs of a file.
 """
 
 from typing import Any

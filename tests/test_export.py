@@ -113,6 +113,14 @@ def test_what_cannot_be_exported_says_where_and_what_to_try(built, body, reason)
         built(module(body), BUILD_NET)
 
 
+def test_integers_without_bounds_are_a_likely_reason(built):
+    lookup = (
+        "        return nn.functional.embedding(x[:, :1].long().expand(-1, 2), self.inner.weight)[:, :, 0]"
+    )
+    with pytest.raises(ExportError, match=r"TensorSpec says so: low=0"):
+        built(module(lookup), BUILD_NET, ('"float32", ("batch", 3)', '"int64", ("batch", 3)'))
+
+
 def test_a_failed_export_leaves_the_old_artifacts(built, write_recipe):
     recipe, folder = built()
     before = (folder.path / "main.onnx").read_bytes()

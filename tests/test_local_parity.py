@@ -250,6 +250,13 @@ def test_the_command_proves_the_whole_store_and_says_no(archive, otherwise, stor
     bad = run(app, ["verify", "--store", str(store.path), "--force"])
     assert "FAIL" in bad.output
     assert "not proven on this machine: linear-1.0.mar" in str(bad.exception)
+    # Nothing in the store is passed over, whatever its name.
+    (store.path / "other.mar").write_text("no archive")
+    shutil.copy(archive, store.path / "copy.mar")
+    otherwise(lambda a: a)
+    mixed = run(app, ["verify", "--store", str(store.path)])
+    assert "copy.mar: onnxruntime on cpu: pass" in mixed.output
+    assert "not proven on this machine: other.mar" in str(mixed.exception)
     empty = run(app, ["verify", "--store", str(store.path / "none")])
     assert "no archive in" in str(empty.exception)
 

@@ -54,6 +54,11 @@ def test_breaches_of_the_contract(write_recipe, old, new, reason):
         load_recipe(write_recipe((old, new)))
 
 
+def test_a_short_name_of_the_recipes_own_is_no_mistake(write_recipe):
+    own = "def ask(self):\n        return 1\n\n    def samples(self):"
+    assert load_recipe(write_recipe(("def samples(self):", own))).ask() == 1
+
+
 def test_a_file_named_like_a_package(write_recipe):
     with pytest.raises(RecipeError, match="numpy_model"):
         load_recipe(write_recipe(name="numpy"))

@@ -145,3 +145,9 @@ def test_no_bytes_end_in_anything_but_tensors_or_a_reason(body):
         ONE.check_inputs(found, any_batch=True)
     except (BadRequest, SignatureError) as err:
         assert 400 <= err.http_status < 500
+
+
+@pytest.mark.parametrize("name", ['{"x": [1, 2]}', "[4.0]"])
+def test_json_that_came_as_a_form_is_told_how_to_come(name):
+    with pytest.raises(BadRequest, match=r"curl -d .* --json"):
+        InferenceRequest({name: b""}).refuse_unknown_fields(["output"])

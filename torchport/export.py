@@ -207,6 +207,19 @@ def check_eager_outputs(
             ) from err
         raise ExportError(
             f"{where_in_user_code(err, recipe)}: {type(module).__name__} on inputs {shapes}: "
-            f"{str(err)[:400] or type(err).__name__} (the recipe's inputs and outputs are to be "
-            "what forward takes and returns)"
+            f"{str(err)[:400] or type(err).__name__} ({_likely_reason(err, signature)})"
         ) from err
+
+
+def _likely_reason(err: Exception, signature: Signature) -> str:
+    unbounded = [
+        name
+        for name, spec in signature.inputs.items()
+        if spec.numpy_dtype.kind in "iu" and (spec.low is None or spec.high is None)
+    ]
+    if isinstance(err, IndexError) and unbounded:
+        return (
+            f"which integers may input {unbounded[0]!r} hold? Its TensorSpec says so: low=0 and high=999 "
+            "for an embedding of 1,000 rows"
+        )
+    return "the recipe's inputs and outputs are to be what forward takes and returns"

@@ -23,6 +23,9 @@ from torchport_runtime.suggest import did_you_mean
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\Z")
 
+MISTYPED_LETTERS = 4
+"""A shorter name is near to many: it may well be the recipe's own."""
+
 
 def check_class(recipe: type[Recipe], where: str) -> None:
     """What can be wrong before the recipe has its parameters.
@@ -32,7 +35,7 @@ def check_class(recipe: type[Recipe], where: str) -> None:
     """
     known = {name for name in dir(Recipe) if not name.startswith("_")} | set(Recipe.__annotations__)
     for name in vars(recipe):
-        if name.startswith("_") or name in known:
+        if name.startswith("_") or name in known or len(name) < MISTYPED_LETTERS:
             continue
         nearest = get_close_matches(name, known, n=1, cutoff=0.8)
         if nearest:

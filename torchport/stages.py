@@ -84,7 +84,7 @@ def prove_store(store: Store, force: bool) -> None:
     from torchport.errors import ArchiveError, ParityError, TorchportError
     from torchport.local_proving import prove_again
 
-    archives = [path for versions in store.archives().values() for path in versions.values()]
+    archives = store.archive_files()
     if not archives:
         raise TorchportError(f"no archive in {store.path}: name a recipe, or another --store")
     failed = []

@@ -227,6 +227,12 @@ class Store:
             for name, versions in sorted(found.items())
         }
 
+    def archive_files(self) -> list[Path]:
+        """Every `.mar` of the store: those of `archives` first, in that order, then those of other names."""
+        named = [path for versions in self.archives().values() for path in versions.values()]
+        others = sorted(set(self.path.glob("*.mar")) - set(named)) if self.path.is_dir() else []
+        return [*named, *others]
+
 
 def _is_plain(name: str) -> bool:
     return Path(name).name == name

@@ -21,6 +21,10 @@ from torchport_runtime.errors import BadRequest, SignatureError
 from torchport_runtime.signature import Signature, TensorSpec
 from torchport_runtime.suggest import did_you_mean
 
+_HOW_TO_SEND = (
+    "send JSON with the header 'Content-Type: application/json' (curl --json BODY), a file with curl -T FILE"
+)
+
 
 @dataclass(slots=True)
 class Answer:
@@ -67,10 +71,7 @@ class InferenceRequest:
                 return value
         others = sorted(set(self.fields) - {"body", "data"})
         hint = f" (form fields came: {', '.join(others)[:80]})" if others else ""
-        raise BadRequest(
-            f"the request has no body{hint}: send JSON with the header "
-            "'Content-Type: application/json' (curl --json BODY), a file with curl -T FILE"
-        )
+        raise BadRequest(f"the request has no body{hint}: {_HOW_TO_SEND}")
 
     @property
     def content(self) -> bytes:
@@ -152,6 +153,8 @@ class InferenceRequest:
         names = list(known)
         for name in self.fields:
             if name not in ("body", "data") and name not in names:
+                if str(name).lstrip()[:1] in ("{", "["):
+                    raise BadRequest(f"a form came whose field is JSON (curl -d sends one): {_HOW_TO_SEND}")
                 raise BadRequest(f"unknown field {str(name)[:40]!r}: {did_you_mean(str(name)[:40], names)}")
 
     def values(self, signature: Signature, outputs: Mapping[str, np.ndarray]) -> Any:

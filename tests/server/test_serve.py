@@ -146,6 +146,34 @@ def test_what_cannot_be_is_said_and_ends_it(tmp_path, arguments, message):
     assert "Traceback" not in output
 
 
+@pytest.mark.parametrize(
+    ("environment", "reason"),
+    [
+        ({"TORCHPORT_BACKEND": "pt2"}, "it does not carry pt2 "),
+        ({"TORCHPORT_PRECISION": "int8"}, "it does not carry onnxruntime int8 "),
+        ({"TORCHPORT_SHADOW": "everything"}, "everything"),
+    ],
+)
+def test_a_server_that_has_none_of_its_models_is_not_healthy_and_says_why(
+    linear_archive, tmp_path, environment, reason
+):
+    (tmp_path / "model_store").mkdir()
+    shutil.copy(linear_archive, tmp_path / "model_store")
+    process = serve(cwd=tmp_path, environment=environment)
+    try:
+        found = addresses(process, tmp_path)
+        assert list(found["failures"]) == [linear_archive.name]
+        assert reason in found["failures"][linear_archive.name]
+        assert requests.get(f"{found['inference']}/ping", timeout=10).status_code == 500
+        assert requests.get(f"{found['inference']}/v2/health/ready", timeout=10).status_code != 200
+        assert requests.get(f"{found['inference']}/v2/health/live", timeout=10).status_code == 200
+    finally:
+        code, output = ended(process)
+    assert code == 0, output
+    assert "Traceback" not in output
+    assert "is not served" in output
+
+
 def test_torchserves_command_line_and_config_are_understood(linear_archive, tmp_path):
     shutil.copytree(linear_archive.parent, tmp_path / "archives", ignore=shutil.ignore_patterns(".*"))
     (tmp_path / "config.properties").write_text(

@@ -112,16 +112,25 @@ class Registry:
 
     @property
     def is_healthy(self) -> bool:
-        """Whether every default version has the workers that it is to have."""
-        return all(
+        """Whether every default version has the workers that it is to have, and there is any of those that
+        the server was started with."""
+        return not self._all_failed and all(
             len(default.pool.ready) >= default.settings.min_workers
             for default in (model.versions[model.default] for model in self.models.values())
         )
 
     @property
     def is_ready(self) -> bool:
-        """Whether every default version can answer."""
-        return all(model.versions[model.default].is_ready for model in self.models.values())
+        """Whether every default version can answer, and there is any of those that it was started with."""
+        return not self._all_failed and all(
+            model.versions[model.default].is_ready for model in self.models.values()
+        )
+
+    @property
+    def _all_failed(self) -> bool:
+        """What asks for nothing of a server may have an empty one; this one was asked for models, and an
+        orchestrator that is told that all is well would send it requests."""
+        return bool(self.failures) and not self.models
 
     # Changing.
 

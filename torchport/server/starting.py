@@ -50,11 +50,7 @@ def startup_registrations(settings: ServerSettings, workers: int) -> list[Regist
     if not text or text.lower() == "none":
         return []
     if text.lower() == "all":
-        versions = Store(settings.model_store).archives()
-        paths = [path for found in versions.values() for path in found.values()]
-        named = {path.name for path in paths}
-        others = [p for p in sorted(settings.model_store.glob("*.mar")) if p.name not in named]
-        return [entry(path.name) for path in [*paths, *others]]
+        return [entry(path.name) for path in Store(settings.model_store).archive_files()]
     pairs = [part.strip().partition("=") for part in text.split(",") if part.strip()]
     return [
         entry(_in_store(url, settings), name) if equals else entry(_in_store(name, settings))

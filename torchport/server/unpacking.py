@@ -8,7 +8,6 @@ torchport's whose hashes do not hold.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -19,8 +18,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from torchport.archive_file import ArchiveContents, extract, inspect_archive
-from torchport.errors import ArchiveError, BackendError
-from torchport.local_parity import require_local_parity
+from torchport.errors import ArchiveError
 from torchport.server.errors import (
     ArchiveNotFound,
     ArchiveRefused,
@@ -29,8 +27,8 @@ from torchport.server.errors import (
     InvalidRequest,
 )
 from torchport.server.settings import ServerSettings
+from torchport.server.trust import require_trusted
 from torchport.server.unpacked_model import UnpackedModel
-from torchport_runtime.options import BackendOptions
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,126}")
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,62}")
@@ -110,7 +108,7 @@ def unpack(
     try:
         before = _identity(path)
         contents = inspect_archive(path)
-        certified = _require_trusted(contents, settings)
+        certified = require_trusted(contents, settings)
         model = _identified(contents, path, name, handler or "", settings.default_service_handler or "")
         folder = Path(tempfile.mkdtemp(prefix=f"{model['name']}-{model['version']}-", dir=work))
         try:
@@ -146,37 +144,6 @@ def unpack(
 def _identity(path: Path) -> tuple[int, ...]:
     found = path.stat()
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _require_trusted(contents: ArchiveContents, settings: ServerSettings) -> bool:
-    """Whether the archive has a certificate and all hashes hold."""
-    if not contents.certificate:
-        for demand in ("require_certificate", "require_local_parity"):
-            if getattr(settings, demand):
-                raise ArchiveRefused(
-                    f"{contents.path.name}: no parity.json, and {demand}=true: make it with torchport"
-                )
-        return False
-    if contents.problems:
-        raise ArchiveRefused(f"{contents.path.name}: {'; '.join(contents.problems)}: package it again")
-    if settings.require_local_parity:
-        try:
-            own = BackendOptions.from_config(contents.config.get("torchport") or {})
-            options = BackendOptions.from_config(contents.config.get("torchport") or {}, os.environ)
-        except BackendError as err:
-            raise ArchiveRefused(f"{contents.path.name}: {err}") from err
-        if options.precision == "int8":
-            raise ArchiveRefused(
-                f"{contents.path.name}: require_local_parity=true, but what an archive is proven by again "
-                f"says nothing of the precision {options.precision}: serve it in float32"
-            )
-        if options.tensorrt != own.tensorrt:
-            raise ArchiveRefused(
-                f"{contents.path.name}: require_local_parity=true, and TORCHPORT_TENSORRT says otherwise "
-                "than the archive, of which alone something was proven: unset it"
-            )
-        require_local_parity(contents.path, options.backend, options.precision)
-    return True
 
 
 def _identified(
