@@ -164,6 +164,44 @@ def test_weights_that_cannot_be_used(write_recipe, folder, tmp_path, make, reaso
     assert not folder.weights.exists()
 
 
+KEEPS_LITTLE = """class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(3, 2)
+        self.inner.gain = self.gain = 1.0
+        self.table = {0: 0.0}
+        self.register_buffer("offset", torch.zeros(2), persistent=False)
+
+    def forward(self, x):
+        return self.inner(x) * self.gain * self.inner.gain + self.offset + self.table[0]
+
+class Tiny(Recipe):"""
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("model.gain = 3.5", "the attribute gain = 3.5"),
+        ("model.inner.gain = 3.5", "the attribute inner.gain = 3.5"),
+        ("model.offset.fill_(2.0)", "the buffer 'offset', which is not persistent"),
+        ("model.table[0] = 7.0", "something that is not in its state_dict"),
+        ("model.inner = nn.Linear(3, 2, bias=False)", "do not fit what build"),
+    ],
+)
+def test_what_training_leaves_outside_of_the_weights_is_an_error(write_recipe, folder, change, named):
+    if "Linear" in change:
+        change += "; model.inner.gain = 1.0"
+    training = f"def train(self, model, run):\n        {change}\n\n    def samples(self):"
+    path = write_recipe(
+        ("class Tiny(Recipe):", KEEPS_LITTLE),
+        ("return nn.Linear(3, 2)", "return Net()"),
+        ("def samples(self):", training),
+    )
+    with pytest.raises(TrainingError, match=named):
+        train(load_recipe(path), folder)
+    assert not folder.weights.exists()
+
+
 def test_training_that_ends_in_nan_loses_nothing(write_recipe, folder):
     good = train(load_recipe(write_recipe()), folder)
     bad = load_recipe(

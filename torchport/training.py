@@ -79,12 +79,14 @@ def train(
                 f"{recipe.name} was made from a file of weights, and {why}: give it again (--weights FILE)"
             )
         # Here, as the stages after this one import it.
+        from torchport.kept_state import require_kept
         from torchport.preflight import check_untrained
 
         check_untrained(recipe)
         started = time.monotonic()
         model, metrics, run = _trained(recipe, folder, inputs, weights, show)
         refuse_nonfinite(model.state_dict(), "the trained weights")
+        require_kept(recipe, model)
         buffer = io.BytesIO()
         _torch().save({k: v.cpu() for k, v in model.state_dict().items()}, buffer)
         record = {
