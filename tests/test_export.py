@@ -113,6 +113,29 @@ def test_what_cannot_be_exported_says_where_and_what_to_try(built, body, reason)
         built(module(body), BUILD_NET)
 
 
+def test_a_folder_may_be_named_like_a_package_and_its_branches_are_refused_all_the_same(
+    write_recipe, store, tmp_path
+):
+    folder = tmp_path / "torch"
+    (folder / "nets").mkdir(parents=True)
+    (folder / "nets" / "branching.py").write_text(
+        "from torch import nn\n\n\nclass Net(nn.Linear):\n    def forward(self, x):\n"
+        "        return super().forward(x if x.sum() > 0 else -x)\n"
+    )
+    path = folder / "tiny_recipe.py"
+    path.write_text(
+        write_recipe(
+            ("import numpy as np\n", "import numpy as np\nfrom nets.branching import Net\n"),
+            ("return nn.Linear(3, 2)", "return Net(3, 2)"),
+            ("    inputs =", '    backends = ships = ("torchscript",)\n    inputs ='),
+        ).read_text()
+    )
+    recipe, build = load_recipe(path), store.build("tiny", "1.0")
+    train(recipe, build)
+    with pytest.raises(ExportError, match=r"branching.py:6: a Python value is taken"):
+        export(recipe, build)
+
+
 def test_integers_without_bounds_are_a_likely_reason(built):
     lookup = (
         "        return nn.functional.embedding(x[:, :1].long().expand(-1, 2), self.inner.weight)[:, :, 0]"

@@ -19,6 +19,7 @@ from torchport.exporters import export_program, export_torchscript, in_order, sa
 from torchport.hashing import sha256_bytes
 from torchport.onnx_export import export_onnx
 from torchport.recipe import Recipe
+from torchport.size_guards import guarded_sizes
 from torchport.variants import Variant, is_optional, wanted_variants
 from torchport_runtime import Signature
 
@@ -29,12 +30,14 @@ if TYPE_CHECKING:
 @dataclass
 class Artifacts:
     """`contents` and `entries` of the export's record by file name; `failed` are the optional backends, and
-    `failed_precisions` the other optional variants, that could not be made, each with the reason."""
+    `failed_precisions` the other optional variants, that could not be made, each with the reason. `guards`
+    are by graph what its program takes for granted of sizes (`torchport.size_guards`)."""
 
     contents: dict[str, bytes] = field(default_factory=dict)
     entries: dict[str, dict[str, Any]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     failed_precisions: dict[str, str] = field(default_factory=dict)
+    guards: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def drop_failed(self) -> None:
         """Of what failed for one graph, no other graph's artifact is kept."""
@@ -94,6 +97,9 @@ def make_artifacts(
                 "bytes": len(content),
                 **facts,
             }
+        guards = exporter.guards()
+        if guards:
+            made.guards[graph] = guards
     if failures:
         raise ExportError(
             f"{recipe.name} {recipe.version} cannot be exported as its recipe says:\n  "
@@ -119,6 +125,11 @@ class _Exporter:
         self._recipe, self._module, self._ordered = recipe, module, ordered
         self._signature, self._inputs = signature, inputs
         self._programs: dict[str, Any] = {}
+        self._guards: dict[str, dict[str, Any]] = {}
+
+    def guards(self) -> list[dict[str, Any]]:
+        """What was taken for granted of sizes in any precision."""
+        return list(self._guards.values())
 
     def make(self, variant: Variant) -> tuple[bytes, dict[str, Any]]:
         """One artifact, and what is to be recorded about it."""
@@ -136,7 +147,8 @@ class _Exporter:
 
     def _program(self, precision: str) -> Any:
         if precision not in self._programs:
-            self._programs[precision] = export_program(
-                self._recipe, self._ordered, self._signature, self._inputs, precision
-            )
+            program = export_program(self._recipe, self._ordered, self._signature, self._inputs, precision)
+            # Before the ONNX exporter has changed it.
+            self._guards |= {guard["holds_where"]: guard for guard in guarded_sizes(program, self._signature)}
+            self._programs[precision] = program
         return self._programs[precision]

@@ -7,10 +7,10 @@ over magnitudes, over every integer there can be, and beyond what a request may 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -74,8 +74,10 @@ class Case:
         return self.is_sample or self.name.startswith("seed")
 
 
-def parity_cases(recipe: Recipe, graph: str, signature: Signature) -> Iterator[Case]:
-    """Every case of one graph.
+def parity_cases(
+    recipe: Recipe, graph: str, signature: Signature, guards: Sequence[Mapping[str, Any]] = ()
+) -> Iterator[Case]:
+    """Every case of one graph. `guards` are those of its export (`torchport.size_guards`).
 
     Raises:
         RecipeError: the recipe gives no samples, or one that does not fit its own signature.
@@ -92,6 +94,11 @@ def parity_cases(recipe: Recipe, graph: str, signature: Signature) -> Iterator[C
         raise RecipeError(f"{recipe.path.name}: samples() gives nothing: parity needs real inputs")
     usual = {s: min(high, max(low, 2)) for s, (low, high) in signature.dims.items()}
     yield from _sizes(recipe, signature, usual)
+    for guard in guards:
+        for sizes in guard["not_at"]:
+            said = ", ".join(f"{symbol}={size}" for symbol, size in sizes.items())
+            name = f"{said} (captured where {guard['holds_where']})"
+            yield Case(name, random_inputs(signature, sizes, 0))
     for seed in SEEDS:
         yield Case(f"seed {seed}", random_inputs(signature, usual, seed))
     for name, value in EXTREMES.items():

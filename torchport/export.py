@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import count
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +30,12 @@ from torchport_runtime.signature import TensorSpec
 
 if TYPE_CHECKING:
     from torch import nn
+
+FORMAT = 2
+"""Of the record. What was exported under another one is exported again."""
+
+ROOM = 11
+"""Above a dimension's least size, where it is traced."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,7 @@ def export(
         model = trained_model(recipe, folder)
         training = require_training(recipe, folder)
         inputs = {
+            "format": FORMAT,
             "weights": training["weights_sha256"],
             "sources": dict(recipe.sources),
             "backends": list(recipe.backends),
@@ -89,6 +96,7 @@ def export(
             "artifacts": {**made.entries, "signature.json": signature_entry},
             "failed": made.failed,
             **({"failed_precisions": made.failed_precisions} if made.failed_precisions else {}),
+            **({"guards": made.guards} if made.guards else {}),
         }
         write_json(folder.export, record)
         return ExportResult(True, record, why or "asked for")
@@ -143,13 +151,16 @@ def model_graphs(recipe: Recipe, model: nn.Module) -> dict[str, nn.Module]:
 def example_inputs(signature: Signature, seed: int = 0) -> dict[str, np.ndarray]:
     """Random inputs to trace with, every symbolic dimension of at least 2 and each of another size.
 
-    A dimension of 1 would be specialised, and two of the same size could be taken for one.
+    A dimension of 1 would be specialised, and two of the same size could be taken for one. But for the
+    batch they are not the least either: a window that fits in but once is taken for a fixed one.
     """
     taken: set[int] = set()
     sizes: dict[str, int] = {}
     for symbol, (low, high) in signature.dims.items():
-        free = (size for size in count(max(low, 2)) if size not in taken)
-        sizes[symbol] = min(next(free), high)
+        least = max(low, 2)
+        start = least if symbol == signature.batch_dim else min(least + ROOM, high)
+        upward, downward = range(start, high + 1), range(start - 1, least - 1, -1)
+        sizes[symbol] = next((size for size in chain(upward, downward) if size not in taken), high)
         taken.add(sizes[symbol])
     return random_inputs(signature, sizes, seed)
 

@@ -4,6 +4,7 @@ or the line of the user's model, and what to try.
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import io
 import logging
@@ -13,6 +14,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.export import ExportedProgram
 
+_LIBRARIES = ("torch", "torchport", "torchport_runtime", "onnxscript", "onnx", "importlib")
 _BRANCH = re.compile(r"Converting a tensor to a Python (boolean|integer|float|number)")
 _MANGLED = re.compile(rb"___torch_mangle_(\d+)")
 _STACK_LINE = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in')
@@ -267,13 +270,20 @@ def _normalised(content: bytes) -> bytes:
 
 def _is_model_code(file: str) -> bool:
     """Whether a file can be where a user's model is written: not torch's, ours, or Python's own."""
-    parts = Path(file).parts
+    path = Path(file)
     return (
         file.endswith(".py")
-        and not {"torch", "torchport", "torchport_runtime", "onnxscript", "onnx"} & set(parts)
-        and Path(traceback.__file__).parent not in Path(file).parents[:1]
-        and "importlib" not in parts
+        and path.parent != Path(traceback.__file__).parent
+        and not any(path.is_relative_to(folder) for folder in _libraries())
     )
+
+
+@cache
+def _libraries() -> tuple[Path, ...]:
+    """Where packages lie, and parts of Python, through which an error in a user's model comes. By their
+    place: a user's folder may have any name."""
+    found = (importlib.util.find_spec(name) for name in _LIBRARIES)
+    return tuple(Path(spec.origin).parent for spec in found if spec is not None and spec.origin)
 
 
 def _chain(err: BaseException | None) -> Iterator[BaseException]:

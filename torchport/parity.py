@@ -104,9 +104,10 @@ def verify(
         evidence = Evidence(recipe.ships[0])
         measures = []
         refused = {}
+        guards = (folder.export_record() or {}).get("guards", {})
         opened: dict[tuple[str, str], dict[str, Backend]] = {}
         for graph, signature in recipe.signatures().items():
-            cases = list(parity_cases(recipe, graph, signature))
+            cases = list(parity_cases(recipe, graph, signature, guards.get(graph, ())))
             reference = Reference(graphs[graph], signature, cases)
             reference_kinds[graph] = reference.kind
             if reference.refused:

@@ -41,6 +41,13 @@ CORRECT = {
         "self.norm = nn.InstanceNorm2d(4)", "y = self.norm(x)", IMAGE, tensors(y="4, 9, 9")
     ),
     "layer norm": model("self.norm = nn.LayerNorm(6)", "y = self.norm(x)", tensors(x="6"), tensors(y="6")),
+    "windows that fit in but once at the least length": model(
+        "pass",
+        "y = x.unfold(1, 3, 2).sum(1).mean(2)",
+        SEQUENCE,
+        tensors(y="8"),
+        **{**TIMED, "dims": {"batch": (1, 4), "time": (3, 40)}},
+    ),
     "GRU": model(
         "self.cell = nn.GRU(8, 6, batch_first=True)",
         "y = self.cell(x)[0]",
