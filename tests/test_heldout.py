@@ -1,9 +1,13 @@
 """Of which held-out examples two versions of a model decide alike."""
 
+import numpy as np
 import pytest
 
+from tests.signs import SIGNS
 from torchport.answer_decisions import choices, decided
-from torchport.heldout import Agreement, Measured
+from torchport.heldout import Agreement, HeldOut, Measured
+from torchport.recipe_file import load_recipe
+from torchport_runtime.request import Answer
 
 
 def box(left, label="3", score=0.9):
@@ -50,3 +54,26 @@ def test_answers_that_decide_otherwise(one, other, decides):
 @pytest.mark.parametrize("answer", [3.5, [4.25], b"picture", {"mean": 1.5, "std": 2.0}])
 def test_numbers_and_pictures_decide_nothing(answer):
     assert agreement(answer, answer) == Agreement(0, 0)
+
+
+class Echo:
+    """Answers with the sign of a picture, or, mixing, of the first picture of its batch."""
+
+    decides = "label"
+
+    def __init__(self, mixes):
+        self.mixes = mixes
+
+    def answer(self, requests):
+        means = [float(np.mean(request.body[0])) for request in requests]
+        return [Answer([-mean, mean]) for mean in (means[:1] * len(means) if self.mixes else means)]
+
+
+def test_other_batches_show_what_depends_on_batch_mates(write_recipe):
+    examples = HeldOut(load_recipe(write_recipe(source=SIGNS, name="signs_recipe")), batch_size=4)
+    for mixes in (False, True):
+        in_order, shuffled = (examples.measure(Echo(mixes), shuffled=s) for s in (False, True))
+        assert (in_order.metrics != shuffled.metrics) == mixes
+    assert in_order.metrics == {"accuracy": 0.5, "error": 0.5}
+    alone = examples.measure(Echo(False))
+    assert alone.agreement(examples.measure(Echo(False), shuffled=True)) == Agreement(24, 24)

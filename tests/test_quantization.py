@@ -93,6 +93,16 @@ def test_a_model_whose_metric_holds_is_quantised_whole(proven, clock):
     assert quantize(recipe, folder, max_drop=0.01).why == "another gate"
 
 
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_one_client_decides_no_others_precision(proven, clock, batch_size):
+    """What measures ranges on a batch is tried where inputs have bounds, or rows are served alone."""
+    changes = ((", low=-1.0, high=1.0", ""), ("batch_size=4", f"batch_size={batch_size}"))
+    report = quantize(*proven(*changes), max_drop=0.005).report
+    alone = batch_size == 1
+    assert ("dynamic" in {row["method"] for row in report["tried"]}) == alone
+    assert ("'image' has no bounds" in report["impossible"].get("dynamic", "")) != alone
+
+
 def test_the_same_bytes_on_a_second_run(proven, clock):
     recipe, folder = proven()
     names = ("main.int8.onnx", "int8.json")
@@ -131,7 +141,7 @@ def test_what_is_not_faster_is_refused(proven, clock):
     quantize(recipe, folder, max_drop=0.005)
     clock(0.9)
     result = quantize(recipe, folder, max_drop=0.004)
-    with pytest.raises(QuantizationError, match=r"nothing is faster than float32.* 0.90 times") as caught:
+    with pytest.raises(QuantizationError, match=r"nothing is faster than float32.* 0.900 times") as caught:
         require(result)
     assert caught.value.exit_code == 1
     assert result.report["tried"]

@@ -84,13 +84,16 @@ class Calibration:
         return cls(batches, rows, left_out, frozenset(rowless))
 
     def pieces(self, graph: str) -> Iterator[Inputs]:
-        """A graph's batches, cut so that their activations fit into memory."""
+        """A graph's batches, cut so that their activations fit into memory. Those with the greatest numbers
+        come first: a histogram whose range grows later is made anew, with ever more bins."""
+        pieces = []
         for batch in self.batches[graph]:
             if graph in self.whole:
-                yield batch
+                pieces.append(batch)
                 continue
             for start in range(0, len(next(iter(batch.values()))), PIECE_ROWS):
-                yield {name: array[start : start + PIECE_ROWS] for name, array in batch.items()}
+                pieces.append({name: array[start : start + PIECE_ROWS] for name, array in batch.items()})
+        yield from sorted(pieces, key=_greatest, reverse=True)
 
     @property
     def sha256(self) -> str:
@@ -103,3 +106,8 @@ class Calibration:
                     digest.update(f"{graph} {name} {array.dtype} {array.shape} ".encode())
                     digest.update(array.tobytes())
         return digest.hexdigest()
+
+
+def _greatest(inputs: Inputs) -> float:
+    floats = [array for array in inputs.values() if array.dtype.kind == "f"]
+    return max((float(np.abs(array).max(initial=0.0)) for array in floats), default=0.0)

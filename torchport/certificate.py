@@ -18,7 +18,7 @@ from torchport.variants import Variant, exported_variants
 from torchport_runtime import BackendOptions
 
 FORMAT = 1
-RULES = 3
+RULES = 4
 """What parity asks, counted up when it asks for more: `verify` does again what was proven by less."""
 REQUIREMENTS = "requirements.txt"
 """In an archive: what its handler needs beside the runtime; the name that TorchServe's archiver gives it."""

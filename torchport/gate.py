@@ -11,7 +11,7 @@ accuracy. A metric on another scale, such as BLEU's 0 to 100, takes a plain numb
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,6 +66,21 @@ class Gate:
         """By how much a metric got worse; negative where it got better."""
         comparison, _ = parse_goal(metric, self.goals[metric])
         return before - now if comparison.startswith(">") else now - before
+
+    def most_lost(self, before: Mapping[str, float], now: Mapping[str, float]) -> float:
+        """By how much the metric that got worse by most did; infinite where one is missing."""
+        known = [name for name in self.goals if name in before and name in now]
+        lost = [self.drop(name, before[name], now[name]) for name in known]
+        return max(lost) if len(known) == len(self.goals) else math.inf
+
+    def worst(self, measured: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        """Of several measurements the worst of each metric that goals name; of others the first."""
+        first = dict(measured[0])
+        for name in self.goals:
+            found = [metrics[name] for metrics in measured if name in metrics]
+            if name in first:
+                first[name] = max(found, key=lambda now: self.drop(name, 0.0, now))
+        return first
 
     def broken(self, before: Mapping[str, float], now: Mapping[str, float]) -> list[str]:
         """Why metrics do not hold against those in float32: none where they do.

@@ -79,21 +79,23 @@ class HeldOut:
     def __len__(self) -> int:
         return len(self._requests)
 
-    def measure(self, handler: Handler) -> Measured:
-        """Ask everything, in batches as a server under load puts them together.
+    def measure(self, handler: Handler, *, shuffled: bool = False) -> Measured:
+        """Ask everything, in batches as a server under load puts them together: those that follow each other,
+        or with `shuffled` others.
 
         Raises:
             RecipeError: the handler refuses an example, or `score` fails.
         """
-        answers: list[Any] = []
-        for start in range(0, len(self._requests), self._batch_size):
-            chunk = self._requests[start : start + self._batch_size]
-            for answer in handler.answer([InferenceRequest(sent.fields()) for sent in chunk]):
+        count = len(self._requests)
+        order = np.random.default_rng(0).permutation(count) if shuffled else np.arange(count)
+        answers: list[Any] = [None] * count
+        for start in range(0, count, self._batch_size):
+            chunk = order[start : start + self._batch_size].tolist()
+            asked = [InferenceRequest(self._requests[index].fields()) for index in chunk]
+            for index, answer in zip(chunk, handler.answer(asked), strict=True):
                 if answer.status != 200:
-                    raise RecipeError(
-                        f"{self._recipe.path.name}: held-out example {len(answers)}: {answer.value}"
-                    )
-                answers.append(as_served(answer))
+                    raise RecipeError(f"{self._recipe.path.name}: held-out example {index}: {answer.value}")
+                answers[index] = as_served(answer)
         with running(self._recipe.path, "score"):
             scores = self._recipe.score(answers, self._expected)
         metrics = {str(name): float(value) for name, value in scores.items()}

@@ -8,6 +8,7 @@ candidate = bench.candidate("minmax", left=bench.layers_by_error("minmax")[:3])
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ import numpy as np
 
 from torchport.calibration import Calibration
 from torchport.certificate import backend_options
+from torchport.errors import QuantizationError
 from torchport.gate import Gate
 from torchport.handler_file import handler_class
 from torchport.heldout import Agreement, HeldOut, interleaved_seconds
@@ -50,6 +52,7 @@ class Candidate:
         size: theirs together, bytes.
         metrics: empty of what is much too slow.
         problems: why it does not pass the gate.
+        drop: by how much the metric that lost most is worse; infinite of what was not asked.
         speed: its throughput as a multiple of float32's.
         quick: that it was measured in few rounds, enough to tell a slow one.
     """
@@ -61,6 +64,7 @@ class Candidate:
     metrics: dict[str, float]
     agreement: Agreement
     problems: list[str] = field(default_factory=list)
+    drop: float = math.inf
     speed: float
     quick: bool = True
 
@@ -108,8 +112,10 @@ class Workbench:
         """Make one and measure it.
 
         Raises:
-            QuantizationError: ONNX Runtime cannot make it.
+            QuantizationError: ONNX Runtime cannot make it, or a client could spoil others' answers with it.
         """
+        if method == "dynamic":
+            self._refuse_strange_mates()
         self._calibrate(method)
         self._made += 1
         folder = self._work / f"candidate-{self._made}"
@@ -137,15 +143,21 @@ class Workbench:
                 speed=speed,
             )
         measured = self.examples.measure(handler)
+        metrics = measured.metrics
+        if method == "dynamic" and self._recipe.serving.batch_size > 1:
+            # Who shares a batch with whom is another question each time.
+            others = self.examples.measure(handler, shuffled=True)
+            metrics = self._gate.worst([metrics, others.metrics])
         taken = interleaved_seconds(both, self._batches, rounds=QUICK_ROUNDS, at_least=QUICK_SECONDS)
         return Candidate(
             method=method,
             left=tuple(left),
             folder=folder,
             size=size,
-            metrics=measured.metrics,
+            metrics=metrics,
             agreement=self.before.agreement(measured),
-            problems=self._gate.broken(self.before.metrics, measured.metrics),
+            problems=self._gate.broken(self.before.metrics, metrics),
+            drop=self._gate.most_lost(self.before.metrics, metrics),
             speed=taken["float32"] / taken["int8"],
         )
 
@@ -173,6 +185,22 @@ class Workbench:
                 got = open_backend(alone, signature, int8_options(self._recipe)).run(inputs)
                 errors[name, layer] = sum(relative_error(got[key], expected[key]) for key in expected)
         return sorted(errors, key=lambda layer: -errors[layer])
+
+    def _refuse_strange_mates(self) -> None:
+        """Ranges of a run's own batch are also those of one row in it: where nothing bounds what a client may
+        send, one great number leaves the answers of others no digits."""
+        unbounded = [
+            name
+            for signature in self._signatures.values()
+            if signature.batch_dim is not None
+            for name, spec in signature.inputs.items()
+            if spec.numpy_dtype.kind == "f" and (spec.low is None or spec.high is None)
+        ]
+        if unbounded and self._recipe.serving.batch_size > 1:
+            raise QuantizationError(
+                "one request's numbers would decide how exact the answers of its batch mates are, and input "
+                f"{unbounded[0]!r} has no bounds: give its TensorSpec low and high, or serve single rows"
+            )
 
     def _calibrate(self, method: str) -> None:
         if method not in self._calibrated:

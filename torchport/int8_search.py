@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from torchport.errors import QuantizationError
-from torchport.gate import Gate
 from torchport.int8_candidates import Candidate, Layer, Workbench
 from torchport.int8_graphs import METHODS
 
@@ -45,15 +44,15 @@ class Outcome:
             fastest = max(passing, key=lambda c: c.speed)
             return (
                 f"of what passes, nothing is faster than float32 on this machine: {fastest.method} has "
-                f"{fastest.speed:.2f} times its throughput, at least {FASTER} is asked for"
+                f"{fastest.speed:.3f} times its throughput, at least {FASTER} is asked for"
             )
         if not self.tried:
             return "; ".join(self.impossible.values())
-        nearest = min(self.tried, key=lambda c: len(c.problems))
+        nearest = min(self.tried, key=lambda c: (len(c.problems), c.drop))
         return f"nothing passes the gate; {nearest.method}: {'; '.join(nearest.problems)}"
 
 
-def search(bench: Workbench, gate: Gate, tell: Tell = lambda message: None) -> Outcome:
+def search(bench: Workbench, tell: Tell = lambda message: None) -> Outcome:
     """Try every method, mend those that fail, and choose.
 
     Raises:
@@ -78,7 +77,7 @@ def search(bench: Workbench, gate: Gate, tell: Tell = lambda message: None) -> O
         tried += _left_in_float32(bench, whole.method, ranked, tell)
     tell("timing what passes")
     tried = _timed(bench, tried)
-    return Outcome(_chosen(tried, bench, gate), tried, impossible)
+    return Outcome(_chosen(tried), tried, impossible)
 
 
 def _worth_mending(candidate: Candidate, tried: Sequence[Candidate]) -> bool:
@@ -130,15 +129,13 @@ def _timed(bench: Workbench, tried: list[Candidate]) -> list[Candidate]:
     return [replace(c, speed=speeds[i], quick=False) if i in speeds else c for i, c in enumerate(tried)]
 
 
-def _chosen(tried: Sequence[Candidate], bench: Workbench, gate: Gate) -> Candidate | None:
+def _chosen(tried: Sequence[Candidate]) -> Candidate | None:
     passing = [c for c in tried if not c.problems and not c.quick and c.speed >= FASTER]
     if not passing:
         return None
     fastest = max(c.speed for c in passing)
 
-    def lost(candidate: Candidate) -> tuple[float, float, int]:
-        before = bench.before.metrics
-        drop = max(gate.drop(name, before[name], candidate.metrics[name]) for name in gate.goals)
-        return drop, -(candidate.agreement.share or 0.0), len(candidate.left)
-
-    return min((c for c in passing if c.speed >= AS_FAST * fastest), key=lost)
+    return min(
+        (c for c in passing if c.speed >= AS_FAST * fastest),
+        key=lambda c: (c.drop, -(c.agreement.share or 0.0), len(c.left)),
+    )

@@ -86,7 +86,7 @@ def quantize(
         with tempfile.TemporaryDirectory(prefix="torchport-quantize-") as work:
             tell("asking the float32 model")
             bench = Workbench(recipe, folder, gate, work=Path(work))
-            outcome = search(bench, gate, tell)
+            outcome = search(bench, tell)
             report = _report(recipe, bench, gate, outcome)
             for name in (CERTIFICATE, *int8_files(recipe)):
                 (folder.path / name).unlink(missing_ok=True)
