@@ -17,6 +17,7 @@ from tests.archive_edits import rewrite
 from tests.conftest import ROOT, run_stages
 from torchport.archive import package
 from torchport.archive_file import extract, inspect_archive
+from torchport.checking import check
 from torchport.errors import ArchiveError, RecipeError, StaleError
 from torchport.parity import verify
 from torchport.recipe_file import load_recipe
@@ -41,6 +42,29 @@ def test_what_travels(linear_archive):
     assert (contents.name, contents.version) == ("linear", "1.0")
     assert contents.config["torchport"]["backend"] == "onnxruntime"
     assert contents.config["minWorkers"] == 1
+
+
+def test_what_the_archive_before_was_told_otherwise_is_said(built, store):
+    recipe, folder = built()
+    verify(recipe, folder)
+    assert package(recipe, store, shadow="torchscript=0.5").changed == ()
+    again = package(recipe, store)
+    (told,) = again.changed
+    assert told.startswith("shadow: ")
+    assert "torchscript" in told
+    assert package(recipe, store, force=True).changed == ()
+
+
+def test_what_was_served_of_another_archive_leaves_the_page(built, store):
+    recipe, folder = built()
+    verify(recipe, folder)
+    package(recipe, store)
+    check(recipe, store)
+    assert "Over the wire" in folder.report.read_text()
+    package(recipe, store, force=True)
+    assert "Over the wire" in folder.report.read_text()
+    package(recipe, store, shadow="torchscript=0.5")
+    assert "Over the wire" not in folder.report.read_text()
 
 
 def test_packaging_needs_a_passing_certificate_of_these_bytes(built, store):

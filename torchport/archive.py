@@ -24,6 +24,7 @@ from typing import Any
 
 import yaml
 
+from torchport.archive_file import inspect_archive
 from torchport.certificate import (
     REQUIREMENTS,
     require_certificate,
@@ -39,6 +40,8 @@ from torchport.int8_certificate import CERTIFICATE as INT8_CERTIFICATE
 from torchport.int8_certificate import int8_files, read_int8_certificate, require_int8
 from torchport.recipe import Recipe
 from torchport.recipe_file import find_handler
+from torchport.report import with_wire
+from torchport.serving_record import read_records
 from torchport.store import BuildFolder, Store, remove_strays, write_bytes
 from torchport.tuning_record import Tuning, tuning_of
 from torchport.variants import Variant, exported_variants, has_passed, not_exported
@@ -56,12 +59,13 @@ CONFIG = "model-config.yaml"
 @dataclass(frozen=True)
 class PackageResult:
     """`done` is False where an archive of the same bytes was there already. `tuning` is what of a tuning went
-    into it."""
+    into it; `changed` are settings that the archive in whose place it is had otherwise."""
 
     done: bool
     path: Path
     sha256: str
     tuning: Tuning = field(default_factory=Tuning)
+    changed: tuple[str, ...] = ()
 
 
 def package(
@@ -104,8 +108,25 @@ def package(
         remove_strays(path.parent, path.name)
         if path.is_file() and sha256_file(path) == digest and not force:
             return PackageResult(False, path, digest, tuning)
+        changed = _changed_settings(path, config)
         write_bytes(path, content)
-        return PackageResult(True, path, digest, tuning)
+        if folder.report.is_file():  # What servers answered of another archive is no part of it any more.
+            page = with_wire(folder.report.read_bytes(), read_records(folder, digest))
+            write_bytes(folder.report, page)
+        return PackageResult(True, path, digest, tuning, changed)
+
+
+def _changed_settings(path: Path, config: dict[str, Any]) -> tuple[str, ...]:
+    """What the archive that is there was told otherwise, `backend: pt2`; nothing of one that is not ours, or
+    none at all."""
+    try:
+        before = inspect_archive(path).config if path.is_file() else {}
+    except ArchiveError:
+        before = {}
+    if not isinstance(before.get("torchport"), dict):
+        return ()
+    told, now = ({**c, **c["torchport"], "torchport": None} for c in (before, config))
+    return tuple(f"{key}: {told.get(key)}" for key in sorted({*told, *now}) if told.get(key) != now.get(key))
 
 
 def require_exported(recipe: Recipe, folder: BuildFolder, backends: Sequence[str]) -> None:

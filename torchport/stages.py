@@ -117,6 +117,8 @@ def package(
     size = decimal(result.path.stat().st_size)
     why = "packaged" if result.done else "the same bytes are there"
     show.stage("package", result.done, why, f"{result.path} {size}, sha256 {result.sha256[:12]}")
+    if result.changed:
+        show.say(f"  the archive before it had {', '.join(result.changed)}")
     if result.tuning.configuration is not None:
         show.say(f"  as tuned: {result.tuning.configuration}")
     if result.tuning.why_not:

@@ -77,8 +77,15 @@ def _rows_that_mix(backend: EagerBackend, signature: Signature, reference: Refer
                 continue
             finite = np.isfinite(alone) & np.isfinite(together)
             worst = float(np.abs(alone - together)[finite].max(initial=0.0))
-            if worst > truth.bound:
-                yield (
-                    f"{case.name}: output {name!r} of a row differs by {worst:.3g} between alone and "
-                    f"in a batch of {len(together)}: does forward mix rows?"
+            if worst <= truth.bound:
+                continue
+            said = (
+                f"{case.name}: output {name!r} of a row differs by {worst:.3g} between alone and in a batch "
+                f"of {len(together)}: does forward mix rows?"
+            )
+            if reference.eager(case.name, name).dtype.kind != "f":
+                said += (
+                    " Or do its sums, which round otherwise there, turn over a rounding or a choice between "
+                    "equals? Such a step belongs into the handler"
                 )
+            yield said
