@@ -54,6 +54,12 @@ def test_breaches_of_the_contract(write_recipe, old, new, reason):
         load_recipe(write_recipe((old, new)))
 
 
+def test_a_file_that_is_here_is_pointed_at(write_recipe, monkeypatch):
+    monkeypatch.chdir(write_recipe().parent)
+    with pytest.raises(RecipeError, match=r"but tiny_recipe\.py is here"):
+        load_recipe("tiny_recipe")
+
+
 def test_a_short_name_of_the_recipes_own_is_no_mistake(write_recipe):
     own = "def ask(self):\n        return 1\n\n    def samples(self):"
     assert load_recipe(write_recipe(("def samples(self):", own))).ask() == 1

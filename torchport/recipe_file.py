@@ -61,6 +61,10 @@ def find_recipe(given: str | Path) -> Path:
         return path
     known = recipe_paths()
     if text not in known:
+        if Path(f"{text}.py").is_file():
+            raise RecipeError(
+                f"no recipe {text!r} in export/ or in torchport, but {text}.py is here: name it so"
+            )
         raise RecipeError(f"no recipe {text!r} in export/ or in torchport: {did_you_mean(text, known)}")
     return known[text]
 
