@@ -11,7 +11,7 @@ import torch
 from torchport.errors import StaleError, TorchportError, TrainingError
 from torchport.recipe_file import load_recipe
 from torchport.store import read_json
-from torchport.training import train, trained_model
+from torchport.training import keep_weights, train, trained_model
 
 TRAINED = (
     "def samples(self):",
@@ -162,6 +162,40 @@ def test_weights_that_cannot_be_used(write_recipe, folder, tmp_path, make, reaso
     with pytest.raises(TrainingError, match=reason):
         train(load_recipe(write_recipe()), folder, weights=path)
     assert not folder.weights.exists()
+
+
+def test_weights_may_be_kept_when_the_recipe_changes(write_recipe, folder):
+    path = write_recipe(TRAINED)
+    train(load_recipe(path), folder)
+    before = folder.weights.read_bytes()
+    trained_by = read_json(folder.training)["inputs"]["sources"]
+    assert not keep_weights(load_recipe(path), folder).done
+    for comment in ("# one\n", "# two\n"):
+        path.write_text(path.read_text() + comment)
+        recipe = load_recipe(path)
+        with pytest.raises(StaleError, match="--keep-weights"):
+            trained_model(recipe, folder)
+        result = keep_weights(recipe, folder)
+        assert result.done
+        assert result.record["trained_by"] == trained_by
+        trained_model(recipe, folder)
+        assert not train(recipe, folder).done
+    assert folder.weights.read_bytes() == before
+
+
+def test_weights_that_do_not_fit_or_are_not_there_are_not_kept(write_recipe, folder):
+    recipe = load_recipe(write_recipe())
+    with pytest.raises(TrainingError, match="no weights to keep"):
+        keep_weights(recipe, folder)
+    train(recipe, folder)
+    wider = load_recipe(write_recipe(("nn.Linear(3, 2)", "nn.Linear(3, 3)")))
+    record = read_json(folder.training)
+    with pytest.raises(TrainingError, match=r"weight.*\[2, 3\]|size mismatch"):
+        keep_weights(wider, folder)
+    assert read_json(folder.training) == record
+    folder.weights.write_bytes(b"other")
+    with pytest.raises(TrainingError, match="not what training wrote"):
+        keep_weights(wider, folder)
 
 
 KEEPS_LITTLE = """class Net(nn.Module):

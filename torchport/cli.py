@@ -90,13 +90,21 @@ def train(
     seed: SeedOpt = 0,
     weights: WeightsOpt = None,
     force: ForceOpt = False,
+    keep: Annotated[
+        bool,
+        typer.Option("--keep-weights", help="Train nothing: the recipe has changed, its weights have not."),
+    ] = False,
     store: StoreOpt = STORE,
     cache: CacheOpt = CACHE,
 ) -> None:
     """Train a recipe: weights.pt and training.json. Other options are the recipe's own parameters."""
     target = Store(store)
-    loaded = given_recipe(ctx, recipe, target, cache, as_trained=False)
-    stages.train(loaded, target, seed, weights, force)
+    if keep and (force or weights is not None):
+        raise typer.BadParameter(
+            "--keep-weights trains nothing and takes no others: without --force, --weights"
+        )
+    loaded = given_recipe(ctx, recipe, target, cache, as_trained=keep)
+    stages.train(loaded, target, seed, weights, force, keep=keep)
 
 
 @app.command(context_settings=TAKES_PARAMETERS)

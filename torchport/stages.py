@@ -12,11 +12,17 @@ from torchport.store import Store
 from torchport.variants import Variant
 
 
-def train(recipe: Recipe, store: Store, seed: int, weights: Path | None, force: bool) -> bool:
+def train(
+    recipe: Recipe, store: Store, seed: int, weights: Path | None, force: bool, *, keep: bool = False
+) -> bool:
+    from torchport.training import keep_weights
     from torchport.training import train as run
 
     folder = store.build(recipe.name, recipe.version)
-    result = run(recipe, folder, seed=seed, weights=weights, force=force, show=show.progress)
+    if keep:
+        result = keep_weights(recipe, folder)
+    else:
+        result = run(recipe, folder, seed=seed, weights=weights, force=force, show=show.progress)
     numbers = ", ".join(f"{k} {v:.5g}" for k, v in result.record["metrics"].items())
     source = result.record.get("weights_from")
     detail = numbers or ("weights as given" if source == "a file" else "trained")

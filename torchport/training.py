@@ -114,6 +114,43 @@ def train(
         return TrainingResult(True, record, why or "asked for")
 
 
+def keep_weights(recipe: Recipe, folder: BuildFolder) -> TrainingResult:
+    """Take the weights that are there for those of the recipe as it is now, though its file has changed since
+    they were trained. That they fit is checked; that training would still give them is the caller's word, and
+    `training.json` says so: `trained_by` are the digests of the sources that did.
+
+    Raises:
+        TrainingError: there are none, they are not what training wrote, or do not fit what `build` gives.
+    """
+    with folder.lock():
+        record = folder.training_record()
+        if record is None or not folder.weights.is_file():
+            raise TrainingError(
+                f"{folder.name} {folder.version} has no weights to keep: torchport train {recipe.path.name}"
+            )
+        for path, digest, recorded in (
+            (folder.weights, sha256_file(folder.weights), record["weights_sha256"]),
+            (folder.assets, sha256_tree(folder.assets), record["assets"]),
+        ):
+            if digest != recorded:
+                raise TrainingError(
+                    f"{path.name} is not what training wrote: train again, without --keep-weights"
+                )
+        if record["inputs"].get("sources") == dict(recipe.sources):
+            return TrainingResult(False, record, "the recipe is as it was trained")
+        with running(recipe.path, "build", TrainingError):
+            model = recipe.build()
+        load_weights(model, folder.weights)
+        record |= {
+            "trained_by": record.get("trained_by", record["inputs"].get("sources")),
+            "inputs": {**record["inputs"], "sources": dict(recipe.sources)},
+            "recipe_file": str(recipe.path),
+            "parameters": dict(recipe.parameters),
+        }
+        write_json(folder.training, record)
+        return TrainingResult(True, record, "its weights are kept (--keep-weights)")
+
+
 def trained_model(recipe: Recipe, folder: BuildFolder) -> nn.Module:
     """The recipe's model with the trained weights, in evaluation mode, on the CPU.
 
@@ -137,15 +174,19 @@ def require_training(recipe: Recipe, folder: BuildFolder) -> dict[str, Any]:
     record = folder.training_record()
     if record is None or not folder.weights.is_file():
         raise StaleError(f"{folder.name} {folder.version} is not trained: torchport train {folder.name}")
-    for changed, what in (
-        (record["inputs"].get("sources") != dict(recipe.sources), "the recipe"),
-        (sha256_file(folder.weights) != record["weights_sha256"], "weights.pt"),
-        (sha256_tree(folder.assets) != record["assets"], "assets"),
+    again = f"torchport train {folder.name}"
+    for changed, what, then in (
+        (
+            record["inputs"].get("sources") != dict(recipe.sources),
+            "the recipe",
+            f"{again}, with --keep-weights if the change is none to its weights",
+        ),
+        (sha256_file(folder.weights) != record["weights_sha256"], "weights.pt", again),
+        (sha256_tree(folder.assets) != record["assets"], "assets", again),
     ):
         if changed:
             raise StaleError(
-                f"{folder.name} {folder.version}: {what} has changed since it was trained: "
-                f"torchport train {folder.name}"
+                f"{folder.name} {folder.version}: {what} has changed since it was trained: {then}"
             )
     return record
 
