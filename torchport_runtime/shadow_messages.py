@@ -17,7 +17,8 @@ Sample: TypeAlias = tuple[str, Arrays, Arrays]
 
 Start: TypeAlias = dict[str, object]
 """The first message: `folder`, `options` and `signatures` as JSON has them, `bounded_by` (the backends whose
-bounds hold between the two), `examples`. The answer is "", or why it cannot be."""
+bounds hold between the two), `examples`, `processor_s` (what one look may take), `callers_wait` (whether it
+loads while requests are served, which it is not to hold up). The answer is "", or why it cannot be."""
 
 
 class Looked(NamedTuple):
