@@ -27,7 +27,7 @@ from torchport_runtime.errors import BackendError
 from torchport_runtime.shadow import MOST_SAMPLES, Shadow
 from torchport_runtime.shadow_allowance import AT_ONCE_S, Allowance
 from torchport_runtime.shadow_comparison import Allowed, compare
-from torchport_runtime.shadow_options import ShadowOptions
+from torchport_runtime.shadow_options import LEAST_SHARE, ShadowOptions
 from torchport_runtime.shadow_sampler import Sampler
 
 OPTIONS = {"backend": "torchscript", "fraction": 0.1}
@@ -331,7 +331,7 @@ def stuck(watched, monkeypatch):
     def start_stuck(processor_s=shadow_module.LOOK_PROCESSOR_S, look_limit_s=shadow_link.LOOK_LIMIT_S):
         monkeypatch.setattr(shadow_module, "LOOK_PROCESSOR_S", processor_s)
         monkeypatch.setattr(shadow_link, "LOOK_LIMIT_S", look_limit_s)
-        monkeypatch.setattr(shadow_module, "LONG_REST_S", 0.1)
+        monkeypatch.setattr(shadow_module, "RESTART_AFTER_S", 0.1)
         return start(1)
 
     return start_stuck
@@ -373,6 +373,23 @@ def test_a_look_that_waits_for_ever_has_an_end_too(stuck, caplog, rows):
     assert_ends(process)
     wait_until(lambda: "is started again" in caplog.text)
     assert f"{rows} rows of graph main: no r" in caplog.text
+
+
+def test_nothing_waits_for_a_turn_that_is_far_away(watched):
+    _, start = watched
+    shadow, backend = start(1, share=LEAST_SHARE)
+    process = psutil.Process(shadow.pid)
+    process.suspend()
+    began = time.monotonic()
+    ask(backend, 1)
+    # What is above AT_ONCE_S has to come in again, at the least share: a quarter of an hour at least.
+    wait_until(lambda: time.monotonic() - began > AT_ONCE_S + 0.1)
+    process.resume()
+    assert reported(shadow, 1)["ShadowRows"] == 1
+    ask(backend, 5)
+    assert reported(shadow, 5)["ShadowDrops"] == 5
+    shadow.close()
+    assert_ends(process)
 
 
 def test_what_goes_wrong_in_the_shadow_is_told_and_its_rows_are_counted(watched, caplog):

@@ -13,14 +13,11 @@ dropped and counted. Metrics, as of any handler: `ShadowRows`, `ShadowDisagreeme
 from __future__ import annotations
 
 import logging
-import os
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +29,7 @@ from torchport_runtime.options import BackendOptions
 from torchport_runtime.shadow_allowance import Allowance
 from torchport_runtime.shadow_link import LOOK_LIMIT_S, LookTooLong, ShadowLink
 from torchport_runtime.shadow_messages import Looked, Sample, Start
+from torchport_runtime.shadow_metrics import add_counts, add_difference
 from torchport_runtime.shadow_sampler import Sampler
 from torchport_runtime.signature import Signature
 
@@ -44,20 +42,10 @@ MOST_SAMPLES, MOST_BYTES = 16, 64 << 20
 START_TIMEOUT_S = 120.0
 LOOK_PROCESSOR_S = 30.0
 """Processor time that one look may take, for each of its threads: more is a computation without an end."""
-LONG_REST_S = 60.0
-"""What would have to wait longer than this for its turn is dropped: there will be other rows by then. It is
-also the least time before a process that had to be ended is started again."""
-
-
-@dataclass(frozen=True)
-class Dimension:
-    """A metric's label, as TorchServe's metrics take it."""
-
-    name: str
-    value: str
-
-    def __str__(self) -> str:
-        return f"{self.name}:{self.value}"
+LONG_WAIT_S = 600.0
+"""What would have to wait longer than this for its turn is dropped: there will be other rows by then."""
+RESTART_AFTER_S = 60.0
+"""The least time before a process that had to be ended is started again."""
 
 
 class Shadow:
@@ -138,20 +126,14 @@ class Shadow:
         with self._lock:
             rows, disagreements, drops = self._rows, self._disagreements, self._drops
             self._rows = self._disagreements = self._drops = 0
-        counted = {"ShadowRows": rows, "ShadowDisagreements": disagreements, "ShadowDrops": drops}
-        if not self._has_reported:
-            # Each at 0 first: Prometheus does not see an increase of what was not there before.
-            self._has_reported = True
-            for name in counted:
-                metrics.add_counter(name, 0)
-        for name, value in counted.items():
-            if value:
-                metrics.add_counter(name, value)
+        is_first, self._has_reported = not self._has_reported, True
+        add_counts(
+            metrics,
+            {"ShadowRows": rows, "ShadowDisagreements": disagreements, "ShadowDrops": drops},
+            is_first=is_first,
+        )
         if rows:
-            worker = [Dimension("Worker", str(os.getpid()))]
-            metrics.add_metric(
-                "ShadowMaxDifference", self._greatest, "", dimensions=worker, metric_type=_gauge()
-            )
+            add_difference(metrics, self._greatest)
 
     def close(self) -> None:
         """End the second backend's process, whatever it is doing; what is offered from then on is dropped."""
@@ -224,27 +206,26 @@ class Shadow:
         self._allowance.spend(time.monotonic() - began)
         wait = self._allowance.wait_s()
         if problem is not None:
-            wait = max(wait, LONG_REST_S)
+            wait = max(wait, RESTART_AFTER_S)
             logger.error(
                 "shadow: %d rows of graph %s: %s: its process was ended, and is started again for what "
                 "comes in %.0f s, when its share has paid for this",
                 *(rows, sample[0], problem, wait),
             )
-        self._rest(wait)
+        self._rest(wait, drops=problem is not None or wait > LONG_WAIT_S)
 
     def _open_again(self) -> ShadowLink:
         """The process anew. Requests are being served meanwhile: it takes the time that they leave."""
         self._start = {**self._start, "callers_wait": True}
         return self._open(LOOK_LIMIT_S)
 
-    def _rest(self, seconds: float) -> None:
-        if seconds < LONG_REST_S:
-            self._closed.wait(seconds)
-            return
-        self._drop_outstanding()
+    def _rest(self, seconds: float, *, drops: bool) -> None:
+        """Look at nothing for so long; `drops` says that nothing waits meanwhile."""
+        if drops:
+            self._drop_outstanding()
         until = time.monotonic() + seconds
-        # In steps: a wait may be longer than what a system takes for one.
-        while (left := until - time.monotonic()) > 0 and not self._closed.wait(min(left, LONG_REST_S)):
+        # In steps: it may be longer than what a system takes for one wait.
+        while (left := until - time.monotonic()) > 0 and not self._closed.wait(min(left, LONG_WAIT_S)):
             pass
         with self._lock:
             self._takes_none = self._closed.is_set()
@@ -296,9 +277,3 @@ class _Watched:
             copies = [{name: np.array(a[at]) for name, a in arrays.items()} for arrays in (inputs, outputs)]
             self._shadow.offer((self._graph, copies[0], copies[1]), len(picked))
         return outputs
-
-
-def _gauge() -> Any:
-    """TorchServe's own word for a gauge, where its metrics are loaded."""
-    types = sys.modules.get("ts.metrics.metric_type_enum")
-    return "gauge" if types is None else types.MetricTypes.GAUGE
