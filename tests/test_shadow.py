@@ -356,7 +356,7 @@ def test_a_look_without_an_end_is_ended_counted_and_the_process_started_again(st
     assert reported(shadow, 1)["ShadowDrops"] == 1
     assert_ends(process)
     wait_until(lambda: "is started again" in caplog.text)
-    assert "1 rows of graph main: the processor time that one look may take is used up" in caplog.text
+    assert "1 rows of graph main: more than 0.5 s of processor time: its process was ended" in caplog.text
     # What comes while it rests is dropped; then there is another process, which answers as the first did.
     wait_until(lambda: ask(backend, 1) or reported(shadow, 1).get("ShadowRows"))
     assert shadow.pid not in (0, process.pid)

@@ -10,6 +10,7 @@ Use it in the thread that made it: on Linux the process ends with that thread. O
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -51,6 +52,7 @@ class ShadowLink:
         # Nobody writes to it: its end, which no clean-up is needed for, says that this process is gone.
         lifeline, self._lifeline = os.pipe()
         self._connection = Connection(ours.detach())
+        self._processor_s = math.inf
         try:
             self._process = subprocess.Popen(
                 [
@@ -82,6 +84,7 @@ class ShadowLink:
         Raises:
             BackendError: an artifact, a library or a device that is not to be had; no answer in that time.
         """
+        self._processor_s = start["processor_s"]
         try:
             self._connection.send(start)
             if not self._connection.poll(limit_s):
@@ -110,7 +113,7 @@ class ShadowLink:
         except (EOFError, OSError) as err:
             code = self._exit_code()
             if code == -signal.SIGPROF:
-                raise LookTooLong("the processor time that one look may take is used up") from err
+                raise LookTooLong(f"more than {self._processor_s:g} s of processor time") from err
             raise ShadowGone(f"its process is gone (exit code {code}, {err!r})") from err
 
     def kill(self) -> None:
