@@ -9,20 +9,26 @@ import time
 import zipfile
 
 import numpy as np
+import psutil
 import pytest
 import yaml
 
 from tests.conftest import TINY, run_stages
+from tests.server.shadows import assert_ends, stuck_artifact, wait_until_busy
+from tests.server.waiting import wait_until
 from torchport.archive import package
 from torchport.errors import RecipeError
 from torchport.recipe_file import load_recipe
 from torchport.store import Store
-from torchport_runtime import BackendOptions, Signature, TensorSpec
+from torchport_runtime import BackendOptions, Signature, TensorSpec, shadow_link
+from torchport_runtime import shadow as shadow_module
 from torchport_runtime.backends import open_backend
 from torchport_runtime.errors import BackendError
-from torchport_runtime.shadow import AT_ONCE_S, MOST_SAMPLES, Allowance, Sampler, Shadow
+from torchport_runtime.shadow import MOST_SAMPLES, Shadow
+from torchport_runtime.shadow_allowance import AT_ONCE_S, Allowance
 from torchport_runtime.shadow_comparison import Allowed, compare
-from torchport_runtime.shadow_options import ShadowOptions
+from torchport_runtime.shadow_options import LEAST_SHARE, ShadowOptions
+from torchport_runtime.shadow_sampler import Sampler
 
 OPTIONS = {"backend": "torchscript", "fraction": 0.1}
 
@@ -43,11 +49,15 @@ def test_options_come_from_a_block_and_from_the_environment():
     [
         ({"backend": "torchscript"}, "shadow: fraction is missing"),
         ({"fraction": 0.1}, "shadow: backend is missing"),
-        (OPTIONS | {"fraction": 0}, "shadow.fraction 0: above 0, and 1"),
+        (OPTIONS | {"fraction": 0}, r"shadow.fraction 0: 1e-06 at least, and 1 \(all requests\) at most"),
+        (OPTIONS | {"fraction": 5e-324}, "shadow.fraction 5e-324: 1e-06 at least"),
+        ("torchscript=1e-300", "shadow.fraction 1e-300: 1e-06 at least"),
         (OPTIONS | {"fraction": 1.5}, "shadow.fraction 1.5"),
         (OPTIONS | {"fraction": "a lot"}, "shadow.fraction 'a lot'"),
         (OPTIONS | {"fraction": float("nan")}, "shadow.fraction nan"),
-        (OPTIONS | {"share": 2}, "shadow.share 2: above 0, and 1"),
+        (OPTIONS | {"share": 2}, "shadow.share 2: 0.0001 at least, and 1"),
+        (OPTIONS | {"share": 1e-12}, "shadow.share 1e-12: 0.0001 at least"),
+        (OPTIONS | {"threads": 10**6}, "shadow: threads 1000000: a whole number up to 1024"),
         (OPTIONS | {"backend": "torchscirpt"}, "shadow: backend 'torchscirpt': .*torchscript"),
         (OPTIONS | {"precision": "int8"}, "shadow: precision 'int8' with backend 'torchscript'"),
         (OPTIONS | {"fractoin": 1}, "shadow.fractoin is not known"),
@@ -306,10 +316,104 @@ def test_a_model_that_goes_takes_its_shadow_with_it(watched):
     _, start = watched
     shadow, backend = start(1)
     ask(backend, 3)
+    process = psutil.Process(shadow.pid)
     shadow.close()
-    with pytest.raises(ProcessLookupError):
-        os.kill(shadow.pid, 0)
+    assert_ends(process)
     assert backend.run({"x": np.zeros((1, 3), np.float32)})["y"].shape == (1, 2)
+
+
+@pytest.fixture
+def stuck(watched, monkeypatch):
+    """A function that starts a shadow which is stuck in its second backend for what is above 100."""
+    folder, start = watched
+    (folder / "main.pt").write_bytes(stuck_artifact())
+
+    def start_stuck(processor_s=shadow_module.LOOK_PROCESSOR_S, look_limit_s=shadow_link.LOOK_LIMIT_S):
+        monkeypatch.setattr(shadow_module, "LOOK_PROCESSOR_S", processor_s)
+        monkeypatch.setattr(shadow_link, "LOOK_LIMIT_S", look_limit_s)
+        monkeypatch.setattr(shadow_module, "RESTART_AFTER_S", 0.1)
+        return start(1)
+
+    return start_stuck
+
+
+ABOVE = np.full((1, 3), 1000, np.float32)
+
+
+def test_a_model_that_goes_takes_a_stuck_shadow_with_it(stuck):
+    shadow, backend = stuck()
+    process = psutil.Process(shadow.pid)
+    backend.run({"x": ABOVE})
+    wait_until_busy(process)
+    shadow.close()
+    assert_ends(process)
+
+
+def test_a_look_without_an_end_is_ended_counted_and_the_process_started_again(stuck, caplog):
+    shadow, backend = stuck(processor_s=0.5)
+    process = psutil.Process(shadow.pid)
+    backend.run({"x": ABOVE})
+    assert reported(shadow, 1)["ShadowDrops"] == 1
+    assert_ends(process)
+    wait_until(lambda: "is started again" in caplog.text)
+    assert "1 rows of graph main: more than 0.5 s of processor time: its process was ended" in caplog.text
+    # What comes while it rests is dropped; then there is another process, which answers as the first did.
+    wait_until(lambda: ask(backend, 1) or reported(shadow, 1).get("ShadowRows"))
+    assert shadow.pid not in (0, process.pid)
+
+
+@pytest.mark.parametrize("rows", [1, 1_000_000])
+def test_a_look_that_waits_for_ever_has_an_end_too(stuck, caplog, rows):
+    """Whether it waits for the answer, or for a large sample to be taken at all."""
+    shadow, backend = stuck(look_limit_s=1)
+    process = psutil.Process(shadow.pid)
+    process.suspend()
+    ask(backend, 1, rows)
+    assert reported(shadow, rows)["ShadowDrops"] == rows
+    assert_ends(process)
+    wait_until(lambda: "is started again" in caplog.text)
+    assert f"{rows} rows of graph main: no r" in caplog.text
+
+
+def test_nothing_waits_for_a_turn_that_is_far_away(watched):
+    _, start = watched
+    shadow, backend = start(1, share=LEAST_SHARE)
+    process = psutil.Process(shadow.pid)
+    process.suspend()
+    began = time.monotonic()
+    ask(backend, 1)
+    # What is above AT_ONCE_S has to come in again, at the least share: a quarter of an hour at least.
+    wait_until(lambda: time.monotonic() - began > AT_ONCE_S + 0.1)
+    process.resume()
+    assert reported(shadow, 1)["ShadowRows"] == 1
+    ask(backend, 5)
+    assert reported(shadow, 5)["ShadowDrops"] == 5
+    shadow.close()
+    assert_ends(process)
+
+
+def test_what_goes_wrong_in_the_shadow_is_told_and_its_rows_are_counted(watched, caplog):
+    _, start = watched
+    shadow, backend = start(1)
+    process = psutil.Process(shadow.pid)
+    # Nothing that can be sent to another process.
+    shadow.offer(("main", {"x": np.array([lambda: 0])}, {}), 3)
+    assert reported(shadow, 3)["ShadowDrops"] == 3
+    assert_ends(process)
+    ask(backend, 2)
+    assert reported(shadow, 2)["ShadowDrops"] == 2
+    assert "off until this worker restarts" in caplog.text
+    assert "lambda" in caplog.text
+
+
+def test_counters_are_at_zero_from_the_first_report(watched):
+    _, start = watched
+    shadow, _ = start(1)
+    assert shadow.has_news
+    metrics = Metrics()
+    shadow.report(metrics)
+    assert metrics.values == {"ShadowRows": 0, "ShadowDisagreements": 0, "ShadowDrops": 0}
+    assert not shadow.has_news
 
 
 def test_what_cannot_be_loaded_is_refused_at_the_start(watched):

@@ -56,6 +56,9 @@ _PRECISION_NEEDS = {
 OVERRIDABLE = ("backend", "device", "threads", "precision", "tensorrt", "shadow")
 """What an environment variable, TORCHPORT_BACKEND and so on, puts in the place of what the file says."""
 
+MOST_THREADS = 1024
+"""More than processors of any machine that this is for: a mistake, which takes long to fail."""
+
 GRAPH_OPTIMIZATION = ("disable", "basic", "extended", "all")
 
 
@@ -86,8 +89,11 @@ class BackendOptions:
             )
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(self.device)):
             raise BackendError(f"device {self.device!r}: auto, cpu, cuda or cuda:N is expected")
-        if not isinstance(self.threads, int) or isinstance(self.threads, bool) or self.threads < 0:
-            raise BackendError(f"threads {self.threads!r}: a whole number, 0 for every core")
+        number = isinstance(self.threads, int) and not isinstance(self.threads, bool)
+        if not number or not 0 <= self.threads <= MOST_THREADS:
+            raise BackendError(
+                f"threads {self.threads!r}: a whole number up to {MOST_THREADS}, 0 for every core"
+            )
         for key in ("tf32", "tensorrt"):
             if not isinstance(getattr(self, key), bool):
                 raise BackendError(f"{key} {getattr(self, key)!r}: true or false is expected")

@@ -12,19 +12,12 @@ dropped and counted. Metrics, as of any handler: `ShadowRows`, `ShadowDisagreeme
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import random
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +26,11 @@ import numpy as np
 from torchport_runtime.backends import Backend, Tensors
 from torchport_runtime.errors import BackendError
 from torchport_runtime.options import BackendOptions
+from torchport_runtime.shadow_allowance import Allowance
+from torchport_runtime.shadow_link import LOOK_LIMIT_S, LookTooLong, ShadowLink
 from torchport_runtime.shadow_messages import Looked, Sample, Start
+from torchport_runtime.shadow_metrics import add_counts, add_difference
+from torchport_runtime.shadow_sampler import Sampler
 from torchport_runtime.signature import Signature
 
 logger = logging.getLogger(__name__)
@@ -42,20 +39,13 @@ ANSWER_FIRST_S = 0.01
 """So long rows wait before they are handed over: their answer is written meanwhile."""
 MOST_SAMPLES, MOST_BYTES = 16, 64 << 20
 """What may wait to be looked at; more is dropped."""
-AT_ONCE_S = 0.05
-"""Time that may be taken at once, where none was for a while."""
 START_TIMEOUT_S = 120.0
-
-
-@dataclass(frozen=True)
-class Dimension:
-    """A metric's label, as TorchServe's metrics take it."""
-
-    name: str
-    value: str
-
-    def __str__(self) -> str:
-        return f"{self.name}:{self.value}"
+LOOK_PROCESSOR_S = 30.0
+"""Processor time that one look may take, for each of its threads: more is a computation without an end."""
+LONG_WAIT_S = 600.0
+"""What would have to wait longer than this for its turn is dropped: there will be other rows by then."""
+RESTART_AFTER_S = 60.0
+"""The least time before a process that had to be ended is started again."""
 
 
 class Shadow:
@@ -70,42 +60,38 @@ class Shadow:
         if options.shadow is None or shadowed is None:
             raise BackendError("no shadow is asked for in these options")
         self.fraction = options.shadow.fraction
+        self._folder = folder
         self._allowance = Allowance(options.shadow.share)
         self._waiting: deque[tuple[Sample, int, int]] = deque()
         """Each with its rows and its size in bytes."""
         self._lock = threading.Lock()
-        self._work = threading.Event()
+        self._work, self._closed = threading.Event(), threading.Event()
         self._bytes = self._outstanding = 0
         self._rows = self._disagreements = self._drops = 0
         self._greatest = 0.0
-        self._has_reported = self._has_warned = self._is_lost = self._is_closed = False
+        self._has_reported = self._has_warned = self._takes_none = False
+        self._link: ShadowLink | None = None
         exact = {options.precision, shadowed.precision} == {"float32"}
         examples = options.shadow.examples
         if examples and not Path(examples).is_dir():
             raise BackendError(f"shadow.examples {examples!r} is no folder: make it, or leave it out")
-        start: Start = {
+        self._start: Start = {
             "folder": str(folder),
             "options": shadowed.to_json(),
             "signatures": {name: signature.to_json() for name, signature in signatures.items()},
             "bounded_by": (options.backend, shadowed.backend) if exact else (),
             "examples": examples,
+            "processor_s": LOOK_PROCESSOR_S * shadowed.thread_count,
+            "callers_wait": False,
         }
-        self._process, self._connection = _start(folder)
+        started: Future[None] = Future()
+        # The process ends with this thread, which lives as long as the shadow; who calls may be any thread.
+        threading.Thread(target=self._live, args=(started,), name="shadow", daemon=True).start()
         try:
-            self._connection.send(start)
-            if not self._connection.poll(START_TIMEOUT_S):
-                raise BackendError(f"the shadow backend did not load within {START_TIMEOUT_S:.0f} s")
-            problem = self._connection.recv()
-        except (EOFError, OSError) as err:
-            code = self._process.wait()
-            raise BackendError(f"the shadow backend's process ended with {code} as it loaded") from err
-        except BackendError:
+            started.result()
+        except BaseException:
             self.close()
             raise
-        if problem:
-            self.close()
-            raise BackendError(f"shadow: {problem}")
-        threading.Thread(target=self._hand_over, name="shadow", daemon=True).start()
 
     def beside(self, graph: str, signature: Signature, backend: Backend) -> Backend:
         """The backend, whose answers the shadow gets to see."""
@@ -113,20 +99,21 @@ class Shadow:
 
     @property
     def pid(self) -> int:
-        """Of the second backend's process."""
-        return self._process.pid
+        """Of the second backend's process; 0 while there is none."""
+        link = self._link
+        return link.pid if link is not None else 0
 
     @property
     def has_news(self) -> bool:
         """Whether something is to be reported, or will be soon."""
-        return bool(self._outstanding or self._rows or self._drops)
+        return bool(self._outstanding or self._rows or self._drops or not self._has_reported)
 
     def offer(self, sample: Sample, rows: int) -> None:
         """Take rows to be looked at later; drop them where too much waits."""
         size = sum(array.nbytes for arrays in sample[1:] for array in arrays.values())
         with self._lock:
             full = len(self._waiting) >= MOST_SAMPLES or self._bytes + size > MOST_BYTES
-            if full or self._is_lost:
+            if full or self._takes_none:
                 self._drops += rows
                 return
             self._waiting.append((sample, rows, size))
@@ -139,66 +126,114 @@ class Shadow:
         with self._lock:
             rows, disagreements, drops = self._rows, self._disagreements, self._drops
             self._rows = self._disagreements = self._drops = 0
-        if not rows and not drops:
-            return
-        if not self._has_reported:
-            # A counter at 0 is there to be seen before it is needed.
-            self._has_reported = True
-            for name in ("ShadowRows", "ShadowDisagreements", "ShadowDrops"):
-                metrics.add_counter(name, 0)
-        for name, value in (
-            ("ShadowRows", rows),
-            ("ShadowDisagreements", disagreements),
-            ("ShadowDrops", drops),
-        ):
-            if value:
-                metrics.add_counter(name, value)
+        is_first, self._has_reported = not self._has_reported, True
+        add_counts(
+            metrics,
+            {"ShadowRows": rows, "ShadowDisagreements": disagreements, "ShadowDrops": drops},
+            is_first=is_first,
+        )
         if rows:
-            worker = [Dimension("Worker", str(os.getpid()))]
-            metrics.add_metric(
-                "ShadowMaxDifference", self._greatest, "", dimensions=worker, metric_type=_gauge()
-            )
+            add_difference(metrics, self._greatest)
 
     def close(self) -> None:
-        """End the second backend's process; what is offered from then on is dropped."""
+        """End the second backend's process, whatever it is doing; what is offered from then on is dropped."""
+        self._closed.set()
+        self._drop_outstanding()
         with self._lock:
-            self._is_lost = self._is_closed = True
-            self._waiting.clear()
-        # Not the connection, which the thread may be reading: it sees the end of the process.
-        self._process.kill()
-        self._process.wait()
+            # No more than that, for whoever calls has others to serve: the thread sees to the rest.
+            if self._link is not None:
+                self._link.kill()
         self._work.set()
 
+    # In the thread of the process.
+
+    def _live(self, started: Future[None]) -> None:
+        try:
+            try:
+                self._open(START_TIMEOUT_S)
+            except Exception as err:  # Raised where the shadow is made, whatever it is.
+                started.set_exception(err)
+                return
+            started.set_result(None)
+            self._hand_over()
+        except Exception as err:  # Nobody else would see it, and its rows would never be counted.
+            self._lose(err)
+        finally:
+            self._end_process()
+
+    def _open(self, limit_s: float) -> ShadowLink:
+        """Start the process."""
+        link = ShadowLink(self._folder)
+        with self._lock:
+            self._link = link
+            if self._closed.is_set():
+                link.kill()
+        link.load(self._start, limit_s)
+        return link
+
+    def _end_process(self) -> None:
+        with self._lock:
+            link, self._link = self._link, None
+        if link is not None:
+            link.close()
+
     def _hand_over(self) -> None:
-        """In a thread: one sample after another to the process, and what it finds back."""
-        while True:
+        """One sample after another to the process, and what it finds back."""
+        while not self._closed.is_set():
             self._work.wait()
             self._work.clear()
-            if self._is_closed:
-                self._connection.close()
-                return
-            time.sleep(ANSWER_FIRST_S)
-            while self._waiting:
-                time.sleep(self._allowance.wait_s())
+            self._closed.wait(ANSWER_FIRST_S)
+            while self._waiting and not self._closed.is_set():
                 with self._lock:
                     if not self._waiting:
                         break
-                    sample, _, size = self._waiting.popleft()
+                    sample, rows, size = self._waiting.popleft()
                     self._bytes -= size
-                started = time.monotonic()
-                try:
-                    self._connection.send(sample)
-                    looked = Looked(*self._connection.recv())
-                except (EOFError, OSError) as err:
-                    self._lose(err)
-                    return
-                self._allowance.spend(time.monotonic() - started)
-                self._take(sample[0], looked)
+                self._look(sample, rows)
 
-    def _take(self, graph: str, looked: Looked) -> None:
+    def _look(self, sample: Sample, rows: int) -> None:
+        """Let the process look, and wait until its share has paid for that."""
+        began = time.monotonic()
+        problem: LookTooLong | None = None
+        try:
+            link = self._link or self._open_again()
+            looked = link.look(sample)
+        except LookTooLong as err:
+            problem = err
+            self._end_process()
+        else:
+            self._take(sample[0], rows, looked)
+        self._allowance.spend(time.monotonic() - began)
+        wait = self._allowance.wait_s()
+        if problem is not None:
+            wait = max(wait, RESTART_AFTER_S)
+            logger.error(
+                "shadow: %d rows of graph %s: %s: its process was ended, and is started again for what "
+                "comes in %.0f s, when its share has paid for this",
+                *(rows, sample[0], problem, wait),
+            )
+        self._rest(wait, drops=problem is not None or wait > LONG_WAIT_S)
+
+    def _open_again(self) -> ShadowLink:
+        """The process anew. Requests are being served meanwhile: it takes the time that they leave."""
+        self._start = {**self._start, "callers_wait": True}
+        return self._open(LOOK_LIMIT_S)
+
+    def _rest(self, seconds: float, *, drops: bool) -> None:
+        """Look at nothing for so long; `drops` says that nothing waits meanwhile."""
+        if drops:
+            self._drop_outstanding()
+        until = time.monotonic() + seconds
+        # In steps: it may be longer than what a system takes for one wait.
+        while (left := until - time.monotonic()) > 0 and not self._closed.wait(min(left, LONG_WAIT_S)):
+            pass
         with self._lock:
-            self._outstanding -= looked.rows
-            self._rows += looked.rows
+            self._takes_none = self._closed.is_set()
+
+    def _take(self, graph: str, rows: int, looked: Looked) -> None:
+        with self._lock:
+            self._outstanding -= rows
+            self._rows += rows
             self._disagreements += looked.disagreeing
             self._greatest = max(self._greatest, looked.greatest)
         if looked.disagreeing and not self._has_warned:
@@ -206,68 +241,22 @@ class Shadow:
             why = looked.problem or f"they differ by up to {looked.greatest:.3g}"
             logger.warning("shadow: the backends disagree, first on graph %s: %s", graph, why)
 
-    def _lose(self, err: BaseException) -> None:
-        """Its process is gone: serving goes on, and what would have been looked at is counted as dropped."""
-        if self._is_closed:
-            self._connection.close()
+    def _lose(self, err: Exception) -> None:
+        """Serving goes on, and what would have been looked at is counted as dropped."""
+        if self._closed.is_set():
             return
-        code: int | None = None
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            code = self._process.wait(1.0)
-        logger.error(
-            "shadow: its process is gone (exit code %s, %r): off until this worker restarts", code, err
-        )
+        surprise = not isinstance(err, BackendError)
+        reason = f"{type(err).__name__}: {err}" if surprise else str(err)
+        logger.error("shadow: %s: off until this worker restarts", reason, exc_info=surprise)
+        self._drop_outstanding()
+
+    def _drop_outstanding(self) -> None:
+        """Count what waits, and what is being looked at, as dropped, and take no more."""
         with self._lock:
-            self._is_lost = True
+            self._takes_none = True
             self._drops += self._outstanding
-            self._outstanding, self._bytes = 0, 0
+            self._outstanding = self._bytes = 0
             self._waiting.clear()
-
-
-class Allowance:
-    """Time that may be taken: `share` of what passes. What takes long because others keep the processors is
-    charged for all of that, and comes less often when they do."""
-
-    def __init__(self, share: float) -> None:
-        self._share = share
-        self._left, self._at = AT_ONCE_S, time.monotonic()
-
-    def wait_s(self) -> float:
-        """Seconds until more may be taken."""
-        now = time.monotonic()
-        self._left = min(AT_ONCE_S, self._left + (now - self._at) * self._share)
-        self._at = now
-        return max(0.0, -self._left / self._share)
-
-    def spend(self, seconds: float) -> None:
-        """Count what was taken; the next may have to wait for it."""
-        self._left -= seconds
-
-
-class Sampler:
-    """Picks rows evenly: every stretch of 1/fraction of them has one, and which one is left to chance, so
-    that no rhythm of the traffic can hide from it."""
-
-    def __init__(self, fraction: float) -> None:
-        self._fraction = fraction
-        self._seen = self._stretch = 0
-        self._chance = random.Random()
-        self._next = -1
-        self._pick()
-
-    def take(self, rows: int) -> list[int]:
-        """Which of the next `rows` are picked, counted from 0."""
-        start, self._seen = self._seen, self._seen + rows
-        picked: list[int] = []
-        while self._next < self._seen:
-            picked.append(self._next - start)
-            self._pick()
-        return picked
-
-    def _pick(self) -> None:
-        place = (self._stretch + self._chance.random()) / self._fraction
-        self._stretch += 1
-        self._next = max(int(place), self._next + 1)
 
 
 class _Watched:
@@ -288,25 +277,3 @@ class _Watched:
             copies = [{name: np.array(a[at]) for name, a in arrays.items()} for arrays in (inputs, outputs)]
             self._shadow.offer((self._graph, copies[0], copies[1]), len(picked))
         return outputs
-
-
-def _start(folder: Path) -> tuple[subprocess.Popen[bytes], Connection]:
-    """The process, which imports this copy of the runtime, and a connection to it."""
-    ours, theirs = socket.socketpair()
-    with theirs:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "torchport_runtime.shadow_process", str(theirs.fileno())],
-            cwd=folder,
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
-            pass_fds=(theirs.fileno(),),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-    return process, Connection(ours.detach())
-
-
-def _gauge() -> Any:
-    """TorchServe's own word for a gauge, where its metrics are loaded."""
-    types = sys.modules.get("ts.metrics.metric_type_enum")
-    return "gauge" if types is None else types.MetricTypes.GAUGE

@@ -6,7 +6,7 @@ is unpickled there would be of any of them.
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -15,9 +15,10 @@ Arrays: TypeAlias = dict[str, np.ndarray]
 Sample: TypeAlias = tuple[str, Arrays, Arrays]
 """Graph, inputs and outputs of rows that the first backend has answered."""
 
-Start: TypeAlias = dict[str, object]
+Start: TypeAlias = dict[str, Any]
 """The first message: `folder`, `options` and `signatures` as JSON has them, `bounded_by` (the backends whose
-bounds hold between the two), `examples`. The answer is "", or why it cannot be."""
+bounds hold between the two), `examples`, `processor_s` (what one look may take), `callers_wait` (whether it
+loads while requests are served, which it is not to hold up). The answer is "", or why it cannot be."""
 
 
 class Looked(NamedTuple):

@@ -19,6 +19,9 @@ from typing import Any
 from torchport_runtime.errors import BackendError
 from torchport_runtime.suggest import did_you_mean
 
+LEAST_FRACTION, LEAST_SHARE = 1e-6, 1e-4
+"""One row in a million; nine seconds of processor time a day. Less is as good as none, and a mistake."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShadowOptions:
@@ -26,7 +29,8 @@ class ShadowOptions:
     to take what nobody else wants.
 
     Raises:
-        BackendError: a fraction or a share that is not above 0 and at most 1, an `examples` that is no text.
+        BackendError: a fraction or a share that is less than the least or more than 1, an `examples` that is
+            no text.
             The backend's own options are held by `BackendOptions`.
     """
 
@@ -39,10 +43,13 @@ class ShadowOptions:
     examples: str = ""
 
     def __post_init__(self) -> None:
-        for name, what in (("fraction", "all requests"), ("share", "all the time of a processor")):
+        for name, least, what in (
+            ("fraction", LEAST_FRACTION, "all requests"),
+            ("share", LEAST_SHARE, "all the time of a processor"),
+        ):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
-                raise BackendError(f"shadow.{name} {value!r}: above 0, and 1 ({what}) at most")
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= 1:
+                raise BackendError(f"shadow.{name} {value!r}: {least:g} at least, and 1 ({what}) at most")
         if not isinstance(self.examples, str):
             raise BackendError(f"shadow.examples {self.examples!r}: the path of a folder is expected")
 

@@ -1,7 +1,9 @@
-"""`python -m torchport_runtime.shadow_process SOCKET`: the process in which a `Shadow` has its backend.
+"""`python -m torchport_runtime.shadow_process SOCKET LIFELINE`: the process of a `Shadow`'s backend.
 
-It takes what time nobody else wants: its scheduling class is the idle one, where the system has that. It ends
-when the other end of the socket closes.
+It takes what time nobody else wants: its scheduling class is the idle one, where the system has that; and
+where memory is short, Linux takes it first. It ends when its worker does, however that ends and whatever it
+is doing itself: the lifeline is a pipe that nobody writes to, whose end says so. And it ends by SIGPROF when
+one look takes more processor time than it may.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import os
 import signal
 import struct
 import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -31,6 +34,7 @@ from torchport_runtime.signature import Signature
 
 logger = logging.getLogger(__name__)
 
+_PR_SET_PDEATHSIG = 1
 LOWEST = 19
 """The niceness of what may wait for everything else."""
 SLICE_NS = 100_000_000
@@ -107,23 +111,55 @@ class SecondBackend:
 
 def main() -> None:
     connection = Connection(int(sys.argv[1]))
-    # Ctrl-C and a terminal's end are for the server: this process ends with its socket.
+    end_with_worker(int(sys.argv[2]))
+    be_the_first_to_go()
+    # Ctrl-C and a terminal's end are for the server: this process ends with its worker.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Its default is to end the process, whatever that is doing, and in which thread. Both are inherited.
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
     logging.basicConfig(
         stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
     )
     with contextlib.suppress(EOFError, ConnectionError):
+        start = connection.recv()
+        if start["callers_wait"]:
+            yield_to_everyone()
         try:
-            second = SecondBackend.load(connection.recv())
+            second = SecondBackend.load(start)
         except (BackendError, OSError) as err:
             connection.send(str(err))
             return
         yield_to_everyone()
         connection.send("")
         while True:
-            connection.send(tuple(second.look(*connection.recv())))
+            sample = connection.recv()
+            signal.setitimer(signal.ITIMER_PROF, start["processor_s"])
+            looked = second.look(*sample)
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            connection.send(tuple(looked))
     # Not by the long way through torch's clean-up: who comes last at everything would be long about it.
     os._exit(0)
+
+
+def end_with_worker(lifeline: int) -> None:
+    """End this process when its worker ends, by SIGKILL too, or is done with it."""
+    if sys.platform == "linux":
+        # For a backend that keeps the interpreter's lock. It follows the thread that started this process: a
+        # `Shadow` has one for that.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    def watch() -> None:
+        os.read(lifeline, 1)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="lifeline", daemon=True).start()
+
+
+def be_the_first_to_go() -> None:
+    """Where memory runs out, have Linux end this process before any that somebody needs."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
 
 
 def yield_to_everyone() -> None:

@@ -7,10 +7,13 @@ import time
 import warnings
 import zipfile
 
+import psutil
 import requests
 import torch
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
+
+from tests.server.waiting import PATIENCE_S, wait_until
 
 
 class Wrong(torch.nn.Module):
@@ -20,11 +23,29 @@ class Wrong(torch.nn.Module):
         return -x - 1000
 
 
+class Stuck(torch.nn.Module):
+    """A line, and a computation without an end for what is above 100."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = 3 * x + 2
+        while bool((x > 100).any()):
+            y = y + 1
+        return y
+
+
 def wrong_artifact():
+    return _script(Wrong())
+
+
+def stuck_artifact():
+    return _script(Stuck())
+
+
+def _script(module):
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript is deprecated, and what archives have.
-        torch.jit.save(torch.jit.script(Wrong()), buffer)
+        torch.jit.save(torch.jit.script(module), buffer)
     return buffer.getvalue()
 
 
@@ -72,3 +93,35 @@ def metrics_when(url, is_there):
 
 def looked_at(found):
     return found.get("ShadowRows", 0) + found.get("ShadowDrops", 0)
+
+
+def shadow_processes(pid):
+    """The processes below this one in which shadows have their backends."""
+    children = psutil.Process(pid).children(recursive=True)
+    return [p for p in children if "torchport_runtime.shadow_process" in _command(p)]
+
+
+def _command(process):
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def wait_until_busy(process):
+    """Wait until it has computed for half a second: a thousand times what one row of a line takes."""
+
+    def spent():
+        times = process.cpu_times()
+        return times.user + times.system
+
+    before = spent()
+    wait_until(lambda: spent() - before > 0.5)
+
+
+def assert_ends(process):
+    """It ends, soon. One that does not is ended here: it is not to burn a processor after the tests."""
+    _, alive = psutil.wait_procs([process], timeout=PATIENCE_S)
+    for left in alive:
+        left.kill()
+    assert not alive

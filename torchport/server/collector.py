@@ -24,6 +24,14 @@ from torchport.server.wire import Sample
 HISTOGRAM_MS = (1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10000.0)
 """Bounds of the histograms that handlers keep of their own."""
 
+_HELP = {
+    "ShadowRows": "Rows that a shadow ran again on its second backend",
+    "ShadowDisagreements": "Rows on which a shadow's second backend disagrees with the one that served",
+    "ShadowDrops": "Rows that were sampled for a shadow and not run again",
+    "ShadowMaxDifference": "Largest difference of two numbers that a worker's shadow has seen",
+}
+"""Of what torchport's own handlers keep."""
+
 MAX_SERIES = 10_000
 """Series of handlers' own metrics that are kept: a label that never repeats must not fill the memory."""
 
@@ -171,7 +179,9 @@ class ServerCollector(Collector):
                 factory = {"counter": _untotalled, "histogram": HistogramMetricFamily}.get(
                     kind, GaugeMetricFamily
                 )
-                family = families[name, kind, names] = factory(name, "Kept by a handler", labels=names)
+                family = families[name, kind, names] = factory(
+                    name, _HELP.get(name, "Kept by a handler"), labels=names
+                )
             if isinstance(value, Histogram):
                 family.add_metric(values, value.buckets(), value.total)
             elif kind == "counter":
