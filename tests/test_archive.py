@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ import yaml
 
 from tests.archive_edits import rewrite
 from tests.conftest import ROOT, run_stages
-from torchport.archive import package
+from torchport.archive import archive_content, package
 from torchport.archive_file import extract, inspect_archive
+from torchport.configuration import Configuration
 from torchport.errors import ArchiveError, RecipeError, StaleError
 from torchport.parity import verify
 from torchport.recipe_file import load_recipe
@@ -66,6 +68,14 @@ def test_packaging_refuses_a_certificate_that_did_not_pass(built, store):
     folder.parity.write_text(json.dumps(certificate | {"passed": False, "failures": ["the reason"]}))
     with pytest.raises(StaleError, match="did not pass parity: the reason"):
         package(recipe, store)
+
+
+def test_an_archive_carries_what_is_to_serve(built):
+    recipe, folder = built()
+    verify(recipe, folder)
+    config = replace(Configuration.default_of(recipe), backend="pt2").model_config(recipe)
+    with pytest.raises(RecipeError, match="'pt2', which is to serve, is not among .*: onnxruntime"):
+        archive_content(recipe, folder, ["onnxruntime"], config)
 
 
 @pytest.mark.road
