@@ -334,3 +334,13 @@ def test_two_versions_live_in_one_store(write_recipe, store):
     for version in ("1.0", "1.1"):
         run_stages(load_recipe(write_recipe(('"1.0"', f'"{version}"'))), store)
     assert list(Store(store.path).archives()["tiny"]) == ["1.0", "1.1"]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir], ids=["pipe", "folder"])
+def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path, make):
+    path = tmp_path / "x-1.0.mar"
+    make(path)
+    with pytest.raises(ArchiveError, match="is no regular file"):
+        inspect_archive(path)
+    with pytest.raises(ArchiveError, match="is no regular file"):
+        extract(path, tmp_path / "out")

@@ -66,11 +66,19 @@ def devices_of(gpus: Sequence[str]) -> list[str]:
     return [_device(gpus.index(name)) for name in dict.fromkeys(gpus)]
 
 
-def still_holds(record: Mapping[str, Any], digest: str, libraries: Mapping[str, Any]) -> bool:
-    """Whether a record is of this archive's SHA-256, this machine and these libraries, and all passed."""
+def still_holds(
+    record: Mapping[str, Any], digest: str, libraries: Mapping[str, Any], variants: Sequence[Variant]
+) -> bool:
+    """Whether a record is of this archive's SHA-256, this machine and these libraries, and all passed, with
+    nothing left out."""
     try:
-        same = not _changes(record, digest) and record["libraries"] == libraries
-        return same and record["passed"] is True and not any(map(_why_no_pass, record["results"]))
+        return (
+            not _changes(record, digest)
+            and record["libraries"] == libraries
+            and record["passed"] is True
+            and not any(map(_why_no_pass, record["results"]))
+            and not any(_missing(record, variant, "auto") for variant in variants)
+        )
     except _NO_RECORD:
         return False
 
@@ -114,12 +122,12 @@ def _hold(archive: Path, variant: Variant, device: str, record: Mapping[str, Any
     reason = next((reason for reason in reasons if reason), "")
     if reason:
         raise ArchiveError(f"{archive.name} did not pass on this machine: {reason}")
-    for needed in _needed(record, variant, device):
-        if needed not in [result["device"] for result in own]:
-            raise ArchiveError(
-                f"{archive.name}: {variant} was not proven on {needed}, which device {device!r} may come to "
-                f"here: {AGAIN}"
-            )
+    missing = _missing(record, variant, device)
+    if missing:
+        raise ArchiveError(
+            f"{archive.name}: {variant} was not proven on {' or '.join(missing)}, which device {device!r} "
+            f"may come to here: {AGAIN}"
+        )
 
 
 def _changes(record: Mapping[str, Any], digest: str) -> list[str]:
@@ -145,6 +153,12 @@ def _why_no_pass(result: Mapping[str, Any]) -> str:
     if type(worst) not in (int, float) or not 0 <= worst <= 1:
         return f"{where}: the worst error is {str(worst)[:100]} of its bound"
     return ""
+
+
+def _missing(record: Mapping[str, Any], variant: Variant, device: str) -> list[str]:
+    """Where there is no result of a variant, of the places where it has to be proven."""
+    there = [result["device"] for result in record["results"] if Variant.of(result) == variant]
+    return [needed for needed in _needed(record, variant, device) if needed not in there]
 
 
 def _needed(record: Mapping[str, Any], variant: Variant, device: str) -> list[str]:

@@ -68,7 +68,7 @@ def prove_again(
     digest = sha256_file(archive)
     libraries = {v.backend: library_versions(*LIBRARIES[v.backend]) for v in variants}
     before = read_record(archive)
-    if before is not None and not force and still_holds(before, digest, libraries):
+    if before is not None and not force and still_holds(before, digest, libraries, variants):
         return LocalParity(False, before)
     results, without_gpu = [], []
     for variant in variants:
