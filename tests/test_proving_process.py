@@ -1,4 +1,4 @@
-"""Every archive of a store is proven, whatever becomes of those beside it; nothing that one started is left."""
+"""Every archive of a store is proven, whatever becomes of those beside it; nothing that it ran is left."""
 
 import os
 import re
