@@ -16,6 +16,8 @@ from torchport.evidence import FILE
 from torchport.loading import ArchivedModel, load
 from torchport.local_parity import record_path, require_local_parity
 from torchport.local_proving import prove_again
+from torchport.server.settings import ServerSettings
+from torchport.server.trust import require_trusted
 from torchport.server_process import start
 from torchport.store import Store
 from torchport_runtime.cuda import cuda_device_count
@@ -329,3 +331,13 @@ def test_a_server_that_demands_it_serves_only_what_is_proven(archive, tmp_path):
         assert register().status_code == 200
         answer = requests.post(f"{server.urls['inference']}/predictions/linear", json=[4.0], timeout=30)
         assert answer.status_code == 200
+
+
+def test_a_server_asks_for_the_device_that_it_is_told_to_use(archive, monkeypatch):
+    settings = ServerSettings(model_store=archive.parent, require_local_parity=True)
+    prove_again(archive)
+    contents = inspect_archive(archive)
+    assert require_trusted(contents, settings)
+    monkeypatch.setenv("TORCHPORT_DEVICE", "cuda:99")
+    with pytest.raises(ArchiveError, match="onnxruntime was not proven on cuda:99"):
+        require_trusted(contents, settings)

@@ -105,7 +105,8 @@ def test_an_archive_that_ends_its_process_ends_nothing_else(archive, beside, sto
 def test_an_archive_that_hangs_is_ended_with_all_that_it_started(beside, tmp_path, monkeypatch):
     pids, temporary = tmp_path / "pids", tmp_path / "temporary"
     temporary.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", None)  # It is looked up once.
     bad = beside(
         "import os, subprocess, time\n"
         "child = subprocess.Popen(['sleep', '1000'])\n"
