@@ -195,7 +195,14 @@ def test_what_cannot_be_opened_or_written_fails_alone(archive, store):
     assert "linear-1.0.mar: onnxruntime on cpu: pass" in done.output
 
 
-def test_a_time_limit_is_of_a_stores_archives(store):
-    done = CliRunner().invoke(app, ["verify", "linear", "--timeout", "5", "--store", str(store.path)])
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["linear", "--timeout", "5"], "--timeout is of a store's archives"),
+        (["--device", "cpu"], "--device is of a recipe"),
+    ],
+)
+def test_options_of_the_one_are_not_taken_for_the_other(store, options, said):
+    done = prove(store, *options)
     assert done.exit_code == 2
-    assert "--timeout is of a store's archives" in done.stderr
+    assert said in done.stderr

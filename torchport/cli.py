@@ -137,6 +137,8 @@ def verify(
     """
     target = Store(store)
     if recipe is None:
+        if device:
+            raise typer.BadParameter("--device is of a recipe: name one, or leave it out")
         stages.prove_store(target, force, timeout)
         return
     if timeout is not None:
