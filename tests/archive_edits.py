@@ -1,8 +1,11 @@
 """Archives with some of their entries changed.
 
 rewrite(archive, tmp_path / "changed.mar", {"main.onnx": b"other", "parity.json": None})
+resealed(archive, tmp_path / "changed.mar", {"regressor.py": lambda code: code + b"import gone"})
 """
 
+import hashlib
+import json
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,4 +24,24 @@ def rewrite(source: Path, target: Path, changes: Mapping[str, Change]) -> Path:
             changed = change(content) if callable(change) else change
             if changed is not None:
                 new.writestr(name, changed)
+    return target
+
+
+def resealed(source: Path, target: Path, changes: Mapping[str, Change]) -> Path:
+    """The same, with hashes in parity.json that hold again: nothing about it is wrong until it is run."""
+    rewrite(source, target, changes)
+    with zipfile.ZipFile(target) as archive:
+        digests = {name: hashlib.sha256(archive.read(name)).hexdigest() for name in archive.namelist()}
+
+    def sealed(content: bytes) -> bytes:
+        certificate = json.loads(content)
+        bound = certificate["binding"]
+        for part in (bound["artifacts"], bound["handler"], certificate["evidence"]):
+            part.update({name: digests[name] for name in part if name in digests})
+        return json.dumps(certificate).encode()
+
+    unsealed = target.with_suffix(".unsealed")
+    target.rename(unsealed)
+    rewrite(unsealed, target, {"parity.json": sealed})
+    unsealed.unlink()
     return target

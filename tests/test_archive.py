@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,10 @@ import yaml
 
 from tests.archive_edits import rewrite
 from tests.conftest import ROOT, run_stages
-from torchport.archive import package
+from torchport.archive import archive_content, package
 from torchport.archive_file import extract, inspect_archive
 from torchport.checking import check
+from torchport.configuration import Configuration
 from torchport.errors import ArchiveError, RecipeError, StaleError
 from torchport.parity import verify
 from torchport.recipe_file import load_recipe
@@ -90,6 +92,14 @@ def test_packaging_refuses_a_certificate_that_did_not_pass(built, store):
     folder.parity.write_text(json.dumps(certificate | {"passed": False, "failures": ["the reason"]}))
     with pytest.raises(StaleError, match="did not pass parity: the reason"):
         package(recipe, store)
+
+
+def test_an_archive_carries_what_is_to_serve(built):
+    recipe, folder = built()
+    verify(recipe, folder)
+    config = replace(Configuration.default_of(recipe), backend="pt2").model_config(recipe)
+    with pytest.raises(RecipeError, match="'pt2', which is to serve, is not among .*: onnxruntime"):
+        archive_content(recipe, folder, ["onnxruntime"], config)
 
 
 @pytest.mark.road
@@ -348,3 +358,13 @@ def test_two_versions_live_in_one_store(write_recipe, store):
     for version in ("1.0", "1.1"):
         run_stages(load_recipe(write_recipe(('"1.0"', f'"{version}"'))), store)
     assert list(Store(store.path).archives()["tiny"]) == ["1.0", "1.1"]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir], ids=["pipe", "folder"])
+def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path, make):
+    path = tmp_path / "x-1.0.mar"
+    make(path)
+    with pytest.raises(ArchiveError, match="is no regular file"):
+        inspect_archive(path)
+    with pytest.raises(ArchiveError, match="is no regular file"):
+        extract(path, tmp_path / "out")

@@ -1,12 +1,13 @@
 import subprocess
 import sys
+import types
 import zipfile
 
 import numpy as np
 import pytest
 
 import torchport
-from tests.archive_edits import rewrite
+from tests.archive_edits import resealed, rewrite
 from torchport.errors import ArchiveError, BackendError, BadRequest
 
 
@@ -74,6 +75,39 @@ def test_an_archive_of_others(tmp_path):
         archive.writestr("MAR-INF/MANIFEST.json", '{"model": {"modelName": "other"}}')
     with pytest.raises(ArchiveError, match="not an archive that torchport made"):
         torchport.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        (
+            lambda code: code + b"\nclass Second: pass\n",
+            ArchiveError,
+            "2 classes of its own, and one is expected",
+        ),
+        (lambda code: b"", ArchiveError, "0 classes of its own"),
+        (lambda code: code + b"\nraise RuntimeError('of its own')\n", RuntimeError, "of its own"),
+        (lambda code: code + b"\nimport sys; del sys.modules[__name__]\n", None, ""),
+    ],
+)
+def test_nothing_of_a_broken_handler_is_left_to_the_next(linear_archive, tmp_path, change, error, said):
+    broken = resealed(linear_archive, tmp_path / "broken-1.0.mar", {"regressor.py": change})
+    if error is None:
+        torchport.load(broken).close()
+    else:
+        with pytest.raises(error, match=said):
+            torchport.load(broken)
+    assert "regressor" not in sys.modules
+    with torchport.load(linear_archive) as model:
+        assert model.predict([4.0])
+
+
+def test_a_module_of_the_handlers_name_is_neither_taken_for_it_nor_lost(linear_archive, monkeypatch):
+    mine = types.ModuleType("regressor")
+    monkeypatch.setitem(sys.modules, "regressor", mine)
+    with torchport.load(linear_archive) as model:
+        assert model.predict([4.0])
+    assert sys.modules["regressor"] is mine
 
 
 def test_a_truncated_graph_in_an_archive_is_refused(linear_archive, tmp_path):

@@ -7,25 +7,20 @@ import shutil
 import numpy as np
 import pytest
 import requests
-from typer.testing import CliRunner
 
 from tests.archive_edits import rewrite
-from torchport import Request, local_proving
+from torchport import local_proving, machine
 from torchport.archive_file import inspect_archive
-from torchport.cli import app
-from torchport.errors import ArchiveError
-from torchport.evidence import FILE, Evidence, read_evidence
+from torchport.errors import ArchiveError, BackendError
+from torchport.evidence import FILE
 from torchport.loading import ArchivedModel, load
 from torchport.local_parity import record_path, require_local_parity
 from torchport.local_proving import prove_again
-from torchport.parity import verify
+from torchport.server.settings import ServerSettings
+from torchport.server.trust import require_trusted
 from torchport.server_process import start
 from torchport.store import Store
-from torchport_runtime import write_arrays
-
-
-def npz(index):
-    return write_arrays({"index": np.frombuffer(index, np.uint8)}, "npz")
+from torchport_runtime.cuda import cuda_device_count
 
 
 @pytest.fixture
@@ -49,36 +44,21 @@ def otherwise(monkeypatch):
     return change
 
 
+def edit_record(archive, edit):
+    path = record_path(archive)
+    record = json.loads(path.read_text())
+    edit(record)
+    path.write_text(json.dumps(record))
+
+
 def failures(record):
     return [failure for result in record["results"] for failure in result["failures"]]
 
 
-def test_evidence_is_real_inputs_with_the_trained_models_answers(built):
-    recipe, folder = built()
-    certificate = verify(recipe, folder).certificate
-    evidence = read_evidence(folder.evidence)
-    assert certificate["evidence"].keys() == {FILE}
-    first = evidence.cases[0]
-    assert first.name == "sample 0"
-    (sample,) = recipe.samples()
-    np.testing.assert_array_equal(first.inputs["x"], sample["x"])
-    assert first.expected["y"].dtype == np.float64
-    assert {"seed 1", "large", "denormal", "batch=64"} <= {case.name for case in evidence.cases}
-    assert all(len(case.inputs["x"]) <= 8 for case in evidence.cases)
-    (request,) = evidence.requests
-    np.testing.assert_allclose(request.answer, evidence_answer(folder, request.body), rtol=1e-6)  # Float32.
-
-
-def evidence_answer(folder, row):
-    import torch
-
-    weights = torch.load(folder.weights, weights_only=True)
-    return (torch.tensor(row) @ weights["weight"].T + weights["bias"]).tolist()
-
-
 def test_what_the_environment_says_of_tensorrt_is_no_part_of_it(archive, monkeypatch):
     monkeypatch.setenv("TORCHPORT_TENSORRT", "true")
-    monkeypatch.setattr(local_proving, "cuda_device_count", lambda: 1)
+    monkeypatch.setattr(machine, "gpus", lambda: ["A GPU"])
+    monkeypatch.setattr(ArchivedModel, "devices", {"main": "cuda:0"})
     asked = []
 
     def loaded(archive, **options):
@@ -87,44 +67,7 @@ def test_what_the_environment_says_of_tensorrt_is_no_part_of_it(archive, monkeyp
 
     monkeypatch.setattr(local_proving, "load", loaded)
     assert prove_again(archive).record["passed"]
-    assert set(asked) == {("cpu", False), ("cuda", False)}
-
-
-def test_evidence_that_is_lost_is_made_again(built):
-    recipe, folder = built()
-    verify(recipe, folder)
-    before = folder.evidence.read_bytes()
-    assert not verify(recipe, folder).done
-    folder.evidence.unlink()
-    assert verify(recipe, folder).done
-    assert folder.evidence.read_bytes() == before
-
-
-def test_bytes_and_json_come_back_as_they_were(tmp_path):
-    evidence = Evidence("onnxruntime")
-    evidence.add_request(Request(body=b"\x00\xff", params={"k": "3"}), b"\x89PNG")
-    evidence.add_request(Request(json={"x": [1.5]}), {"label": "é", "scores": [1, 2.5]})
-    path = tmp_path / FILE
-    path.write_bytes(evidence.to_bytes())
-    assert read_evidence(path) == evidence
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"PK\x03\x04",
-        b"no zip",
-        npz(b"[]"),
-        npz(b'{"format": 9}'),
-        npz(b'{"format": 1, "cases": [{"graph": "main", "name": "a", "inputs": [], "expected": {}}]}'),
-    ],
-)
-def test_damaged_evidence_is_an_error(tmp_path, content):
-    path = tmp_path / FILE
-    path.write_bytes(content)
-    with pytest.raises(ArchiveError, match=r"evidence\.npz"):
-        read_evidence(path)
+    assert set(asked) == {("auto", False), ("cpu", False), ("cuda", False)}
 
 
 def test_an_archive_is_proven_once_on_a_machine(archive):
@@ -163,24 +106,153 @@ def test_a_handler_that_answers_otherwise_does_not_pass(archive, monkeypatch):
     )
 
 
-def test_a_handler_that_breaks_is_told_and_costs_no_other_archive(archive, store, monkeypatch):
+@pytest.mark.parametrize("error", [ZeroDivisionError("of the handler's own"), SystemExit(0)])
+def test_a_handler_that_breaks_is_told(archive, monkeypatch, error):
     def broken(self, body, **params):
-        raise ZeroDivisionError("of the handler's own")
+        raise error
 
     monkeypatch.setattr(ArchivedModel, "predict", broken)
-    shutil.copy(archive, store.path / "other-1.0.mar")
-    done = CliRunner().invoke(app, ["verify", "--store", str(store.path)])
-    assert "linear-1.0.mar, other-1.0.mar" in str(done.exception)
-    assert "ZeroDivisionError: of the handler's own" in failures(prove_again(archive).record)[0]
+    record = prove_again(archive).record
+    assert failures(record) == [f"the handler failed: {type(error).__name__}: {error}"]
+    assert len(record["results"]) == 2
 
 
-def test_a_device_that_the_backend_cannot_use_is_passed_over(archive, monkeypatch):
-    from torchport import local_proving
+def test_an_archive_that_nothing_here_can_run_is_not_proven(archive, monkeypatch):
+    monkeypatch.setattr(local_proving, "library_versions", lambda *names: {})
+    with pytest.raises(ArchiveError, match="nothing that it carries can be run here: install onnxruntime or"):
+        prove_again(archive)
+    assert not record_path(archive).exists()
 
-    monkeypatch.setattr(local_proving, "cuda_device_count", lambda: 1)
+
+@pytest.fixture
+def on_gpus(monkeypatch):
+    """A machine with GPUs of these names; what is asked to run on one runs on the CPU and says otherwise."""
+
+    def pretend(*names):
+        monkeypatch.setattr(machine, "gpus", lambda: list(names))
+        monkeypatch.setattr(
+            local_proving, "load", lambda archive, **options: load(archive, **options | {"device": "cpu"})
+        )
+        monkeypatch.setattr(ArchivedModel, "devices", {"main": "cuda:0"})
+
+    return pretend
+
+
+def test_it_is_proven_on_each_kind_of_gpu(archive, on_gpus):
+    on_gpus("One", "One", "Other")
+    record = prove_again(archive).record
+    own = [r["device"] for r in record["results"] if r["backend"] == "onnxruntime"]
+    assert own == ["cpu", "cuda", "cuda:2"]
+    for device in ("auto", "cpu", "cuda", "cuda:0", "cuda:1", "cuda:2"):
+        require_local_parity(archive, "onnxruntime", device=device)
+    with pytest.raises(ArchiveError, match="was not proven on cuda:3, which device 'cuda:3' may come to"):
+        require_local_parity(archive, "onnxruntime", device="cuda:3")
+
+
+@pytest.mark.parametrize(
+    ("proven", "accepted"),
+    [
+        (["cpu"], ["cpu"]),
+        (["cuda"], ["cuda:0", "cuda:1"]),
+        (["cuda:2"], ["cuda:2"]),
+        (["cuda", "cuda:2"], ["cuda", "cuda:0", "cuda:1", "cuda:2"]),
+        (["cpu", "cuda"], ["cpu", "cuda:0", "cuda:1"]),
+    ],
+)
+def test_a_record_is_of_the_devices_that_serve(archive, on_gpus, proven, accepted):
+    on_gpus("One", "One", "Other")
+    prove_again(archive)
+    edit_record(archive, lambda r: r.update(results=[x for x in r["results"] if x["device"] in proven]))
+    for device in ("auto", "cpu", "cuda", "cuda:0", "cuda:1", "cuda:2"):
+        if device in accepted:
+            require_local_parity(archive, "onnxruntime", device=device)
+        else:
+            with pytest.raises(ArchiveError, match=f"onnxruntime was not proven on .*{device!r} may come to"):
+                require_local_parity(archive, "onnxruntime", device=device)
+
+
+def test_what_was_proven_on_a_gpu_says_nothing_of_a_machine_without(archive):
+    prove_again(archive)
+    edit_record(archive, lambda r: [x.update(device="cuda") for x in r["results"]])
+    for device in ("auto", "cpu"):
+        with pytest.raises(ArchiveError, match="onnxruntime was not proven on cpu,"):
+            require_local_parity(archive, "onnxruntime", device=device)
+
+
+@pytest.mark.skipif(cuda_device_count() > 0, reason="the backends can use this machine's")
+def test_gpus_that_the_backend_cannot_use_are_passed_over(archive, monkeypatch):
+    monkeypatch.setattr(machine, "gpus", lambda: ["A GPU"])
     record = prove_again(archive).record
     assert record["passed"]
     assert {result["device"] for result in record["results"]} == {"cpu"}
+    assert "'cuda' was asked for, but" in record["without_gpu"][0]["reason"]
+    require_local_parity(archive, "onnxruntime", device="auto")
+    with pytest.raises(ArchiveError, match="not proven on cuda,"):
+        require_local_parity(archive, "onnxruntime", device="cuda")
+
+
+def test_a_gpu_that_fails_is_not_passed_over(archive, on_gpus, monkeypatch):
+    """Out of memory now is not so for ever, and `auto` would come to the GPU then."""
+    on_gpus("A GPU")
+
+    def loaded(archive, **options):
+        if options["device"] != "cpu":
+            raise BackendError("out of memory")
+        return load(archive, **options)
+
+    monkeypatch.setattr(local_proving, "load", loaded)
+    record = prove_again(archive).record
+    assert not record["passed"]
+    assert set(failures(record)) == {"out of memory"}
+    with pytest.raises(ArchiveError, match="out of memory"):
+        require_local_parity(archive, "onnxruntime", device="auto")
+
+
+def each(**changes):
+    return lambda record: [result.update(changes) for result in record["results"]]
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda r: r.update(passed=False), "did not pass on this machine: the record says so"),
+        (lambda r: r.update(passed="yes"), "did not pass"),
+        (each(passed=False), "onnxruntime on cpu: the record says so"),
+        (each(passed=1), "onnxruntime on cpu: the record says so"),
+        (each(cases=0), "onnxruntime on cpu: nothing was compared"),
+        (each(worst_error_to_bound="inf"), "the worst error is inf of its bound"),
+        (each(worst_error_to_bound=1.01), "the worst error is 1.01 of its bound"),
+        (each(worst_error_to_bound=float("nan")), "the worst error is nan of its bound"),
+        (each(failures=["the reason"]), "did not pass on this machine: the reason"),
+        (each(failures={}), "damaged"),
+        (each(failures=""), "damaged"),
+        (each(cases="19"), "damaged"),
+        (lambda r: r["results"][1].update(passed=False), "torchscript on cpu: the record says so"),
+        (lambda r: r["results"].append(r["results"][0] | {"failures": ["x"]}), "did not pass .*: x"),
+        (lambda r: r.update(torchport="0.0.0"), "since it was proven, torchport changed"),
+        (lambda r: r.update(results=[]), "onnxruntime was not run; proven here was nothing"),
+    ],
+)
+def test_a_record_counts_only_where_all_of_it_passed(archive, edit, said):
+    prove_again(archive)
+    edit_record(archive, edit)
+    with pytest.raises(ArchiveError, match=said):
+        require_local_parity(archive, "onnxruntime", device="cpu")
+    assert prove_again(archive).done
+    require_local_parity(archive, "onnxruntime", device="cpu")
+
+
+def test_a_backend_that_the_archive_does_not_carry_is_said_to_be_that(archive):
+    prove_again(archive)
+    with pytest.raises(ArchiveError, match="pt2 was not run; proven here was onnxruntime, torchscript"):
+        require_local_parity(archive, "pt2")
+
+
+def test_a_record_that_is_no_file_is_told(archive):
+    record_path(archive).mkdir(parents=True)
+    for act in (lambda: prove_again(archive), lambda: require_local_parity(archive, "onnxruntime")):
+        with pytest.raises(ArchiveError, match="is no file: remove it"):
+            act()
 
 
 def test_what_changed_since_is_named(archive, monkeypatch):
@@ -191,7 +263,10 @@ def test_what_changed_since_is_named(archive, monkeypatch):
     record = json.loads(path.read_text())
     for change, said in (
         ({"machine": record["machine"] | {"processor": "another"}}, "the machine's processor"),
-        ({"libraries": {"onnxruntime": {"onnxruntime": "1.0"}}}, "numpy, onnxruntime, pillow"),
+        (
+            {"libraries": {"onnxruntime": {"onnxruntime": "1.0"}}},
+            "numpy, onnxruntime(, onnxruntime-gpu)?, pillow",
+        ),
         ({"archive_sha256": "0" * 64}, "the archive"),
     ):
         path.write_text(json.dumps(record | change))
@@ -207,8 +282,6 @@ def test_what_changed_since_is_named(archive, monkeypatch):
 
 
 def test_a_backend_that_is_not_installed_is_said_and_not_proven(archive, monkeypatch):
-    from torchport import local_proving
-
     versions = local_proving.library_versions
     monkeypatch.setattr(
         local_proving, "library_versions", lambda *names: versions(*(n for n in names if n != "torch"))
@@ -218,7 +291,7 @@ def test_a_backend_that_is_not_installed_is_said_and_not_proven(archive, monkeyp
     assert record["not_installed"] == ["torchscript"]
     require_local_parity(archive, "onnxruntime")
     monkeypatch.undo()
-    with pytest.raises(ArchiveError, match="numpy, pillow, torch changed"):
+    with pytest.raises(ArchiveError, match="torchscript was not installed then; proven here was onnxruntime"):
         require_local_parity(archive, "torchscript")
 
 
@@ -240,27 +313,6 @@ def test_an_archive_of_before_there_was_evidence_says_so(archive, linear_archive
         prove_again(archive)
 
 
-def test_the_command_proves_the_whole_store_and_says_no(archive, otherwise, store):
-    run = CliRunner().invoke
-    good = run(app, ["verify", "--store", str(store.path)])
-    assert good.exit_code == 0, good.output
-    assert "linear-1.0.mar: onnxruntime on cpu: pass" in good.output
-    assert "proven before" in run(app, ["verify", "--store", str(store.path)]).output
-    otherwise(lambda a: a + 1)
-    bad = run(app, ["verify", "--store", str(store.path), "--force"])
-    assert "FAIL" in bad.output
-    assert "not proven on this machine: linear-1.0.mar" in str(bad.exception)
-    # Nothing in the store is passed over, whatever its name.
-    (store.path / "other.mar").write_text("no archive")
-    shutil.copy(archive, store.path / "copy.mar")
-    otherwise(lambda a: a)
-    mixed = run(app, ["verify", "--store", str(store.path)])
-    assert "copy.mar: onnxruntime on cpu: pass" in mixed.output
-    assert "not proven on this machine: other.mar" in str(mixed.exception)
-    empty = run(app, ["verify", "--store", str(store.path / "none")])
-    assert "no archive in" in str(empty.exception)
-
-
 def test_a_server_that_demands_it_serves_only_what_is_proven(archive, tmp_path):
     store = Store(archive.parent)
     settings = {"enable_grpc": "false", "require_local_parity": "true", "enable_model_api": "true"}
@@ -279,3 +331,13 @@ def test_a_server_that_demands_it_serves_only_what_is_proven(archive, tmp_path):
         assert register().status_code == 200
         answer = requests.post(f"{server.urls['inference']}/predictions/linear", json=[4.0], timeout=30)
         assert answer.status_code == 200
+
+
+def test_a_server_asks_for_the_device_that_it_is_told_to_use(archive, monkeypatch):
+    settings = ServerSettings(model_store=archive.parent, require_local_parity=True)
+    prove_again(archive)
+    contents = inspect_archive(archive)
+    assert require_trusted(contents, settings)
+    monkeypatch.setenv("TORCHPORT_DEVICE", "cuda:99")
+    with pytest.raises(ArchiveError, match="onnxruntime was not proven on cuda:99"):
+        require_trusted(contents, settings)

@@ -24,7 +24,12 @@ def test_what_an_slo_may_say(texts, latency, per_second):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "fast", "p99", "p99=50", "p99=-5ms", "p99=0ms", "p98=5ms", "p99>=5ms", "throughput>=0/s"]
+    "text",
+    [
+        *("", "fast", "p99", "p99=50", "p99=-5ms", "p99=0ms", "p98=5ms", "p99>=5ms", "throughput>=0/s"),
+        *("p99=\u0665ms", "p\u0669\u0669=5ms", "throughput>=\u0661\u0660/s"),
+        *(f"p99={'9' * 400}ms", f"throughput>={'9' * 400}/s", f"p99=0.{'0' * 400}1s"),
+    ],
 )
 def test_what_no_slo_is(text):
     with pytest.raises(TuningRequestError, match="such as p99=50ms") as caught:
@@ -42,7 +47,7 @@ def test_a_budget_is_a_time(text, seconds):
     assert parse_duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "0s", "soon", "5 days", "-1m"])
+@pytest.mark.parametrize("text", ["", "0s", "soon", "5 days", "-1m", "\u0665m", "9" * 400])
 def test_what_no_budget_is(text):
     with pytest.raises(TuningRequestError, match="such as 90s or 5m"):
         parse_duration(text)

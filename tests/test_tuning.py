@@ -210,13 +210,31 @@ def test_a_tuning_of_other_bytes_is_left_out_and_named(proven, store, two_cores)
     assert config(result.path)["minWorkers"] == 1
 
 
-@pytest.mark.parametrize("chosen", [{"backend": "onnxruntime"}, TWO.to_json() | {"workers": -1}])
-def test_a_damaged_tuning_is_left_out(proven, store, two_cores, chosen):
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ({"chosen": {"backend": "onnxruntime"}}, "cannot be: "),
+        ({"chosen": TWO.to_json() | {"workers": -1}}, "workers is -1"),
+        ({"chosen": TWO.to_json() | {"workers": 10**6}}, "workers 1000000: at most 2 is measured on 2 cores"),
+        ({"chosen": TWO.to_json() | {"threads": 64}}, "threads 64: at most 2"),
+        ({"chosen": TWO.to_json() | {"batch_size": 10**9}}, "batch_size 1000000000: at most 32"),
+        ({"chosen": TWO.to_json() | {"batch_size": "8"}}, "batch_size is '8'"),
+        ({"chosen": TWO.to_json() | {"backend": "pt2"}}, "it is of pt2, which the archive does not carry"),
+        ({"chosen": TWO.to_json() | {"backend": ["pt2"]}}, "cannot be: backend"),
+        ({"cores": 10**9}, "cores 1000000000"),
+        ({"cores": "2"}, "cores 2: 1 to"),
+        *(({name: other}, "cannot be read") for name in ("chosen", "binding") for other in (None, [1], "x")),
+    ],
+)
+def test_a_damaged_tuning_is_left_out_and_named(proven, store, two_cores, damage, said):
     recipe, folder = proven
     tuned(recipe, store)
     path = folder.path / "tuning.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"chosen": chosen}))
-    assert "cannot be" in package(recipe, store).tuning.why_not
+    path.write_text(json.dumps(json.loads(path.read_text()) | damage))
+    result = package(recipe, store)
+    assert result.tuning.configuration is None
+    assert said in result.tuning.why_not
+    assert config(result.path)["torchport"]["backend"] == "onnxruntime"
     path.write_text("{")
     assert "cannot be read" in package(recipe, store).tuning.why_not
 

@@ -153,6 +153,11 @@ def archive_content(
         StaleError, RecipeError, ArchiveError: as `package`.
     """
     options = BackendOptions.from_config(config["torchport"])
+    if options.backend not in backends:
+        raise RecipeError(
+            f"backend {options.backend!r}, which is to serve, is not among those that the archive carries: "
+            f"{', '.join(backends)}"
+        )
     watching = options.shadow
     if watching is not None and watching.backend not in backends:
         raise RecipeError(

@@ -55,8 +55,9 @@ def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
     """Open a `.mar` file after looking at every name and size in it.
 
     Raises:
-        ArchiveError: no such file, not a zip, truncated, too large, a name that leads out or comes twice,
-            a link, an encrypted entry, entries that lie in one another, other data before or behind.
+        ArchiveError: no such file, no regular one, not a zip, truncated, too large, a name that leads out or
+            comes twice, a link, an encrypted entry, entries that lie in one another, other data before or
+            behind.
     """
     try:
         _refuse_strange_end(path)
@@ -104,6 +105,8 @@ def extract(path: Path, folder: Path, *, only: set[str] | None = None) -> None:
 
 def _refuse_strange_end(path: Path) -> None:
     """Two programs must not see two archives in one file: its end is where it says that it is."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ArchiveError(f"{path} is no regular file, but a folder, a pipe or a device: refused")
     with path.open("rb") as file:
         size = file.seek(0, 2)
         file.seek(max(0, size - _END.size - 0xFFFF))

@@ -132,6 +132,12 @@ def verify(
     device: Annotated[
         list[str] | None, typer.Option("--device", help="cpu, cuda; may be given twice.")
     ] = None,
+    timeout: Annotated[
+        int | None,
+        typer.Option(
+            "--timeout", min=1, max=604_800, help="Without a recipe: seconds for each archive; 1800 if none."
+        ),
+    ] = None,
 ) -> None:
     """Prove that every export computes what the trained model computes: parity.json.
 
@@ -139,8 +145,12 @@ def verify(
     """
     target = Store(store)
     if recipe is None:
-        stages.prove_store(target, force)
+        if device:
+            raise typer.BadParameter("--device is of a recipe: name one, or leave it out")
+        stages.prove_store(target, force, timeout)
         return
+    if timeout is not None:
+        raise typer.BadParameter("--timeout is of a store's archives: leave it out, or the recipe")
     stages.verify(given_recipe(ctx, recipe, target, cache), target, force, device)
 
 

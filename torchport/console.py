@@ -127,6 +127,8 @@ def local_parity(archive: Path, result: LocalParity) -> None:
         out.print(f"{escape(where)}: {mark} [dim]({said}{before})[/]")
         for failure in found["failures"][:5]:
             problem(failure)
+    for variant in result.record["not_installed"]:
+        say(f"{archive.name}: not proven here: {variant}, which is not installed")
 
 
 def quantization(report: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ torch where the backend is ONNX Runtime.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import os
 import sys
@@ -85,16 +86,14 @@ class ArchivedModel:
         try:
             extract(contents.path, folder, only=names)
             (handler_name,) = contents.certificate["binding"]["handler"]
-            with _own_runtime(folder) as runtime:
-                module = importlib.import_module(Path(handler_name).stem)
+            with _own_runtime(folder) as runtime, _own_module(folder / handler_name) as module:
                 self._runtime = runtime
-                (handler_type,) = (
-                    v
-                    for v in vars(module).values()
-                    if isinstance(v, type) and v.__module__ == module.__name__
+                own = [v for v in vars(module).values() if _is_class_of(module, v)]
+            if len(own) != 1:
+                raise ArchiveError(
+                    f"{contents.path}: {handler_name} has {len(own)} classes of its own, and one is expected"
                 )
-                sys.modules.pop(module.__name__, None)
-            self._handler = handler_type()
+            self._handler = own[0]()
             with self._translated_errors():
                 config = contents.config.get("torchport") or {}
                 own_options = runtime.BackendOptions(**options.to_json())
@@ -113,6 +112,11 @@ class ArchivedModel:
     def decides(self) -> str:
         """What the handler says that its answers decide; empty where it does not, as in older archives."""
         return str(getattr(self._handler, "decides", ""))
+
+    @property
+    def devices(self) -> dict[str, str]:
+        """Where each graph really runs: "cpu" or "cuda:N"."""
+        return {name: backend.device for name, backend in self._handler.backends.items()}
 
     @property
     def providers(self) -> dict[str, str]:
@@ -190,6 +194,30 @@ class ArchivedModel:
             yield
         except self._runtime.TorchportError as err:
             raise BackendError(str(err)) from err
+
+
+@contextmanager
+def _own_module(path: Path) -> Iterator[ModuleType]:
+    """An archive's handler as a module, of exactly this file: another's of the same name is aside while it
+    is imported, and nothing of it is left behind, whatever comes of it."""
+    name = path.stem
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ArchiveError(f"the handler {path.name} is no Python module: package it again")
+    module = importlib.util.module_from_spec(spec)
+    before = sys.modules.pop(name, None)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+        yield module
+    finally:
+        sys.modules.pop(name, None)
+        if before is not None:
+            sys.modules[name] = before
+
+
+def _is_class_of(module: ModuleType, value: object) -> bool:
+    return isinstance(value, type) and value.__module__ == module.__name__
 
 
 @contextmanager

@@ -26,11 +26,10 @@ from torchport.errors import ArchiveError, BackendError, TorchportError
 from torchport.evidence import FILE, Evidence, ProvenCase, read_evidence
 from torchport.hashing import sha256_file
 from torchport.loading import ArchivedModel, load
-from torchport.local_parity import LIBRARIES, record_path
-from torchport.store import read_json, write_json
+from torchport.local_parity import LIBRARIES, devices_of, read_record, record_path, still_holds
+from torchport.store import write_json
 from torchport.variants import Variant, carried_variants
 from torchport.versions import library_versions
-from torchport_runtime.backends import cuda_device_count
 from torchport_runtime.options import BackendOptions
 
 
@@ -58,36 +57,38 @@ def prove_again(
         raise ArchiveError(
             f"{archive.name} carries no {FILE}: an earlier torchport made it; verify and package it again"
         )
-    digest, here = sha256_file(archive), machine.describe()
-    path = record_path(archive)
-    before = read_json(path, "archive_sha256", "machine", "libraries", "passed")
     own = BackendOptions.from_config(contents.config.get("torchport") or {})
     carried = _variants(contents, own)
     variants = [v for v in carried if library_versions(LIBRARIES[v.backend][0])]
+    if not variants:
+        raise ArchiveError(
+            f"{archive.name}: nothing that it carries can be run here: install "
+            f"{' or '.join(sorted({LIBRARIES[v.backend][0] for v in carried})) or 'a backend that it has'}"
+        )
+    digest = sha256_file(archive)
     libraries = {v.backend: library_versions(*LIBRARIES[v.backend]) for v in variants}
-    same = before is not None and (before["archive_sha256"], before["machine"], before["libraries"]) == (
-        digest,
-        here,
-        libraries,
-    )
-    if before is not None and same and before["passed"] and not force:
+    before = read_record(archive)
+    if before is not None and not force and still_holds(before, digest, libraries, variants):
         return LocalParity(False, before)
-    results = [
-        _prove(archive, own, variant, device, tell)
-        for variant in variants
-        for device in ("cpu", *(("cuda",) if _starts_on_cuda(archive, own, variant) else ()))
-    ]
+    results, without_gpu = [], []
+    for variant in variants:
+        devices = devices_of(machine.gpus()) if variant.takes_gpu else []
+        if devices and (reason := _why_no_gpu(archive, own, variant)):
+            without_gpu.append({**_named(variant), "reason": reason})
+            devices = []
+        results += [_prove(archive, own, variant, device, tell) for device in ("cpu", *devices)]
     record = {
         "torchport": torchport.__version__,
         "archive": archive.name,
         "archive_sha256": digest,
-        "machine": here,
+        "machine": machine.describe(),
         "libraries": libraries,
         "not_installed": [str(v) for v in carried if v not in variants],
+        "without_gpu": without_gpu,
         "passed": all(result["passed"] for result in results),
         "results": results,
     }
-    write_json(path, record)
+    write_json(record_path(archive), record)
     return LocalParity(True, record)
 
 
@@ -110,15 +111,20 @@ def _load(archive: Path, own: BackendOptions, variant: Variant, device: str) -> 
     )
 
 
-def _starts_on_cuda(archive: Path, own: BackendOptions, variant: Variant) -> bool:
-    """Whether there is a device that the backend can use: one that it cannot, `device: auto` passes over."""
-    if cuda_device_count() == 0:
-        return False
+def _why_no_gpu(archive: Path, own: BackendOptions, variant: Variant) -> str:
+    """Why the backend cannot use this machine's GPUs, so that `device: auto` comes to the CPU; empty where it
+    can."""
+    try:
+        with _load(archive, own, variant, "auto") as model:
+            if any(device != "cpu" for device in model.devices.values()):
+                return ""
+    except (Exception, SystemExit):
+        return ""  # It does not come to the CPU: what is wrong, proving it on a GPU says.
     try:
         _load(archive, own, variant, "cuda").close()
-    except BackendError:
-        return False
-    return True
+    except BackendError as err:
+        return str(err)
+    return ""
 
 
 def _prove(
@@ -144,12 +150,11 @@ def _prove(
                 failures += _other_answers(model, evidence)
     except TorchportError as err:
         failures.append(str(err))
-    except Exception as err:
-        # Of the archive's own handler: the store's other archives are proven all the same.
+    except (Exception, SystemExit) as err:
+        # Of the archive's own handler, whatever it may be: it is a reason why this did not pass.
         failures.append(f"the handler failed: {type(err).__name__}: {err}")
     return {
-        "backend": variant.backend,
-        **({"precision": variant.precision} if variant.precision != "float32" else {}),
+        **_named(variant),
         "device": device,
         "passed": not failures,
         "failures": failures,
@@ -157,6 +162,11 @@ def _prove(
         "worst_error_to_bound": float(f"{worst:.3g}") if np.isfinite(worst) else "inf",
         "requests_compared": requests,
     }
+
+
+def _named(variant: Variant) -> dict[str, str]:
+    precision = {"precision": variant.precision} if variant.precision != "float32" else {}
+    return {"backend": variant.backend, **precision}
 
 
 def _compare(model: ArchivedModel, case: ProvenCase) -> Iterator[tuple[float, str]]:

@@ -17,9 +17,11 @@ from typing import Protocol
 from torchport.errors import TuningRequestError
 
 PERCENTILES = ("p50", "p95", "p99")
-_LATENCY = re.compile(r"(p\d+)\s*<?=\s*(\d+(?:\.\d+)?)\s*(us|ms|s)")
-_THROUGHPUT = re.compile(r"throughput\s*>?=\s*(\d+(?:\.\d+)?)\s*(?:/s)?")
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h)?")
+_NUMBER = r"([0-9]{1,12}(?:\.[0-9]{1,12})?)"
+"""With no more digits than make sense, so that none is infinite, nor 0 once it is in another unit."""
+_LATENCY = re.compile(rf"(p[0-9]+)\s*<?=\s*{_NUMBER}\s*(us|ms|s)")
+_THROUGHPUT = re.compile(rf"throughput\s*>?=\s*{_NUMBER}\s*(?:/s)?")
+_DURATION = re.compile(rf"{_NUMBER}\s*(s|m|h)?")
 _IN_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 _IN_S = {None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 

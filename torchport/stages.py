@@ -85,10 +85,10 @@ def quantize(recipe: Recipe, store: Store, max_drop: float, force: bool) -> bool
     return result.done
 
 
-def prove_store(store: Store, force: bool) -> None:
-    """Prove every archive of a store again, on this machine."""
-    from torchport.errors import ArchiveError, ParityError, TorchportError
-    from torchport.local_proving import prove_again
+def prove_store(store: Store, force: bool, timeout_s: float | None = None) -> None:
+    """Prove every archive of a store again, on this machine, each in a process of its own."""
+    from torchport.errors import ParityError, TorchportError
+    from torchport.proving_process import TIMEOUT_S, prove_apart
 
     archives = store.archive_files()
     if not archives:
@@ -96,9 +96,9 @@ def prove_store(store: Store, force: bool) -> None:
     failed = []
     for path in archives:
         try:
-            with show.working("proving") as tell:
-                result = prove_again(path, force=force, tell=tell)
-        except ArchiveError as err:
+            with show.working(f"proving {path.name}") as tell:
+                result = prove_apart(path, force=force, timeout_s=timeout_s or TIMEOUT_S, tell=tell)
+        except (TorchportError, OSError) as err:
             show.problem(str(err))
             failed.append(path.name)
             continue

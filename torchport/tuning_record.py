@@ -18,7 +18,9 @@ from torchport.errors import BackendError
 from torchport.hashing import sha256_file
 from torchport.int8_certificate import CERTIFICATE as INT8_CERTIFICATE
 from torchport.recipe import Recipe
+from torchport.server.setting_checks import MAX_WORKERS
 from torchport.store import BuildFolder, read_json
+from torchport.tuning_candidates import BATCH_SIZES
 
 FORMAT = 1
 RECORD, PICTURE, REPORT = "tuning.json", "tuning.svg", "tuning.html"
@@ -47,7 +49,9 @@ def tuning_binding(recipe: Recipe, folder: BuildFolder, configuration: Configura
 
 def read_tuning(folder: BuildFolder) -> dict[str, Any] | None:
     """What is in a build folder; None where there is nothing, or it is damaged."""
-    return read_json(folder.path / RECORD, "binding", "chosen", "asked", "machine", "cores")
+    record = read_json(folder.path / RECORD, "binding", "chosen", "asked", "machine", "cores")
+    whole = record is not None and all(isinstance(record[name], dict) for name in ("binding", "chosen"))
+    return record if whole else None
 
 
 def tuning_of(
@@ -65,6 +69,7 @@ def tuning_of(
     try:
         chosen = Configuration(**record["chosen"])
         chosen.model_config(recipe)
+        _require_measurable(recipe, chosen, record["cores"])
     except (TypeError, ValueError, BackendError) as err:
         return Tuning(why_not=f"what it has chosen cannot be: {err}")
     changed = differences(record["binding"], tuning_binding(recipe, folder, chosen))
@@ -72,6 +77,23 @@ def tuning_of(
         return Tuning(why_not=f"since it was measured these have changed: {', '.join(changed)}")
     if backends and backends[0] != chosen.backend:
         return Tuning(why_not=f"it is of {chosen.backend}, and {backends[0]} is to serve")
+    if chosen.backend not in (backends or recipe.ships):
+        return Tuning(why_not=f"it is of {chosen.backend}, which the archive does not carry")
     if precision is not None and precision != chosen.precision:
         return Tuning(why_not=f"it is of {chosen.precision}, and {precision} is asked for")
     return Tuning(configuration=chosen)
+
+
+def _require_measurable(recipe: Recipe, chosen: Configuration, cores: Any) -> None:
+    """Hold what was chosen against what is measured on so many cores.
+
+    Raises:
+        ValueError: a number that is none of those.
+    """
+    if type(cores) is not int or not 1 <= cores <= MAX_WORKERS:
+        raise ValueError(f"cores {str(cores)[:100]}: 1 to {MAX_WORKERS} is expected")
+    default = Configuration.default_of(recipe)
+    for name, measured in (("threads", cores), ("workers", cores), ("batch_size", max(BATCH_SIZES))):
+        value, most = getattr(chosen, name), max(measured, getattr(default, name))
+        if type(value) is not int or value > most:
+            raise ValueError(f"{name} {str(value)[:100]}: at most {most} is measured on {cores} cores")

@@ -39,7 +39,7 @@ def require_trusted(contents: ArchiveContents, settings: ServerSettings) -> bool
     _require_carried(contents, options)
     if settings.require_local_parity:
         _require_provable(name, own, options)
-        require_local_parity(contents.path, options.backend, options.precision)
+        require_local_parity(contents.path, options.backend, options.precision, options.device)
     return True
 
 
