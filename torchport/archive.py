@@ -126,7 +126,8 @@ def _changed_settings(path: Path, config: dict[str, Any]) -> tuple[str, ...]:
     if not isinstance(before.get("torchport"), dict):
         return ()
     told, now = ({**c, **c["torchport"], "torchport": None} for c in (before, config))
-    return tuple(f"{key}: {told.get(key)}" for key in sorted({*told, *now}) if told.get(key) != now.get(key))
+    changed = (key for key in {*told, *now} if told.get(key) != now.get(key))
+    return tuple(f"{key}: {told.get(key)}" for key in sorted(changed, key=str))
 
 
 def require_exported(recipe: Recipe, folder: BuildFolder, backends: Sequence[str]) -> None:

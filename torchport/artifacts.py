@@ -90,8 +90,7 @@ def make_artifacts(
                 continue
             made.contents[name] = content
             made.entries[name] = {
-                "backend": variant.backend,
-                **({"precision": variant.precision} if variant.precision != "float32" else {}),
+                **variant.to_json(),
                 "graph": graph,
                 "sha256": sha256_bytes(content),
                 "bytes": len(content),

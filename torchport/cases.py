@@ -17,6 +17,7 @@ import numpy as np
 from torchport.errors import RecipeError, SignatureError
 from torchport.export import random_inputs
 from torchport.recipe import Recipe
+from torchport.size_guards import elements
 from torchport.user_code import running
 from torchport_runtime import Signature, TensorSpec
 
@@ -96,6 +97,8 @@ def parity_cases(
     yield from _sizes(recipe, signature, usual)
     for guard in guards:
         for sizes in guard["not_at"]:
+            if elements(signature, sizes) > MAX_ELEMENTS:
+                continue  # Nobody serves that: the guard holds for all that are smaller.
             said = ", ".join(f"{symbol}={size}" for symbol, size in sizes.items())
             name = f"{said} (captured where {guard['holds_where']})"
             yield Case(name, random_inputs(signature, sizes, 0))
@@ -119,10 +122,10 @@ def _sizes(recipe: Recipe, signature: Signature, usual: dict[str, int]) -> Itera
     for symbol, (low, high) in dims.items():
         for size in sweep(low, high):
             sizes = usual | {symbol: size}
-            elements = _elements(signature, sizes)
-            if elements > MAX_ELEMENTS:
+            count = elements(signature, sizes)
+            if count > MAX_ELEMENTS:
                 raise RecipeError(
-                    f"{recipe.path.name}: inputs at {symbol}={size} have {elements:,} elements, which no "
+                    f"{recipe.path.name}: inputs at {symbol}={size} have {count:,} elements, which no "
                     f"machine is asked to prove: give dims a lower greatest {symbol!r}"
                 )
             yield Case(f"{symbol}={size}", random_inputs(signature, sizes, 0))
@@ -132,7 +135,7 @@ def _sizes(recipe: Recipe, signature: Signature, usual: dict[str, int]) -> Itera
         # A size at its end alone shows no limit on a product, nor what holds while one exceeds the other.
         for ends in product(*(dims[symbol] for symbol in pair)):
             sizes = usual | dict(zip(pair, ends, strict=True))
-            while _elements(signature, sizes) > PAIR_ELEMENTS:
+            while elements(signature, sizes) > PAIR_ELEMENTS:
                 largest = max(pair, key=lambda symbol: sizes[symbol] / dims[symbol][0])
                 if sizes[largest] // 2 < dims[largest][0]:
                     break
@@ -142,10 +145,6 @@ def _sizes(recipe: Recipe, signature: Signature, usual: dict[str, int]) -> Itera
             seen.append(sizes)
             name = ", ".join(f"{symbol}={sizes[symbol]}" for symbol in pair)
             yield Case(name, random_inputs(signature, sizes, 0))
-
-
-def _elements(signature: Signature, sizes: dict[str, int]) -> int:
-    return sum(math.prod(spec.resolve(sizes)) for spec in signature.inputs.values())
 
 
 def sweep(low: int, high: int) -> list[int]:

@@ -32,6 +32,9 @@ Batch = tuple[str, dict[str, np.ndarray]]
 
 TIMED_BATCHES = 4
 
+MANY_MATES = 32
+"""Requests of a large batch: as many as a tuning tries."""
+
 
 @dataclass(frozen=True)
 class Agreement:
@@ -81,16 +84,17 @@ class HeldOut:
 
     def measure(self, handler: Handler, *, shuffled: bool = False) -> Measured:
         """Ask everything, in batches as a server under load puts them together: those that follow each other,
-        or with `shuffled` others.
+        or with `shuffled` others, and many of them.
 
         Raises:
             RecipeError: the handler refuses an example, or `score` fails.
         """
         count = len(self._requests)
         order = np.random.default_rng(0).permutation(count) if shuffled else np.arange(count)
+        size = max(self._batch_size, MANY_MATES) if shuffled else self._batch_size
         answers: list[Any] = [None] * count
-        for start in range(0, count, self._batch_size):
-            chunk = order[start : start + self._batch_size].tolist()
+        for start in range(0, count, size):
+            chunk = order[start : start + size].tolist()
             asked = [InferenceRequest(self._requests[index].fields()) for index in chunk]
             for index, answer in zip(chunk, handler.answer(asked), strict=True):
                 if answer.status != 200:

@@ -144,8 +144,8 @@ class Workbench:
             )
         measured = self.examples.measure(handler)
         metrics = measured.metrics
-        if method == "dynamic" and self._recipe.serving.batch_size > 1:
-            # Who shares a batch with whom is another question each time.
+        if method == "dynamic":
+            # Who shares a batch with whom, and how many do, is another question each time.
             others = self.examples.measure(handler, shuffled=True)
             metrics = self._gate.worst([metrics, others.metrics])
         taken = interleaved_seconds(both, self._batches, rounds=QUICK_ROUNDS, at_least=QUICK_SECONDS)
@@ -188,7 +188,8 @@ class Workbench:
 
     def _refuse_strange_mates(self) -> None:
         """Ranges of a run's own batch are also those of one row in it: where nothing bounds what a client may
-        send, one great number leaves the answers of others no digits."""
+        send, one great number leaves the answers of others no digits. How large batches are when it is
+        served, a tuning or an operator decides: so this does not ask."""
         unbounded = [
             name
             for signature in self._signatures.values()
@@ -196,10 +197,10 @@ class Workbench:
             for name, spec in signature.inputs.items()
             if spec.numpy_dtype.kind == "f" and (spec.low is None or spec.high is None)
         ]
-        if unbounded and self._recipe.serving.batch_size > 1:
+        if unbounded:
             raise QuantizationError(
                 "one request's numbers would decide how exact the answers of its batch mates are, and input "
-                f"{unbounded[0]!r} has no bounds: give its TensorSpec low and high, or serve single rows"
+                f"{unbounded[0]!r} has no bounds: give its TensorSpec low and high"
             )
 
     def _calibrate(self, method: str) -> None:

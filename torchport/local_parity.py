@@ -36,7 +36,10 @@ LIBRARIES = {
 
 AGAIN = "torchport verify --store DIR, on this machine"
 
-_KEYS = ("torchport", "archive_sha256", "machine", "libraries", "passed", "results")
+_KEYS = (
+    *("torchport", "archive_sha256", "machine", "libraries"),
+    *("not_installed", "without_gpu", "passed", "results"),
+)
 _NO_RECORD = (AttributeError, KeyError, TypeError)
 """What reading a record ends with that has not the shape of one."""
 

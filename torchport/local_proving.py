@@ -21,14 +21,14 @@ import numpy as np
 import torchport
 from torchport import machine
 from torchport.answers import same_answer
-from torchport.archive_file import ArchiveContents, inspect_archive
+from torchport.archive_file import inspect_archive
 from torchport.errors import ArchiveError, BackendError, TorchportError
 from torchport.evidence import FILE, Evidence, ProvenCase, read_evidence
 from torchport.hashing import sha256_file
 from torchport.loading import ArchivedModel, load
 from torchport.local_parity import LIBRARIES, devices_of, read_record, record_path, still_holds
 from torchport.store import write_json
-from torchport.variants import Variant, carried_variants
+from torchport.variants import Variant
 from torchport.versions import library_versions
 from torchport_runtime.options import BackendOptions
 
@@ -58,7 +58,8 @@ def prove_again(
             f"{archive.name} carries no {FILE}: an earlier torchport made it; verify and package it again"
         )
     own = BackendOptions.from_config(contents.config.get("torchport") or {})
-    carried = _variants(contents, own)
+    # What serves first is proven first.
+    carried = sorted(contents.variants, key=lambda variant: variant.backend != own.backend)
     variants = [v for v in carried if library_versions(LIBRARIES[v.backend][0])]
     if not variants:
         raise ArchiveError(
@@ -74,7 +75,7 @@ def prove_again(
     for variant in variants:
         devices = devices_of(machine.gpus()) if variant.takes_gpu else []
         if devices and (reason := _why_no_gpu(archive, own, variant)):
-            without_gpu.append({**_named(variant), "reason": reason})
+            without_gpu.append({**variant.to_json(), "reason": reason})
             devices = []
         results += [_prove(archive, own, variant, device, tell) for device in ("cpu", *devices)]
     record = {
@@ -90,13 +91,6 @@ def prove_again(
     }
     write_json(record_path(archive), record)
     return LocalParity(True, record)
-
-
-def _variants(contents: ArchiveContents, own: BackendOptions) -> list[Variant]:
-    """Those whose artifacts the archive carries, of the backend that serves first."""
-    names = {entry.name for entry in contents.entries}
-    carried = carried_variants(contents.signature["graphs"], names)
-    return sorted(carried, key=lambda variant: variant.backend != own.backend)
 
 
 def _load(archive: Path, own: BackendOptions, variant: Variant, device: str) -> ArchivedModel:
@@ -154,7 +148,7 @@ def _prove(
         # Of the archive's own handler, whatever it may be: it is a reason why this did not pass.
         failures.append(f"the handler failed: {type(err).__name__}: {err}")
     return {
-        **_named(variant),
+        **variant.to_json(),
         "device": device,
         "passed": not failures,
         "failures": failures,
@@ -162,11 +156,6 @@ def _prove(
         "worst_error_to_bound": float(f"{worst:.3g}") if np.isfinite(worst) else "inf",
         "requests_compared": requests,
     }
-
-
-def _named(variant: Variant) -> dict[str, str]:
-    precision = {"precision": variant.precision} if variant.precision != "float32" else {}
-    return {"backend": variant.backend, **precision}
 
 
 def _compare(model: ArchivedModel, case: ProvenCase) -> Iterator[tuple[float, str]]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
@@ -23,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, cast
 
+from torchport.child_process import end_with_parent, how_it_ended
 from torchport.errors import ArchiveError, TorchportError
 from torchport.local_parity import record_path
 from torchport.local_proving import LocalParity, prove_again
@@ -37,8 +37,6 @@ _LAST_WORDS = 5
 _LONGEST_LINE = 500
 _DRAIN_S = 0.5
 """A process that has left the group may hold the pipes open: what is in them is waited for no longer."""
-
-_PR_SET_PDEATHSIG = 1
 
 
 def prove_apart(
@@ -95,7 +93,7 @@ def _run(archive: Path, outcome: Path, force: bool, timeout_s: float, tell: Call
         for reader in readers:
             reader.start()
         process.wait(timeout_s)
-        ended = _ending(process.returncode)
+        ended = f"its process {how_it_ended(process.returncode)} before it was through"
     except subprocess.TimeoutExpired:
         ended = f"it did not come to an end within {timeout_s:g} s (--timeout allows it more)"
     finally:
@@ -107,15 +105,6 @@ def _run(archive: Path, outcome: Path, force: bool, timeout_s: float, tell: Call
             reader.join(_DRAIN_S)
     words = " / ".join(filter(None, map(str.strip, last)))
     return ended + (f"; its last words were: {words}" if words else "")
-
-
-def _ending(code: int) -> str:
-    if code >= 0:
-        return f"its process ended with exit code {code} before it was through"
-    try:
-        return f"its process was ended by {signal.Signals(-code).name} before it was through"
-    except ValueError:
-        return f"its process was ended by signal {-code} before it was through"
 
 
 def _each_line(stream: IO[bytes], take: Callable[[str], object]) -> None:
@@ -132,7 +121,11 @@ def main() -> None:
     parser.add_argument("outcome", type=Path)
     parser.add_argument("--force", action="store_true")
     given = parser.parse_args()
-    end_with_parent()
+    # Its own from here on: an archive's handler finds nothing to read.
+    lifeline = os.dup(0)
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    end_with_parent(lifeline)
     # What a handler prints is no progress: standard output is told of that alone.
     progress = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -147,25 +140,6 @@ def main() -> None:
         write_json(given.outcome, {"failure": f"{given.archive.name} was not proven: {err}"})
     # Not by the long way through the clean-up of torch, or of the handler: everything is said.
     os._exit(0)
-
-
-def end_with_parent() -> None:
-    """End this process and its group where the other end of its standard input closes; leave nothing there
-    for others to read."""
-    if sys.platform == "linux":
-        # For a process whose threads cannot run: a library that keeps the interpreter's lock.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    lifeline = os.dup(0)
-    with open(os.devnull, "rb") as nothing:
-        os.dup2(nothing.fileno(), 0)
-
-    def watch() -> None:
-        os.read(lifeline, 1)
-        with contextlib.suppress(OSError):
-            os.killpg(0, signal.SIGKILL)
-        os._exit(1)
-
-    threading.Thread(target=watch, name="lifeline", daemon=True).start()
 
 
 if __name__ == "__main__":

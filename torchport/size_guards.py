@@ -10,8 +10,10 @@ sizes as if they were such as the example's. So these are sizes that parity has 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from itertools import product
+from functools import partial
+from itertools import islice, product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +28,9 @@ EVERY_SIZE = 1024
 
 FURTHER, COMBINED = 256, 512
 """Sizes of one dimension beyond, and sizes of all dimensions at once, drawn at random."""
+
+MOST_ELEMENTS = 2**20
+"""Of the inputs at one size: parity runs the model there, and time and memory go with it."""
 
 KEPT = 16
 """Sizes of each guard, spread over those at which it does not hold."""
@@ -46,10 +51,13 @@ def guarded_sizes(program: ExportedProgram, signature: Signature) -> list[dict[s
         ]
         try:
             guards(*inputs)
-        except AssertionError as err:
-            guard = str(err).removeprefix("Guard failed: ").splitlines()[0][:200]
-            found.setdefault(guard, []).append(sizes)
-    return [{"holds_where": guard, "not_at": _spread(sizes)} for guard, sizes in found.items()]
+        except Exception as err:  # It does not hold; or it cannot be asked, as where it divides by 0.
+            said = str(err).removeprefix("Guard failed: ").splitlines() or [type(err).__name__]
+            found.setdefault(said[0][:200], []).append(sizes)
+    return [
+        {"holds_where": guard, "not_at": _spread(_affordable(sizes, signature))}
+        for guard, sizes in found.items()
+    ]
 
 
 def sizes_to_try(signature: Signature) -> Iterator[dict[str, int]]:
@@ -63,10 +71,21 @@ def sizes_to_try(signature: Signature) -> Iterator[dict[str, int]]:
             beyond = draw.integers(sizes[-1] + 1, high, FURTHER, endpoint=True)
             sizes += [*sorted({int(size) for size in beyond}), high - 1, high]
         yield from (usual | {symbol: size} for size in sizes)
-    yield from (dict(zip(dims, ends, strict=True)) for ends in product(*dims.values()))
+    yield from (dict(zip(dims, ends, strict=True)) for ends in islice(product(*dims.values()), COMBINED))
     if len(dims) > 1:
         for _ in range(COMBINED):
             yield {s: int(draw.integers(low, high, endpoint=True)) for s, (low, high) in dims.items()}
+
+
+def elements(signature: Signature, sizes: dict[str, int]) -> int:
+    """Of all inputs together."""
+    return sum(math.prod(spec.resolve(sizes)) for spec in signature.inputs.values())
+
+
+def _affordable(sizes: list[dict[str, int]], signature: Signature) -> list[dict[str, int]]:
+    """Those with few elements; where all have many, the one that has the fewest."""
+    few = [one for one in sizes if elements(signature, one) <= MOST_ELEMENTS]
+    return few or [min(sizes, key=partial(elements, signature))]
 
 
 def _spread(sizes: list[dict[str, int]]) -> list[dict[str, int]]:

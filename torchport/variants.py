@@ -34,6 +34,11 @@ class Variant:
         """Whether it runs on a GPU, too."""
         return BackendOptions(backend=self.backend, precision=self.precision).takes_gpu
 
+    def to_json(self) -> dict[str, str]:
+        """As `of` reads it in a record's entry."""
+        precision = {} if self.precision == "float32" else {"precision": self.precision}
+        return {"backend": self.backend, **precision}
+
     @classmethod
     def of(cls, result: Mapping[str, Any]) -> Variant:
         """That of a record's entry. Before there were precisions all were float32."""

@@ -232,6 +232,8 @@ class Shadow:
 
     def _take(self, graph: str, rows: int, looked: Looked) -> None:
         with self._lock:
+            if self._closed.is_set():
+                return  # They count as dropped by now.
             self._outstanding -= rows
             self._rows += rows
             self._disagreements += looked.disagreeing

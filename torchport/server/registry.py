@@ -58,6 +58,7 @@ class Registry:
         """By model and version, those included that are gone: a counter never runs backwards."""
         self.failures: dict[str, str] = {}
         """Archives that could not be loaded when the server started, with the reason."""
+        self._was_emptied = False
         self.unrestored: dict[str, dict[str, dict[str, Any]]] = {}
         """What a snapshot told of and could not be had, by model and version, for the next snapshot."""
         self._gpus, self._changed, self._samples_taken = gpus, changed, samples_taken
@@ -128,9 +129,9 @@ class Registry:
 
     @property
     def _all_failed(self) -> bool:
-        """What asks for nothing of a server may have an empty one; this one was asked for models, and an
-        orchestrator that is told that all is well would send it requests."""
-        return bool(self.failures) and not self.models
+        """Whether none of the models is there that it was started with: an orchestrator that is told that all
+        is well would send it requests. Who removes them by the API has what they asked for."""
+        return bool(self.failures) and not self.models and not self._was_emptied
 
     # Changing.
 
@@ -283,6 +284,7 @@ class Registry:
             if number == model.default and len(model.versions) > 1:
                 raise InvalidModelVersion(f"Cannot remove default version for model {name}")
             await self._remove(model.versions[number])
+        self._was_emptied = not self.models
         self._changed()
         return f'Model "{name}" unregistered'
 

@@ -11,7 +11,7 @@ from torchport.errors import BackendError
 from torchport.local_parity import require_local_parity
 from torchport.server.errors import ArchiveRefused
 from torchport.server.settings import ServerSettings
-from torchport.variants import Variant, carried_variants
+from torchport.variants import Variant
 from torchport_runtime.options import BackendOptions
 
 
@@ -44,14 +44,14 @@ def require_trusted(contents: ArchiveContents, settings: ServerSettings) -> bool
 
 
 def _require_carried(contents: ArchiveContents, options: BackendOptions) -> None:
-    carried = carried_variants(contents.signature["graphs"], {entry.name for entry in contents.entries})
+    carried = contents.variants
     if contents.int8_certificate:
         carried.append(Variant("onnxruntime", "int8"))
     asked = Variant(options.backend, options.precision)
     if asked not in carried:
         raise ArchiveRefused(
             f"{contents.path.name}: it does not carry {asked} (TORCHPORT_BACKEND, TORCHPORT_PRECISION or "
-            f"its own options), but {', '.join(map(str, carried))}"
+            f"its own options), but {', '.join(map(str, carried)) or 'nothing'}"
         )
 
 

@@ -29,6 +29,7 @@ from typing import Any, Protocol, cast
 import msgspec
 import psutil
 
+from torchport.child_process import how_it_ended
 from torchport.server.wire import (
     HEADER,
     MAX_FRAME,
@@ -273,19 +274,10 @@ class WorkerHost(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
         from_outside = code == -signal.SIGKILL and self._killed_because is None
-        end = End(self._killed_because or _end_of(code), from_outside, "\n".join(self._output))
+        end = End(self._killed_because or f"it {how_it_ended(code)}", from_outside, "\n".join(self._output))
         members, self.members = list(self.members.values()), {}
         for member in members:
             member.host_gone(end)
-
-
-def _end_of(code: int) -> str:
-    if code >= 0:
-        return f"it ended with exit code {code}"
-    try:
-        return f"it was ended by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"it was ended by signal {-code}"
 
 
 class SharedHosts:

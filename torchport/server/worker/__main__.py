@@ -6,20 +6,16 @@ its end says that the front is gone, and then this process goes too, whatever it
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import logging
 import os
 import select
-import signal
 import socket
 import sys
-import threading
 from typing import Any
 
+from torchport.child_process import end_with_parent
 from torchport.server.wire import HEADER, MAX_FRAME, decode_order, encode_frame
 
-_PR_SET_PDEATHSIG = 1
 _READ_SIZE = 1 << 16
 NEWS_EVERY_S = 0.05
 """How often a worker without work asks whether its handlers have something to tell."""
@@ -27,7 +23,7 @@ NEWS_EVERY_S = 0.05
 
 def main() -> None:
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
-    die_with_front(int(sys.argv[2]))
+    end_with_parent(int(sys.argv[2]))
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     from torchport.server.worker.serving import Models
 
@@ -91,21 +87,6 @@ class Channel:
             # Not sys.exit: a library's atexit hook must not keep a worker that nobody needs.
             os._exit(0)
         return got
-
-
-def die_with_front(lifeline: int) -> None:
-    """End this process when the front ends, by SIGKILL too."""
-    if sys.platform == "linux":
-        # For a worker whose threads cannot run: a library that keeps the interpreter's lock.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-    def watch() -> None:
-        os.read(lifeline, 1)
-        with contextlib.suppress(OSError):
-            os.killpg(0, signal.SIGKILL)  # This worker leads its group: its own children go with it.
-        os._exit(1)
-
-    threading.Thread(target=watch, name="lifeline", daemon=True).start()
 
 
 if __name__ == "__main__":
