@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from torchport.errors import ExportError
 from torchport.exporters import check_dims, gist
+from torchport.onnx_recurrent import recurrent_translations
+from torchport.recurrent import recurrent_layers_as_loops
 from torchport_runtime import Signature, TensorSpec
 
 if TYPE_CHECKING:
@@ -24,11 +26,12 @@ def export_onnx(program: ExportedProgram, signature: Signature) -> tuple[bytes, 
     except ImportError as err:
         raise ExportError(f"ONNX export needs {err.name}: pip install 'torchport[train]'") from err
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), recurrent_layers_as_loops():
             warnings.simplefilter("ignore")
             exported = torch.onnx.export(
                 program,
                 dynamo=True,
+                custom_translation_table=recurrent_translations(),
                 input_names=list(signature.inputs),
                 output_names=list(signature.outputs),
                 external_data=False,
