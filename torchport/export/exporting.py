@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torchport.errors import ExportError, StaleError
+from torchport.export.artifacts import make_artifacts
 from torchport.model.graphs import model_graphs
 from torchport.model.trained import require_training, trained_model
 from torchport.recipe.contract import Recipe
@@ -53,8 +54,6 @@ def export(
         StaleError: the recipe is not trained.
         ExportError: the model cannot be exported as the recipe says; all backends' failures in one.
     """
-    from torchport.export.artifacts import make_artifacts
-
     with folder.lock():
         model = trained_model(recipe, folder)
         training = require_training(recipe, folder)

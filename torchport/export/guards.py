@@ -10,7 +10,6 @@ sizes as if they were such as the example's. So these are sizes that parity has 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice, product
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from torchport.recipe.inputs import elements
 from torchport_runtime import Signature
 
 if TYPE_CHECKING:
@@ -75,11 +75,6 @@ def sizes_to_try(signature: Signature) -> Iterator[dict[str, int]]:
     if len(dims) > 1:
         for _ in range(COMBINED):
             yield {s: int(draw.integers(low, high, endpoint=True)) for s, (low, high) in dims.items()}
-
-
-def elements(signature: Signature, sizes: dict[str, int]) -> int:
-    """Of all inputs together."""
-    return sum(math.prod(spec.resolve(sizes)) for spec in signature.inputs.values())
 
 
 def _affordable(sizes: list[dict[str, int]], signature: Signature) -> list[dict[str, int]]:

@@ -5,6 +5,7 @@ example_inputs(signature)["x"].shape             # (2, 1)
 
 from __future__ import annotations
 
+import math
 from itertools import chain
 
 import numpy as np
@@ -39,6 +40,11 @@ def random_inputs(signature: Signature, sizes: dict[str, int], seed: int) -> dic
     return {
         name: random_tensor(spec, spec.resolve(sizes), generator) for name, spec in signature.inputs.items()
     }
+
+
+def elements(signature: Signature, sizes: dict[str, int]) -> int:
+    """The number of elements of all inputs together."""
+    return sum(math.prod(spec.resolve(sizes)) for spec in signature.inputs.values())
 
 
 def random_tensor(spec: TensorSpec, shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from torchport.errors import RecipeError
 from torchport.model.graphs import model_graphs
 from torchport.model.outputs import check_eager_outputs
@@ -12,8 +10,8 @@ from torchport.recipe.handler import handler_class
 from torchport.recipe.inputs import example_inputs
 from torchport.recipe.loading import find_handler
 from torchport.recipe.requests import recipe_requests
+from torchport.recipe.samples import checked_samples
 from torchport.recipe.user_code import running
-from torchport.verify.outputs.cases import parity_cases
 
 
 def check_untrained(recipe: Recipe) -> None:
@@ -23,6 +21,8 @@ def check_untrained(recipe: Recipe) -> None:
         RecipeError: build, samples or the handler's file fail, or a sample does not fit the signature.
         ExportError: the untrained model does not take or give what the signature says.
     """
+    from torch import nn
+
     handler_class(find_handler(recipe))
     with running(recipe.path, "build"):
         model = recipe.build()
@@ -34,5 +34,5 @@ def check_untrained(recipe: Recipe) -> None:
             raise RecipeError(f"{recipe.path.name}: graphs() has {graph!r}, signatures() has not")
         signature = signatures[graph]
         check_eager_outputs(recipe, graph, module.eval(), signature, example_inputs(signature))
-        next(parity_cases(recipe, graph, signature))
+        next(checked_samples(recipe, graph, signature))
     recipe_requests(recipe)

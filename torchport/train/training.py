@@ -27,7 +27,9 @@ from torchport.store.files import write_bytes, write_json
 from torchport.store.folders import BuildFolder
 from torchport.store.hashing import sha256_bytes, sha256_file, sha256_json, sha256_tree
 from torchport.store.versions import library_versions
+from torchport.train.preflight import check_untrained
 from torchport.train.run import Progress, Run, no_progress
+from torchport.train.state_dict import require_kept
 
 if TYPE_CHECKING:
     from torch import nn
@@ -79,10 +81,6 @@ def train(
             raise TrainingError(
                 f"{recipe.name} was made from a file of weights, and {why}: give it again (--weights FILE)"
             )
-        # Here, as the stages after this one import it.
-        from torchport.train.preflight import check_untrained
-        from torchport.train.state_dict import require_kept
-
         check_untrained(recipe)
         started = time.monotonic()
         model, metrics, run = _trained(recipe, folder, inputs, weights, show)

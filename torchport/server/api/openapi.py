@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torchport.server.api.openapi_open_inference import oip_paths
 from torchport.server.models.version import ModelVersion
+from torchport.version import __version__
 
 _ERROR = {
     "type": "object",
@@ -153,8 +155,6 @@ _VERSION = _path("model_version", "A version of it")
 
 
 def _description(title: str, paths: Mapping[str, Any]) -> dict[str, Any]:
-    from torchport.version import __version__
-
     return {
         "openapi": "3.0.1",
         "info": {"title": title, "version": __version__},
@@ -200,8 +200,6 @@ def inference_description() -> dict[str, Any]:
             errors=(404, 405),
         )
     }
-    from torchport.server.api.openapi_open_inference import oip_paths
-
     return _description("torchport inference API", {**paths, **oip_paths()})
 
 

@@ -14,11 +14,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from torchport.errors import RecipeError, SignatureError
-from torchport.export.guards import elements
+from torchport.errors import RecipeError
 from torchport.recipe.contract import Recipe
-from torchport.recipe.inputs import random_inputs
-from torchport.recipe.user_code import running
+from torchport.recipe.inputs import elements, random_inputs
+from torchport.recipe.samples import checked_samples
 from torchport_runtime import Signature, TensorSpec
 
 BATCH_ROWS = 8
@@ -90,16 +89,8 @@ def parity_cases(
     Raises:
         RecipeError: the recipe gives no samples, or one that does not fit its own signature.
     """
-    with running(recipe.path, "samples"):
-        samples = list(recipe.graph_samples(graph) or ())
-    for index, sample in enumerate(samples):
-        try:
-            signature.check_inputs(sample)
-        except (SignatureError, AttributeError, TypeError) as err:
-            raise RecipeError(f"{recipe.path.name}: sample {index} of graph {graph!r}: {err}") from err
-        yield Case(f"sample {index}", dict(sample))
-    if not samples:
-        raise RecipeError(f"{recipe.path.name}: samples() gives nothing: parity needs real inputs")
+    for index, sample in enumerate(checked_samples(recipe, graph, signature)):
+        yield Case(f"sample {index}", sample)
     usual = {s: min(high, max(low, 2)) for s, (low, high) in signature.dims.items()}
     yield from _sizes(recipe, signature, usual)
     for guard in guards:
