@@ -322,7 +322,7 @@ def inspect(archive: Annotated[Path, typer.Argument(help="A .mar file.")]) -> No
 
     contents = inspect_archive(archive)
     show.archive(contents)
-    show.served(records_beside(contents))
+    show.served(records_beside(contents.path, contents.name, contents.version))
     if contents.problems:
         raise typer.Exit(1)
 

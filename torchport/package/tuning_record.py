@@ -17,10 +17,10 @@ from torchport.model.certificate import binding, differences
 from torchport.model.int8_certificate import CERTIFICATE as INT8_CERTIFICATE
 from torchport.package.configuration import BATCH_SIZES, Configuration
 from torchport.recipe.contract import Recipe
-from torchport.server.settings.checks import MAX_WORKERS
 from torchport.store.files import read_json
 from torchport.store.folders import BuildFolder
 from torchport.store.hashing import sha256_file
+from torchport_runtime.options import MOST_THREADS
 
 FORMAT = 1
 RECORD, PICTURE, REPORT = "tuning.json", "tuning.svg", "tuning.html"
@@ -90,8 +90,8 @@ def _require_measurable(recipe: Recipe, chosen: Configuration, cores: Any) -> No
     Raises:
         ValueError: a number that is none of those.
     """
-    if type(cores) is not int or not 1 <= cores <= MAX_WORKERS:
-        raise ValueError(f"cores {str(cores)[:100]}: 1 to {MAX_WORKERS} is expected")
+    if type(cores) is not int or not 1 <= cores <= MOST_THREADS:
+        raise ValueError(f"cores {str(cores)[:100]}: 1 to {MOST_THREADS} is expected")
     default = Configuration.default_of(recipe)
     for name, measured in (("threads", cores), ("workers", cores), ("batch_size", max(BATCH_SIZES))):
         value, most = getattr(chosen, name), max(measured, getattr(default, name))

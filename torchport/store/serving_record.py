@@ -7,9 +7,9 @@ asked of one archive.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from torchport.archive.contents import ArchiveContents
 from torchport.store.files import read_json, write_json
 from torchport.store.folders import BuildFolder, Store
 from torchport.store.hashing import sha256_file
@@ -45,12 +45,12 @@ def keep_record(folder: BuildFolder, record: dict[str, Any]) -> list[dict[str, A
     return records
 
 
-def records_beside(contents: ArchiveContents) -> list[dict[str, Any]]:
-    """Those of an archive that lies in its store, under its own name; none of any other."""
-    store = Store(contents.path.parent)
-    if contents.path.name != store.archive(contents.name, contents.version).name:
+def records_beside(archive: Path, name: str, version: str) -> list[dict[str, Any]]:
+    """The records of an archive that lies in its store, under the name of its model; empty for any other."""
+    store = Store(archive.parent)
+    if archive.name != store.archive(name, version).name:
         return []
-    return read_records(store.build(contents.name, contents.version), sha256_file(contents.path))
+    return read_records(store.build(name, version), sha256_file(archive))
 
 
 def _asked(record: dict[str, Any]) -> tuple[str, Any, Any]:
