@@ -40,6 +40,8 @@ from torchport.verify.outputs.comparison import Comparison
 from torchport.verify.outputs.divergence import divergence
 from torchport.verify.outputs.half_reference import HalfReference
 from torchport.verify.outputs.hidden_nan import kernels_that_hide
+from torchport.verify.outputs.ledger import Ledger
+from torchport.verify.outputs.preconditions import problems_of
 from torchport.verify.outputs.reference import EAGER_MULTIPLE, SCALE_EPSILONS, Reference
 from torchport.verify.report.measures import measure_graph
 from torchport.verify.report.page import report, with_wire
@@ -106,11 +108,12 @@ def verify(
         for graph, signature in recipe.signatures().items():
             cases = list(parity_cases(recipe, graph, signature, guards.get(graph, ())))
             reference = Reference(graphs[graph], signature, cases)
+            problems = list(problems_of(graphs[graph], signature, reference))
             reference_kinds[graph] = reference.kind
             if reference.refused:
                 refused[graph] = reference.refused
             evidence.add_cases(graph, signature, reference.cases, reference)
-            failures += [f"eager, graph {graph}: {problem}" for problem in reference.problems]
+            failures += [f"eager, graph {graph}: {problem}" for problem in problems]
             references = {"float32": reference}
             for variant in exported_variants(recipe, folder):
                 if variant.precision not in references:
@@ -127,14 +130,15 @@ def verify(
                     if loaded is not None:
                         opened.setdefault((str(variant), device), {})[graph] = loaded
                     results.append(comparison.summary())
-                    if str(variant) == "onnxruntime" and comparison.failures:
-                        failed = next((c for c in reference.cases if comparison.differs_in(c.name)), None)
+                    ledger = comparison.ledger
+                    if str(variant) == "onnxruntime" and ledger.failures:
+                        failed = next((c for c in reference.cases if ledger.differs_in(c.name)), None)
                         if failed is not None:
                             module = graphs[graph]
-                            comparison.fail(
+                            ledger.fail(
                                 failed.name, divergence(recipe, folder, graph, module, signature, failed)
                             )
-                    (optional if is_optional(recipe, variant) else failures).extend(comparison.failures)
+                    (optional if is_optional(recipe, variant) else failures).extend(ledger.failures)
             tell(f"measuring {graph} for the report")
             on_cpu = {name: by[graph] for (name, on), by in opened.items() if on == "cpu" and graph in by}
             with torch_threads_kept():
@@ -204,10 +208,11 @@ def _compared(
     Raises:
         BackendError: the device cannot be had.
     """
-    comparison = Comparison(graph, variant.backend, device, signature, reference, variant.precision)
-    if variant.precision != "float32":  # Of the model in float32 they are failures without any export.
+    ledger = Ledger(graph, variant.backend, device, signature, reference, variant.precision)
+    comparison = Comparison(ledger)
+    if isinstance(reference, HalfReference):  # Of the model in float32 they are failures without any export.
         for problem in reference.problems:
-            comparison.fail("", problem)
+            ledger.fail("", problem)
     path = folder.path / variant.artifact(graph)
     options = variant_options(recipe, variant, device)
     loaded = None
@@ -223,7 +228,7 @@ def _compared(
     except BackendError as err:
         if device != "cpu":
             raise  # It cannot be had here: that says nothing about the export.
-        comparison.fail("", str(err))
+        ledger.fail("", str(err))
     return comparison, loaded
 
 

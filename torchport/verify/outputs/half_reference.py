@@ -41,7 +41,7 @@ class HalfReference(Reference):
         self._epsilon, self._tiny = limits.eps, limits.tiny
         self._full, self._double, self.kind = full, full._double, full.kind
         self.refused = {}
-        self.problems = []
+        self.problems: list[str] = []
         self._figures = {}
         self._otherwise = []
         self._eager = self._run_half(full.cases)

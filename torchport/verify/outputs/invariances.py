@@ -1,7 +1,7 @@
 """What must not change an export's answer: the order of the rows, running it once more, the number of
 threads, the layout of its inputs in memory.
 
-    check = Invariances(comparison, cases)
+    check = Invariances(ledger, cases)
     check.other_order(backend); check.other_layout(backend); check.repeated(backend)
     check.threads(lambda count: open_backend(path, signature, replace(options, threads=count)))
 
@@ -13,16 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from torchport.errors import BackendError, SignatureError
 from torchport.verify.outputs.cases import THREADS, Case
+from torchport.verify.outputs.ledger import Ledger
 from torchport_runtime.backends.backend import Backend
-
-if TYPE_CHECKING:
-    from torchport.verify.outputs.comparison import Comparison
 
 ROWS = 8
 """Of a batch, that are used: state, order and threads show in a few rows as in many."""
@@ -31,9 +29,9 @@ ROWS = 8
 class Invariances:
     """The checks of one comparison. The recipe's samples are used, and seeds where that is cheap."""
 
-    def __init__(self, comparison: Comparison, cases: Sequence[Case]) -> None:
-        self._comparison = comparison
-        self._batched = comparison.signature.batch_dim is not None
+    def __init__(self, ledger: Ledger, cases: Sequence[Case]) -> None:
+        self._ledger = ledger
+        self._batched = ledger.signature.batch_dim is not None
         self._samples = [self._few(case) for case in cases if case.is_sample]
         self._batches = [self._few(case) for case in cases if case.compares_rows] if self._batched else []
         self.counts: dict[str, Any] = {
@@ -80,7 +78,7 @@ class Invariances:
                 continue
             for name, array in given.items():
                 if not np.array_equal(array, case.inputs[name]):
-                    self._comparison.fail(
+                    self._ledger.fail(
                         label,
                         f"input {name!r} is overwritten by the graph: an operation in place in forward?",
                     )
@@ -91,14 +89,14 @@ class Invariances:
                 continue
             for name, array in first.items():
                 if not _same(array, kept[name]):
-                    self._comparison.fail(
+                    self._ledger.fail(
                         label, f"output {name!r} changed after it was given, when the graph ran again"
                     )
             again = self._answer(backend, label, {name: a.copy() for name, a in case.inputs.items()})
             if again is None:
                 continue
             self._hold_together(case, label, kept, again)
-            self._comparison.compare(label, case.name, again, self._rows(case))
+            self._ledger.compare(label, case.name, again, self._rows(case))
             self.counts["repeated"] += 1
 
     def threads(self, reopen: Callable[[int], Backend]) -> None:
@@ -126,10 +124,10 @@ class Invariances:
             before = first[name]
             if array.shape == before.shape and _same(array, before):
                 continue
-            bound = self._comparison.reference.truth(case.name, name).bound
+            bound = self._ledger.reference.truth(case.name, name).bound
             if array.shape == before.shape and np.allclose(array, before, rtol=0, atol=bound, equal_nan=True):
                 continue  # Kernels that share work out may sum in another order each time.
-            self._comparison.fail(
+            self._ledger.fail(
                 label,
                 f"output {name!r} is another for the same input: dropout left on, noise, or state that the "
                 "graph keeps between calls?",
@@ -149,7 +147,7 @@ class Invariances:
     ) -> bool:
         outputs = self._answer(backend, label, inputs)
         if outputs is not None:
-            self._comparison.compare(label, case.name, outputs, rows or self._rows(case))
+            self._ledger.compare(label, case.name, outputs, rows or self._rows(case))
         return outputs is not None
 
     def _answer(
@@ -157,9 +155,9 @@ class Invariances:
     ) -> dict[str, np.ndarray] | None:
         try:
             outputs = backend.run(inputs)
-            self._comparison.signature.check_outputs(outputs)
+            self._ledger.signature.check_outputs(outputs)
         except (BackendError, SignatureError) as err:
-            self._comparison.fail(label, str(err))
+            self._ledger.fail(label, str(err))
             return None
         return outputs
 

@@ -13,12 +13,11 @@ import numpy as np
 
 from torchport.model.eager import EagerBackend
 from torchport.verify.outputs.cases import BATCH_ROWS
+from torchport.verify.outputs.reference import Reference
 from torchport_runtime import Signature
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from torchport.verify.outputs.reference import Reference
 
 USELESS = 0.05
 """Of an output's scale: a bound above this part of it proves nothing."""

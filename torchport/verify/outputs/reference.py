@@ -14,7 +14,6 @@ from torchport.errors import RecipeError
 from torchport.model.eager import EagerBackend, moved_module
 from torchport.verify.outputs.cases import THREADS, Case
 from torchport.verify.outputs.error_statistics import figures
-from torchport.verify.outputs.preconditions import problems_of
 from torchport.verify.torch_threads import torch_threads_kept
 from torchport_runtime import Signature
 
@@ -50,10 +49,8 @@ class Reference:
     """Runs the trained model on every case, in float32 and in float64.
 
     `kind` is "float64", or says why it is float32. In that case eager's own error is estimated by the
-    change that it shows when weights and inputs are moved by a float32 epsilon. `problems` are those
-    of the model itself, which make any comparison worthless: answers that change from run to run, that
-    are NaN or all rounding error, and rows of one batch that change each other's answers. `cases` are those
-    that the model runs on, `refused` says by name why it does not run on the others, which were optional.
+    change that it shows when weights and inputs are moved by a float32 epsilon. `cases` are those that the
+    model runs on, `refused` says by name why it does not run on the others, which were optional.
     """
 
     def __init__(self, module: nn.Module, signature: Signature, cases: Sequence[Case]) -> None:
@@ -83,7 +80,6 @@ class Reference:
         self._bound_lucky_cases()
         real = [case for case in cases if case.is_sample]
         self._bound_channels(real, moved)
-        self.problems = list(problems_of(module, signature, self))
 
     def eager(self, case: str, output: str) -> np.ndarray:
         """The output in eager float32."""
