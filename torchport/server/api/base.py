@@ -213,7 +213,7 @@ class Api:
 
     def send(self, request: Request, reply: Reply) -> None:
         """Send an answer, count it, and log it where that is asked for."""
-        request.http.connection.respond(reply.status, self.all_lines(request, reply.lines), reply.body)
+        request.http.responder.respond(reply.status, self.all_lines(request, reply.lines), reply.body)
         self.sent(request, reply.status)
 
     def all_lines(self, request: Request, lines: bytes) -> bytes:
@@ -236,7 +236,7 @@ class Api:
         trace = request.http.by_name.get(b"traceparent")
         access_logger.info(
             '%s "%s %s" %d %.2f ms %s',
-            request.http.connection.client,
+            request.http.responder.client,
             request.method,
             path,
             status,
@@ -244,7 +244,7 @@ class Api:
             request.id,
             extra={
                 "request_id": request.id,
-                "client": request.http.connection.client,
+                "client": request.http.responder.client,
                 "method": request.method,
                 "path": path,
                 "status": status,

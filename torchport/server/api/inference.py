@@ -209,7 +209,7 @@ class _Prediction:
 
     @property
     def is_gone(self) -> bool:
-        return self._request.http.connection.is_gone
+        return self._request.http.responder.is_gone
 
     def answered(self, job: Job, answer: Answer) -> None:
         route, now = self._route, time.monotonic()
@@ -240,7 +240,7 @@ class _Prediction:
         self._waiting_bytes += len(piece.body)
         if self._waiting_bytes > self._api.settings.max_response_size:
             # The client takes the pieces slower than they come: they must not fill the memory.
-            self._request.http.connection.abort()
+            self._request.http.responder.abort()
 
     def failed(self, job: Job, error: Exception) -> None:
         if self._pieces is None:
@@ -251,22 +251,22 @@ class _Prediction:
 
     async def _stream(self, pieces: asyncio.Queue[Answer | Exception | None]) -> None:
         """Send pieces as they come."""
-        request, connection = self._request, self._request.http.connection
+        request, responder = self._request, self._request.http.responder
         started = False
         while (piece := await pieces.get()) is not None:
             if isinstance(piece, Exception) or piece.error:
                 # A proper end would say that this was all: the client is to see that it was not.
                 logger.error("request %s: the stream is cut off: %s", request.id, piece)
-                connection.abort()
+                responder.abort()
                 return
             if not started:
                 started = True
                 lines = self._api.all_lines(request, answer_lines(piece) + _STREAMED)
-                await connection.start_chunks(_status(piece), lines)
+                await responder.start_chunks(_status(piece), lines)
                 self._api.sent(request, _status(piece))
-            await connection.send_chunk(piece.body)
+            await responder.send_chunk(piece.body)
             self._waiting_bytes -= len(piece.body)
-        connection.end_chunks()
+        responder.end_chunks()
 
 
 def headers_for_handlers(request: Request) -> list[tuple[bytes, bytes]]:

@@ -107,7 +107,7 @@ class _Inference:
 
     @property
     def is_gone(self) -> bool:
-        return self._request.http.connection.is_gone
+        return self._request.http.responder.is_gone
 
     def answered(self, job: Job, answer: Answer) -> None:
         route, now = self._route, time.monotonic()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 from urllib.parse import quote, urlencode
 
 from torchport.server.api.base import Request
@@ -17,7 +17,6 @@ from torchport.server.api.management import ManagementApi
 from torchport.server.errors import Forbidden, InvalidRequest
 from torchport.server.grpc.calls import Call, Calls
 from torchport.server.grpc.messages import MANAGEMENT, management
-from torchport.server.http.connection import HttpConnection
 from torchport.server.http.message import HttpRequest
 
 _TIMEOUT = b"x-request-timeout-ms"
@@ -81,8 +80,7 @@ class ManagementService:
 
     async def _ask(self, call: Call, method: str, path: str, query: Mapping[str, str]) -> str:
         """The body of the REST API's answer."""
-        # What the API answers is read here and not sent, so there is no connection.
-        http = HttpRequest(cast(HttpConnection, None))
+        http = HttpRequest()  # It is answered by value: what the API answers is read here and not sent.
         http.method, http.path, http.query = method, path.encode(), urlencode(query).encode()
         for name, value in call.metadata:
             if name != _TIMEOUT:

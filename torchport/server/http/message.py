@@ -7,10 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from http import HTTPStatus
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from torchport.server.http.connection import HttpConnection
+from typing import Protocol
 
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -40,18 +37,45 @@ _REFUSALS = {
 }
 
 
+class Responder(Protocol):
+    """Where the answer to the request at hand is sent: whole, or in pieces."""
+
+    @property
+    def client(self) -> str:
+        """The client's address."""
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the client has hung up, or was cut off."""
+
+    def respond(self, status: int, lines: bytes, body: bytes) -> None:
+        """Send a whole answer."""
+
+    async def start_chunks(self, status: int, lines: bytes) -> None:
+        """Begin an answer whose length is not known."""
+
+    async def send_chunk(self, piece: bytes) -> None:
+        """Send a piece."""
+
+    def end_chunks(self) -> None:
+        """End the answer."""
+
+    def abort(self) -> None:
+        """Cut the client off."""
+
+
 class HttpRequest:
     """One request as it came. `headers` have the names that the client wrote; `by_name` has them in lower
-    case, and of a header that comes twice the first.
+    case, and of a header that comes twice the first. A request without a responder is answered by value.
 
     `chunks` says whether the client knows answers in pieces; one of HTTP/1.0 does not.
     """
 
     __slots__ = (
+        "_responder",
         "body",
         "by_name",
         "chunks",
-        "connection",
         "headers",
         "keep_alive",
         "method",
@@ -59,8 +83,8 @@ class HttpRequest:
         "query",
     )
 
-    def __init__(self, connection: HttpConnection) -> None:
-        self.connection = connection
+    def __init__(self, responder: Responder | None = None) -> None:
+        self._responder = responder
         self.headers: list[tuple[bytes, bytes]] = []
         self.by_name: dict[bytes, bytes] = {}
         self.method = ""
@@ -68,6 +92,17 @@ class HttpRequest:
         self.query = b""
         self.body = b""
         self.keep_alive = self.chunks = True
+
+    @property
+    def responder(self) -> Responder:
+        """Where the answer is sent.
+
+        Raises:
+            RuntimeError: the request is answered by value.
+        """
+        if self._responder is None:
+            raise RuntimeError(f"{self.method} {self.path!r} is answered by value")
+        return self._responder
 
     def add_header(self, name: bytes, value: bytes) -> None:
         self.headers.append((name, value))

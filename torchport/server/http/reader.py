@@ -12,15 +12,12 @@ from __future__ import annotations
 import logging
 import time
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol, cast
 
 import httptools
 
-from torchport.server.http.message import HttpRequest
+from torchport.server.http.message import HttpRequest, Responder
 from torchport.server.settings.settings import ServerSettings
-
-if TYPE_CHECKING:
-    from torchport.server.http.connection import HttpConnection
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +34,23 @@ def _parse_target(target: bytes) -> tuple[bytes, bytes]:
 _parse_short_target = lru_cache(maxsize=256)(_parse_target)
 
 
+class Owner(Responder, Protocol):
+    """What is told of the requests, and answers them."""
+
+    def taken(self, request: HttpRequest) -> None:
+        """A whole request is there."""
+
+    def expected(self) -> None:
+        """The client wants to be told to send its body."""
+
+    def refuse(self, status: int) -> None:
+        """What comes cannot be a request: it is refused with this status."""
+
+
 class RequestReader:
     """What one client sends."""
 
-    def __init__(self, settings: ServerSettings, owner: HttpConnection) -> None:
+    def __init__(self, settings: ServerSettings, owner: Owner) -> None:
         self._settings, self._owner = settings, owner
         self._parser = httptools.HttpRequestParser(self)
         self._incoming: HttpRequest | None = None
