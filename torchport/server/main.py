@@ -103,7 +103,7 @@ class _Server:
         self._access = Access(settings)
         self._tls = tls_context(settings)
         self._tracing = Tracing() if settings.opentelemetry else None
-        counts = RequestCounts()
+        self._counts = counts = RequestCounts()
         gpus = cuda_device_count()
         if settings.number_of_gpu is not None:
             gpus = min(gpus, settings.number_of_gpu)
@@ -181,7 +181,7 @@ class _Server:
             return
         from torchport.server.grpc.server import GrpcServers
 
-        self._grpc = GrpcServers(self.settings, self._access, self._registry, self._inference)
+        self._grpc = GrpcServers(self.settings, self._access, self._registry, self._counts)
         await self._grpc.start()
 
     def _announce(self) -> None:
@@ -245,7 +245,7 @@ class _Server:
 
     async def _end(self) -> None:
         """Answer what was taken, for as long as that may take, and leave nothing behind."""
-        self._inference.draining = True
+        self._registry.draining = True
         deadline = time.monotonic() + self.settings.shutdown_timeout
         while not self._hurry.is_set() and time.monotonic() < deadline and self._is_busy():
             await asyncio.sleep(0.02)

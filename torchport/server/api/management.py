@@ -9,8 +9,8 @@ from typing import Any
 
 from torchport.server.api.base import Api, Reply, Request
 from torchport.server.api.descriptions import describe
-from torchport.server.api.inference import headers_for_handlers
 from torchport.server.api.openapi import management_description, model_management_description
+from torchport.server.api.predictions import headers_for_handlers
 from torchport.server.api.tokens import Access, KeyKind
 from torchport.server.dispatch.job import Kind, Waiter
 from torchport.server.errors import (

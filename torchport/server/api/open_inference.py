@@ -11,26 +11,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from torchport.server.api.base import Reply, Request
+from torchport.server.api.base import Api, Reply, Request
 from torchport.server.api.open_inference_requests import LENGTH_HEADER, InferenceRequest, read_request
+from torchport.server.api.predictions import Predictions
 from torchport.server.dispatch.job import Job, Kind
 from torchport.server.errors import InternalError, ResourceNotFound
+from torchport.server.models.registry import Registry
 from torchport.server.models.statistics import RouteStatistics
 from torchport.server.models.version import ModelVersion
 from torchport.server.open_inference.metadata import model_metadata, server_metadata
 from torchport.server.wire import Answer
 
-if TYPE_CHECKING:
-    from torchport.server.api.inference import InferenceApi
-
 
 class OipApi:
     """Answers what is asked under `/v2`."""
 
-    def __init__(self, api: InferenceApi) -> None:
-        self._api = api
+    def __init__(self, api: Api, predictions: Predictions, registry: Registry) -> None:
+        self._api, self._predictions, self._registry = api, predictions, registry
 
     def answer(self, request: Request) -> Reply | Coroutine[Any, Any, Reply] | None:
         """Answer one request, or see to it that the API's `send` is called.
@@ -47,7 +46,7 @@ class OipApi:
                 return Reply.of_json({"live": True})
             case ["health", "ready"]:
                 request.allow("GET")
-                ready = self._api.is_ready
+                ready = self._registry.is_ready
                 return Reply.of_json({"ready": ready}, 200 if ready else 503)
             case ["models", name, *more]:
                 return self._model(request, name, more)
@@ -60,10 +59,10 @@ class OipApi:
         match more:
             case []:
                 request.allow("GET")
-                return Reply.of_json(model_metadata(self._api.registry, name, number))
+                return Reply.of_json(model_metadata(self._registry, name, number))
             case ["ready"]:
                 request.allow("GET")
-                ready = bool(self._api.registry.find(name, number).pool.ready)
+                ready = bool(self._registry.find(name, number).pool.ready)
                 return Reply.of_json({"name": name, "ready": ready}, 200 if ready else 503)
             case ["infer"]:
                 request.allow("POST")
@@ -71,13 +70,13 @@ class OipApi:
         raise ResourceNotFound
 
     def _infer(self, request: Request, name: str, number: str | None) -> Reply | None:
-        version = self._api.registry.find(name, number)
+        version = self._registry.find(name, number)
         if not takes_tensors(version):
             # A handler of TorchServe's reads the protocol by itself, or by the kservev2 envelope.
-            return self._api.predict(request, name, number, more=[(b"explain", b"False")])
+            return self._predictions.predict(request, name, number, more=[(b"explain", b"False")])
         asked = read_request(request.http.body, request.http.by_name.get(LENGTH_HEADER))
-        route = self._api.registry.model(name).route(number)
-        caller = _Inference(self._api, request, asked, version, route)
+        route = self._registry.model(name).route(number)
+        caller = _Inference(self._predictions, request, asked, version, route)
         version.submit(Kind.TENSORS, asked.row, caller, request.timeout())
         route.requests += 1
         return None
@@ -92,17 +91,18 @@ def takes_tensors(version: ModelVersion) -> bool:
 class _Inference:
     """Waits for a worker's tensors and sends them on."""
 
-    __slots__ = ("_api", "_asked", "_request", "_route", "_version")
+    __slots__ = ("_api", "_asked", "_predictions", "_request", "_route", "_version")
 
     def __init__(
         self,
-        api: InferenceApi,
+        predictions: Predictions,
         request: Request,
         asked: InferenceRequest,
         version: ModelVersion,
         route: RouteStatistics,
     ) -> None:
-        self._api, self._request, self._asked = api, request, asked
+        self._predictions, self._api = predictions, predictions.api
+        self._request, self._asked = request, asked
         self._version, self._route = version, route
 
     @property
@@ -127,7 +127,7 @@ class _Inference:
 
     def _reply(self, answer: Answer) -> Reply:
         if answer.error:
-            return self._api.reply_of(answer)
+            return self._predictions.reply_of(answer)
         model = self._version.model
         reply = self._asked.reply(model.name, model.version, answer.tensors)
         limit = self._api.settings.max_response_size

@@ -6,17 +6,15 @@ import json
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torchport.server.dispatch.job import Kind
 from torchport.server.errors import ApiError, InvalidRequest
 from torchport.server.grpc.calls import Call, Calls, code_of, details_of
 from torchport.server.grpc.messages import INFERENCE, inference
 from torchport.server.grpc.predictions import Asked
+from torchport.server.models.registry import Registry
 from torchport.server.wire import Field, Row
-
-if TYPE_CHECKING:
-    from torchport.server.api.inference import InferenceApi
 
 _SEQUENCE_ID, _SEQUENCE_START = "ts_request_sequence_id", "ts_request_sequence_start"
 _OURS = (b"describe", b"explain", b"url_path")
@@ -26,8 +24,8 @@ _OURS = (b"describe", b"explain", b"url_path")
 class InferenceService:
     """`InferenceAPIsService`."""
 
-    def __init__(self, api: InferenceApi) -> None:
-        self._api, self._registry = api, api.registry
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
 
     def handler(self, calls: Calls) -> Any:
         """The service for a gRPC server."""
@@ -40,7 +38,7 @@ class InferenceService:
         )
 
     async def _ping(self, request: Any, call: Call) -> Any:
-        healthy = self._registry.is_healthy and not self._api.draining
+        healthy = self._registry.is_healthy and not self._registry.draining
         said = json.dumps({"status": "Healthy" if healthy else "Unhealthy"}, indent=2)
         return inference.TorchServeHealthResponse(health=said)
 

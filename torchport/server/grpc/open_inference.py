@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torchport.server.dispatch.job import Kind
 from torchport.server.errors import InvalidRequest
 from torchport.server.grpc.calls import Call, Calls
 from torchport.server.grpc.messages import OPEN_INFERENCE, open_inference
 from torchport.server.grpc.predictions import Asked
+from torchport.server.models.registry import Registry
 from torchport.server.open_inference.metadata import MAIN_GRAPH, model_metadata, server_metadata
 from torchport.server.open_inference.tensors import (
     datatype_of,
@@ -18,9 +19,6 @@ from torchport.server.open_inference.tensors import (
     values_of,
 )
 from torchport.server.wire import InferRow, Tensor
-
-if TYPE_CHECKING:
-    from torchport.server.api.inference import InferenceApi
 
 _CONTENTS = {
     "BOOL": "bool_contents",
@@ -41,8 +39,8 @@ _CONTENTS = {
 class OpenInferenceService:
     """`GRPCInferenceService`, under the protocol's own package and under TorchServe's."""
 
-    def __init__(self, api: InferenceApi) -> None:
-        self._api, self._registry = api, api.registry
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
 
     def handlers(self, calls: Calls) -> list[Any]:
         """The services for a gRPC server."""
@@ -61,7 +59,7 @@ class OpenInferenceService:
         return open_inference.ServerLiveResponse(live=True)
 
     async def _ready(self, request: Any, call: Call) -> Any:
-        return open_inference.ServerReadyResponse(ready=self._api.is_ready)
+        return open_inference.ServerReadyResponse(ready=self._registry.is_ready)
 
     async def _server(self, request: Any, call: Call) -> Any:
         return open_inference.ServerMetadataResponse(**server_metadata())

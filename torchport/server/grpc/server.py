@@ -1,6 +1,6 @@
 """The gRPC servers: one of inference, the Open Inference Protocol included, and one of management.
 
-    servers = GrpcServers(settings, access, registry, inference_api)
+    servers = GrpcServers(settings, access, registry, counts)
     await servers.start()
     servers.inference_port               # 7070, or what the system chose
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -26,11 +26,9 @@ from torchport.server.grpc.management import ManagementService
 from torchport.server.grpc.messages import INFERENCE, MANAGEMENT, OPEN_INFERENCE
 from torchport.server.grpc.open_inference import OpenInferenceService
 from torchport.server.models.registry import Registry
+from torchport.server.models.statistics import RequestCounts
 from torchport.server.settings.address import Address
 from torchport.server.settings.settings import ServerSettings
-
-if TYPE_CHECKING:
-    from torchport.server.api.inference import InferenceApi
 
 STOP_S = 5.0
 """How long answers that are on their way may take when the server ends: the requests are answered before."""
@@ -43,20 +41,20 @@ class GrpcServers:
     """Both servers. `inference_port` and `management_port` are 0 until they listen."""
 
     def __init__(
-        self, settings: ServerSettings, access: Access, registry: Registry, api: InferenceApi
+        self, settings: ServerSettings, access: Access, registry: Registry, counts: RequestCounts
     ) -> None:
         self._settings = settings
-        counts, log = api.counts, settings.access_log
+        log = settings.access_log
         asking = Calls(access, KeyKind.INFERENCE, counts, access_log=log)
         managing = Calls(access, KeyKind.MANAGEMENT, counts, access_log=log)
         probing = Calls(access, None, counts, access_log=log)
         names = [f"{INFERENCE}.InferenceAPIsService", f"{MANAGEMENT}.ManagementAPIsService"]
         names += [f"{package}.GRPCInferenceService" for package in OPEN_INFERENCE]
-        health = HealthService(probing, lambda: api.is_ready, names).handler()
+        health = HealthService(probing, lambda: registry.is_ready, names).handler()
         rest = ManagementApi(settings, access, counts, registry)
         self._inference = [
-            InferenceService(api).handler(asking),
-            *OpenInferenceService(api).handlers(asking),
+            InferenceService(registry).handler(asking),
+            *OpenInferenceService(registry).handlers(asking),
             health,
         ]
         self._management = [ManagementService(rest).handler(managing), health]

@@ -59,6 +59,8 @@ class Registry:
         """By model and version, those included that are gone: a counter never runs backwards."""
         self.failures: dict[str, str] = {}
         """Archives that could not be loaded when the server started, with the reason."""
+        self.draining = False
+        """Set when the server ends: it says so to who asks for its health, and still answers."""
         self._was_emptied = False
         self.unrestored: dict[str, dict[str, dict[str, Any]]] = {}
         """What a snapshot told of and could not be had, by model and version, for the next snapshot."""
@@ -123,10 +125,11 @@ class Registry:
 
     @property
     def is_ready(self) -> bool:
-        """Whether every default version can answer, and there is any of those that it was started with."""
-        return not self._all_failed and all(
-            model.versions[model.default].is_ready for model in self.models.values()
-        )
+        """Whether every default version can answer, there is any of those that it was started with, and the
+        server is not ending."""
+        if self.draining or self._all_failed:
+            return False
+        return all(model.versions[model.default].is_ready for model in self.models.values())
 
     @property
     def _all_failed(self) -> bool:
