@@ -23,8 +23,8 @@ from torchport.server.errors import (
 )
 from torchport.server.models.registration import Registration
 from torchport.server.models.registry import Registry
-from torchport.server.models.settings import MAX_WORKERS
 from torchport.server.models.statistics import RequestCounts
+from torchport.server.settings.checks import MAX_WORKERS
 from torchport.server.settings.settings import ServerSettings
 from torchport.server.wire import Row
 from torchport.store.folders import version_key

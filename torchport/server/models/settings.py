@@ -16,13 +16,11 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from torchport.server.errors import ArchiveRefused
+from torchport.server.settings.checks import MAX_WORKERS
 from torchport.server.settings.settings import ServerSettings
 from torchport_runtime.suggest import did_you_mean
 
 logger = logging.getLogger(__name__)
-
-MAX_WORKERS = 1024
-"""Of one version: more is a mistake."""
 
 _TORCHSERVE_KEYS = {
     "minWorkers": "min_workers",

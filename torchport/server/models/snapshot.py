@@ -17,7 +17,7 @@ from torchport.errors import TorchportError
 from torchport.properties import read_properties
 from torchport.server.models.registry import Registry
 from torchport.server.models.version import ModelVersion
-from torchport.server.settings.checks import check_snapshot
+from torchport.server.settings.checks import require_snapshot
 from torchport.store.files import write_bytes
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def read_last(folder: Path) -> dict[str, Any] | None:
     for path in sorted(folder.glob("*-snapshot.cfg"), reverse=True):
         try:
             value: dict[str, Any] = json.loads(read_properties(path).get("model_snapshot", ""))
-            check_snapshot(path.name, value)
+            require_snapshot(path.name, value)
         except (TorchportError, ValueError, RecursionError) as err:
             logger.warning("%s cannot be read: %s", path, err)
             continue

@@ -15,8 +15,41 @@ from typing import Any
 
 from torchport.errors import ServerError
 from torchport.server.settings.address import Address
-from torchport.server.settings.checks import check
+from torchport.server.settings.checks import (
+    MAX_WORKERS,
+    require_header_value,
+    require_model_settings,
+    require_pattern,
+    require_port,
+    require_range,
+    require_snapshot,
+)
 
+_YEARS = 1e9
+_BYTES = 1 << 33
+"""Half of what one message between the server and a worker may have."""
+
+RANGES: Mapping[str, tuple[float, float]] = {
+    "default_workers_per_model": (0, MAX_WORKERS),
+    "default_response_timeout": (1, _YEARS),
+    "default_startup_timeout": (1, _YEARS),
+    "unregister_model_timeout": (0, _YEARS),
+    "job_queue_size": (1, 1_000_000),
+    "number_of_gpu": (0, 1024),
+    "max_request_size": (1, _BYTES),
+    "max_response_size": (1, _BYTES),
+    "max_header_size": (1024, 1 << 24),
+    "header_timeout": (0.1, _YEARS),
+    "body_timeout": (0.1, _YEARS),
+    "min_body_rate": (1, 1 << 30),
+    "keep_alive_timeout": (0.1, _YEARS),
+    "max_connections": (1, 1_000_000),
+    "shutdown_timeout": (0, _YEARS),
+    "token_expiration_min": (0.001, _YEARS),
+}
+"""The least and the most that a number may be."""
+
+_CORS = ("cors_allowed_origin", "cors_allowed_methods", "cors_allowed_headers")
 _DEFAULT_URLS = ("file://.*", "http(s)?://.*")
 
 
@@ -87,7 +120,18 @@ class ServerSettings:
     ignored: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        check(self)
+        for key, (least, most) in RANGES.items():
+            require_range(key, getattr(self, key), least, most)
+        require_port("grpc_inference_port", self.grpc_inference.port)
+        require_port("grpc_management_port", self.grpc_management.port)
+        for pattern in self.allowed_urls:
+            require_pattern("allowed_urls", pattern)
+        require_pattern("blacklist_env_vars", self.blacklist_env_vars)
+        for key in _CORS:
+            require_header_value(key, getattr(self, key))
+        require_model_settings(self.models)
+        if self.model_snapshot is not None:
+            require_snapshot("model_snapshot", self.model_snapshot)
 
     @property
     def tokens(self) -> bool:
