@@ -63,7 +63,7 @@ def export(
             "torchscript": recipe.torchscript,
             **_precisions(recipe),
             **({"compiled_for": built_here()} if "aotinductor" in recipe.backends else {}),
-            "libraries": library_versions("torch", "onnx", "onnxscript"),
+            "libraries": library_versions("torch", "onnx", "onnx-ir", "onnxscript"),
         }
         why = _why_export(folder, inputs)
         if why is None and not force:

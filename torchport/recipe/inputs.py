@@ -65,4 +65,4 @@ def random_tensor(spec: TensorSpec, shape: tuple[int, ...], generator: np.random
         return generator.integers(low, high, shape, endpoint=True).astype(dtype)
     if spec.low is not None and spec.high is not None:
         return generator.uniform(spec.low, spec.high, shape).astype(dtype)
-    return np.clip(generator.standard_normal(shape), spec.low, spec.high).astype(dtype)
+    return spec.clip(generator.standard_normal(shape)).astype(dtype)
