@@ -76,11 +76,12 @@ bench: $(STAMP) ## side by side with TorchServe, mosec and bare uvicorn; needs w
 test: $(STAMP) ## all tests, real TorchServe included
 	$(BIN)/python -m pytest
 
-check: $(STAMP) ## ruff, mypy, and the quick tests: no server, no model on its road
+check: $(STAMP) ## ruff, mypy, the order of imports, and the quick tests: no server, no model on its road
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -m quick
 
 clean: ## remove what was built; the virtual environment stays
-	rm -rf model_store .run .cache build dist logs key_file.json .pytest_cache .mypy_cache .ruff_cache
+	rm -rf model_store .run .cache build dist logs key_file.json .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -19,13 +19,13 @@ from typing import Any
 import yaml
 
 from bench.errors import BenchmarkError
-from torchport.archive import package
-from torchport.export import export
-from torchport.parity import verify
-from torchport.recipe import Recipe
-from torchport.recipe_file import load_recipe
-from torchport.store import BuildFolder, Store
-from torchport.training import train
+from torchport.export.exporting import export
+from torchport.package.packaging import package
+from torchport.recipe.contract import Recipe
+from torchport.recipe.loading import load_recipe
+from torchport.store.folders import BuildFolder, Store
+from torchport.train.training import train
+from torchport.verify.verifying import verify
 
 RESNET_RECIPE = Path(__file__).parent / "resnet18_224.py"
 CONFIG = "model-config.yaml"

@@ -23,10 +23,11 @@ from typing import Protocol
 from bench.archives import serving
 from bench.errors import BenchmarkError
 from bench.load import Question, until_answered
-from torchport import server_process, torchserve
 from torchport.client import Client
-from torchport.store import Store
-from torchport.torchserve_setup import Ports
+from torchport.store.folders import Store
+from torchport.targets import torchport_serve as server_process
+from torchport.targets import torchserve
+from torchport.targets.torchserve_setup import Ports
 
 HERE = Path(__file__).parent
 READY_TIMEOUT_S = 60.0

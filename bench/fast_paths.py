@@ -19,15 +19,16 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from torchport.export import export
-from torchport.machine import processor
-from torchport.parity import verify
-from torchport.recipe_file import load_recipe
-from torchport.store import Store
-from torchport.training import train
-from torchport.variants import Variant, exported_variants, has_passed
+from torchport.export.exporting import export
+from torchport.model.exported import exported_variants
+from torchport.recipe.loading import load_recipe
+from torchport.store.folders import Store
+from torchport.store.machine import processor
+from torchport.store.variants import Variant, has_passed
+from torchport.train.training import train
+from torchport.verify.verifying import verify
 from torchport_runtime import BackendOptions
-from torchport_runtime.backends import Backend, open_backend
+from torchport_runtime.backends.backend import Backend, open_backend
 
 RECIPE = Path(__file__).parent / "small_convolutions.py"
 STORE = Store(Path(".cache") / "fast-paths")

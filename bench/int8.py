@@ -21,16 +21,15 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from torchport.certificate import backend_options
-from torchport.handler_file import handler_class
-from torchport.heldout import HeldOut, interleaved_seconds
-from torchport.int8_candidates import int8_options
-from torchport.int8_certificate import require_int8
-from torchport.machine import processor
-from torchport.quantization import REPORT
-from torchport.recipe import Recipe
-from torchport.recipe_file import find_handler, load_recipe
-from torchport.store import BuildFolder, Store
+from torchport.model.int8_certificate import require_int8
+from torchport.optimize.quantize.heldout import HeldOut, interleaved_seconds
+from torchport.optimize.quantize.quantizing import REPORT
+from torchport.recipe.contract import Recipe
+from torchport.recipe.handler import handler_class
+from torchport.recipe.loading import find_handler, load_recipe
+from torchport.recipe.variants import backend_options, int8_options
+from torchport.store.folders import BuildFolder, Store
+from torchport.store.machine import processor
 from torchport_runtime import BackendOptions, Handler
 
 BATCH_SIZE, ROUNDS = 8, 40

@@ -11,7 +11,7 @@ import psutil
 
 from bench.contenders import CORES
 from bench.load import require_wrk
-from torchport.machine import processor
+from torchport.store.machine import processor
 
 BUSY_INTERVAL_S = 2.0
 BUSY_PERCENT = 5.0

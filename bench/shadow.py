@@ -31,10 +31,10 @@ from rich.table import Table
 from bench import machine
 from bench.errors import BenchmarkError
 from bench.load import Question, load
-from torchport.handler_file import recipe_requests
-from torchport.recipe_file import load_recipe
-from torchport.server_process import ServerProcess, start
-from torchport.store import Store
+from torchport.recipe.loading import load_recipe
+from torchport.recipe.requests import recipe_requests
+from torchport.store.folders import Store
+from torchport.targets.torchport_serve import ServerProcess, start
 from torchport_runtime.shadow_options import ShadowOptions
 
 CLIENTS = 8

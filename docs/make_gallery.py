@@ -20,10 +20,10 @@ from PIL import Image
 
 import torchport
 from torchport.errors import TorchportError
-from torchport.recipe import Request
-from torchport.recipe_file import load_recipe
-from torchport.serving_record import read_records
-from torchport.store import Store
+from torchport.recipe.contract import Request
+from torchport.recipe.loading import load_recipe
+from torchport.store.folders import Store
+from torchport.store.serving_record import read_records
 from torchport_runtime import write_arrays
 
 FOLDER = Path(__file__).parent

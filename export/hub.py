@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from torchport.errors import RecipeError
-from torchport.user_code import importing_from
-from torchport.wrapped import WrappedModel, parse_arguments
+from torchport.recipe.user_code import importing_from
+from torchport.recipe.wrapped import WrappedModel, parse_arguments
 
 
 class Hub(WrappedModel):

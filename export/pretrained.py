@@ -15,8 +15,8 @@ import importlib
 from pathlib import Path
 
 from torchport.errors import RecipeError
-from torchport.user_code import imported_files, importing_from
-from torchport.wrapped import WrappedModel, parse_arguments
+from torchport.recipe.user_code import imported_files, importing_from
+from torchport.recipe.wrapped import WrappedModel, parse_arguments
 
 
 class Pretrained(WrappedModel):

@@ -16,14 +16,14 @@ import pytest
 
 from tests.exporter_table import keep_table
 from tests.kept_builds import kept_build
-from torchport import torchserve_setup
-from torchport.archive import package
-from torchport.export import export
-from torchport.parity import verify
-from torchport.recipe import Recipe
-from torchport.recipe_file import load_recipe
-from torchport.store import BuildFolder, Store
-from torchport.training import train
+from torchport.export.exporting import export
+from torchport.package.packaging import package
+from torchport.recipe.contract import Recipe
+from torchport.recipe.loading import load_recipe
+from torchport.store.folders import BuildFolder, Store
+from torchport.targets import torchserve_setup
+from torchport.train.training import train
+from torchport.verify.verifying import verify
 
 ROOT = Path(__file__).parent.parent
 

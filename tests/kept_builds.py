@@ -23,10 +23,11 @@ from filelock import FileLock, Timeout
 
 import torchport
 import torchport_runtime
-from torchport.hashing import sha256_file, sha256_json, sha256_tree
-from torchport.recipe import Recipe
-from torchport.recipe_file import find_handler, packaged_folder
-from torchport.store import Store
+from torchport.recipe.contract import Recipe
+from torchport.recipe.loading import find_handler
+from torchport.recipe.shipped import packaged_folder
+from torchport.store.folders import Store
+from torchport.store.hashing import sha256_file, sha256_json, sha256_tree
 
 KEPT = Path(__file__).parent.parent / ".cache" / "test-builds"
 

@@ -3,12 +3,12 @@
 from contextlib import contextmanager
 from dataclasses import replace
 
-from torchport.configuration import Configuration
 from torchport.errors import ServerError
-from torchport.slo import Slo
-from torchport.tuning_candidates import Space
-from torchport.tuning_load import Measured
-from torchport.tuning_search import Effort, search
+from torchport.optimize.tune.candidates import Space
+from torchport.optimize.tune.load import Measured
+from torchport.optimize.tune.search import Effort, search
+from torchport.optimize.tune.slo import Slo
+from torchport.package.configuration import Configuration
 
 DEFAULT = Configuration(backend="onnxruntime", precision="float32", threads=0, workers=1, batch_size=8)
 TWO = replace(DEFAULT, threads=1, workers=2)

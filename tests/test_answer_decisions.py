@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from torchport.answer_decisions import decided, differing, matched, score_difference
+from torchport.verify.answers.decisions import decided, differing, matched, score_difference
 from torchport_runtime import write_arrays
 
 DRAW = np.random.default_rng(0)

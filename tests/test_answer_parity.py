@@ -3,7 +3,7 @@
 import pytest
 
 from tests.test_parity import change_onnx, scale_weight
-from torchport.parity import verify
+from torchport.verify.verifying import verify
 
 IMPORT = "import torchport_runtime as runtime\n\n\nclass Mine(runtime.Handler):\n"
 HELD_OUT = (

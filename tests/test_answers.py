@@ -3,7 +3,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from torchport.answers import same_answer
+from torchport.verify.answers.equality import same_answer
 from torchport_runtime import write_arrays
 
 

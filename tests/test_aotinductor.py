@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 
 from tests.conftest import TINY
-from torchport.archive import package
-from torchport.archive_file import inspect_archive
+from torchport.archive.contents import inspect_archive
+from torchport.archive.model import load
 from torchport.errors import BackendError, ExportError
-from torchport.export import export
-from torchport.loading import load
-from torchport.local_proving import prove_again
-from torchport.parity import verify
-from torchport.recipe_file import load_recipe
-from torchport.store import Store
-from torchport.training import train
+from torchport.export.exporting import export
+from torchport.package.packaging import package
+from torchport.recipe.loading import load_recipe
+from torchport.store.folders import Store
+from torchport.train.training import train
+from torchport.verify.local.proving import prove_again
+from torchport.verify.verifying import verify
 from torchport_runtime import BackendOptions
-from torchport_runtime import aotinductor_backend as runtime
-from torchport_runtime.backends import open_backend
+from torchport_runtime.backends import aotinductor as runtime
+from torchport_runtime.backends.backend import open_backend
 
 NAME = 'name, version, handler = "tiny", "1.0", "regressor"'
 BACKENDS = 'backends = ships = ("torchscript", "aotinductor")'

@@ -16,14 +16,14 @@ import yaml
 
 from tests.archive_edits import rewrite
 from tests.conftest import ROOT, run_stages
-from torchport.archive import archive_content, package
-from torchport.archive_file import extract, inspect_archive
-from torchport.checking import check
-from torchport.configuration import Configuration
+from torchport.archive.contents import extract, inspect_archive
 from torchport.errors import ArchiveError, RecipeError, StaleError
-from torchport.parity import verify
-from torchport.recipe_file import load_recipe
-from torchport.store import Store
+from torchport.package.configuration import Configuration
+from torchport.package.packaging import archive_content, package
+from torchport.recipe.loading import load_recipe
+from torchport.store.folders import Store
+from torchport.targets.checking import check
+from torchport.verify.verifying import verify
 
 
 def test_what_travels(linear_archive):
@@ -138,7 +138,7 @@ def test_a_certificate_that_says_two_things(linear_archive, tmp_path):
 
 
 def test_an_optional_backend_that_fails_parity_is_told_and_stays_out(built, store, monkeypatch):
-    from torchport_runtime.backends import Pt2Backend
+    from torchport_runtime.backends.backend import Pt2Backend
 
     settings = ("    inputs =", '    optional_backends = ("pt2",)\n    inputs =')
     recipe, folder = built(settings)
@@ -166,10 +166,9 @@ def test_the_same_bytes_from_another_folder_and_a_bystander_survives(write_recip
     bystander.mkdir(parents=True)
     (bystander / "precious").write_text("mine")
     # A process each: one would find what it has in memory.
-    road = (
-        "import sys; from tests.conftest import run_stages; from torchport.recipe_file import load_recipe\n"
-    )
-    road += "from torchport.store import Store; from pathlib import Path\n"
+    road = "import sys; from tests.conftest import run_stages\n"
+    road += "from torchport.recipe.loading import load_recipe\n"
+    road += "from torchport.store.folders import Store; from pathlib import Path\n"
     road += "run_stages(load_recipe(Path(sys.argv[1])), Store(Path('model_store')))"
     environment = {**os.environ, "TMPDIR": str(bystander.parent), "PYTHONPATH": str(ROOT)}
     archives = []
@@ -235,7 +234,7 @@ def _with_manifest(**model):
     ],
 )
 def test_whatever_differs_from_the_certificate_is_named(linear_archive, tmp_path, changes, problem):
-    from torchport.loading import load
+    from torchport.archive.model import load
 
     changed = rewrite(linear_archive, tmp_path / "changed-1.0.mar", changes(linear_archive))
     assert any(problem in found for found in inspect_archive(changed).problems)

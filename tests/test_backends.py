@@ -6,7 +6,9 @@ import types
 import numpy as np
 import pytest
 
-from torchport_runtime import BackendError, BackendOptions, Signature, TensorSpec, backends, cuda
+from torchport_runtime import BackendError, BackendOptions, Signature, TensorSpec
+from torchport_runtime.backends import backend as backends
+from torchport_runtime.backends import cuda
 
 SIGNATURE = Signature(
     inputs={"x": TensorSpec("float32", ("batch", 3))}, outputs={"y": TensorSpec("float32", ("batch", 2))}

@@ -1,6 +1,6 @@
 """Parity of the handler: a request is answered among others as it is alone."""
 
-from torchport.parity import verify
+from torchport.verify.verifying import verify
 
 HANDLER = """
 import torchport_runtime as runtime

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.conftest import ROOT, run_stages
-from torchport.recipe_file import load_recipe
+from torchport.recipe.loading import load_recipe
 
 
 def torchport(*arguments, cwd=ROOT, **environment):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from torchport.parity import verify
+from torchport.verify.verifying import verify
 
 CORRECT = {
     "several inputs of integers": """

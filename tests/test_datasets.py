@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from torchport import datasets
-from torchport.datasets import PackagedData
 from torchport.errors import DataError
+from torchport.recipe import datasets
+from torchport.recipe.datasets import PackagedData
 
 
 def wheel(**members):

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from tests.artifact_edits import change_onnx, scale_weight
-from torchport.certificate import backend_options
-from torchport.export import model_graphs
-from torchport.layer_errors import first_wrong, layer_errors
-from torchport.parity import verify
-from torchport.training import trained_model
+from torchport.model.graphs import model_graphs
+from torchport.model.trained import trained_model
+from torchport.recipe.variants import backend_options
+from torchport.verify.outputs.layer_errors import first_wrong, layer_errors
+from torchport.verify.verifying import verify
 
 DEEP = (
     "return nn.Linear(3, 2)",
@@ -67,8 +67,8 @@ def test_a_norms_epsilon_names_the_norm(built):
 
 
 def test_every_module_of_a_right_graph_is_within_its_bound(shipped, digits_archive):
-    from torchport.cases import parity_cases
-    from torchport.recipe_file import load_recipe
+    from torchport.recipe.loading import load_recipe
+    from torchport.verify.outputs.cases import parity_cases
 
     recipe = load_recipe("digits_resnet18")
     folder = shipped.build(recipe.name, recipe.version)

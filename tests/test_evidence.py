@@ -5,8 +5,8 @@ import pytest
 
 from torchport import Request
 from torchport.errors import ArchiveError
-from torchport.evidence import FILE, Evidence, read_evidence
-from torchport.parity import verify
+from torchport.verify.evidence import FILE, Evidence, read_evidence
+from torchport.verify.verifying import verify
 from torchport_runtime import write_arrays
 
 

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from tests.test_handler import Context
-from torchport.certificate import backend_options
-from torchport.handler_file import handler_class
-from torchport.recipe_file import find_handler
-from torchport.training import trained_model
+from torchport.model.trained import trained_model
+from torchport.recipe.handler import handler_class
+from torchport.recipe.loading import find_handler
+from torchport.recipe.variants import backend_options
 
 CLASSIFIER = """
     import numpy as np

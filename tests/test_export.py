@@ -8,10 +8,11 @@ import onnx
 import pytest
 
 from torchport.errors import ExportError, StaleError
-from torchport.export import example_inputs, export
-from torchport.recipe_file import load_recipe
-from torchport.store import read_json
-from torchport.training import train
+from torchport.export.exporting import export
+from torchport.recipe.inputs import example_inputs
+from torchport.recipe.loading import load_recipe
+from torchport.store.files import read_json
+from torchport.train.training import train
 from torchport_runtime import Signature, TensorSpec
 
 

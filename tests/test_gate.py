@@ -3,7 +3,7 @@
 import pytest
 
 from torchport.errors import RecipeError
-from torchport.gate import Gate, parse_max_drop
+from torchport.recipe.gate import Gate, parse_max_drop
 
 
 @pytest.mark.parametrize(("given", "value"), [("0.5%", 0.005), ("0.005", 0.005), (" 1 % ", 0.01), ("0", 0.0)])

@@ -1,7 +1,7 @@
 import pytest
 
 from torchport.errors import RecipeError
-from torchport.goals import missed_goals, parse_goal
+from torchport.recipe.goals import missed_goals, parse_goal
 
 
 def test_goals():

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from torchport.handler_file import handler_class
-from torchport.recipe_file import packaged_folder
+from torchport.recipe.handler import handler_class
+from torchport.recipe.shipped import packaged_folder
 from torchport_runtime import BackendError, Handler, ImageTransform, InferenceRequest, Signature, TensorSpec
 
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from tests.signs import SIGNS
-from torchport.answer_decisions import choices, decided
-from torchport.heldout import Agreement, HeldOut, Measured
-from torchport.recipe_file import load_recipe
-from torchport_runtime.request import Answer
+from torchport.optimize.quantize.heldout import Agreement, HeldOut, Measured
+from torchport.recipe.loading import load_recipe
+from torchport.verify.answers.decisions import choices, decided
+from torchport_runtime.requests.request import Answer
 
 
 def box(left, label="3", score=0.9):

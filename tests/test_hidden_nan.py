@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from torchport.hidden_nan import HIDING, kernels_that_hide
+from torchport.verify.outputs.hidden_nan import HIDING, kernels_that_hide
 from torchport_runtime import BackendOptions
 
 OPTIONS = BackendOptions(device="cpu")
@@ -81,7 +81,7 @@ def test_those_that_are_listed_hide_it(hiding, operator):
 @pytest.mark.parametrize("operator", [name for name in SINGLE if name not in HIDING])
 def test_the_others_keep_it_and_are_no_excuse(hiding, operator, monkeypatch):
     assert hiding(operator, ...) == []
-    monkeypatch.setattr("torchport.hidden_nan.HIDING", (operator,))
+    monkeypatch.setattr("torchport.verify.outputs.hidden_nan.HIDING", (operator,))
     assert hiding(operator, ...) == []
 
 

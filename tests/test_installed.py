@@ -7,8 +7,8 @@ from importlib.machinery import ModuleSpec
 import pytest
 
 from torchport.errors import RecipeError
-from torchport.installed import installed_file
-from torchport.recipe_file import load_recipe
+from torchport.recipe.installed import installed_file
+from torchport.recipe.loading import load_recipe
 
 
 @pytest.fixture

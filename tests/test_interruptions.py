@@ -12,13 +12,13 @@ import traceback
 
 import pytest
 
-from torchport.archive import package
 from torchport.errors import TorchportError
-from torchport.export import export
-from torchport.parity import verify
-from torchport.recipe_file import load_recipe
-from torchport.store import Store
-from torchport.training import train
+from torchport.export.exporting import export
+from torchport.package.packaging import package
+from torchport.recipe.loading import load_recipe
+from torchport.store.folders import Store
+from torchport.train.training import train
+from torchport.verify.verifying import verify
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +31,7 @@ STAGES = {
 
 children = multiprocessing.get_context("forkserver")
 children.set_forkserver_preload(
-    ["torch", "sklearn", "onnxruntime", "torchport.onnx_export", "torchport.archive"]
+    ["torch", "sklearn", "onnxruntime", "torchport.export.onnx", "torchport.package.packaging"]
 )
 
 

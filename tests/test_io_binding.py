@@ -8,8 +8,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from torchport_runtime import BackendError, BackendOptions, Signature, TensorSpec, cuda
-from torchport_runtime.backends import open_backend
+from torchport_runtime import BackendError, BackendOptions, Signature, TensorSpec
+from torchport_runtime.backends import cuda
+from torchport_runtime.backends.backend import open_backend
 
 SIGNATURE = Signature(
     inputs={

@@ -26,7 +26,7 @@ def test_answers_in_process(linear_archive, backend):
 
 
 def test_images_and_parameters(digits_archive):
-    from torchport.recipe_file import load_recipe
+    from torchport.recipe.loading import load_recipe
 
     request = load_recipe("digits_resnet18").requests()[0]
     with torchport.load(digits_archive) as model:

@@ -9,18 +9,19 @@ import pytest
 import requests
 
 from tests.archive_edits import rewrite
-from torchport import local_proving, machine
-from torchport.archive_file import inspect_archive
+from torchport.archive.contents import inspect_archive
+from torchport.archive.local_record import record_path, require_local_parity
+from torchport.archive.model import ArchivedModel, load
 from torchport.errors import ArchiveError, BackendError
-from torchport.evidence import FILE
-from torchport.loading import ArchivedModel, load
-from torchport.local_parity import record_path, require_local_parity
-from torchport.local_proving import prove_again
-from torchport.server.settings import ServerSettings
-from torchport.server.trust import require_trusted
-from torchport.server_process import start
-from torchport.store import Store
-from torchport_runtime.cuda import cuda_device_count
+from torchport.server.models.admission import require_trusted
+from torchport.server.settings.settings import ServerSettings
+from torchport.store import machine
+from torchport.store.folders import Store
+from torchport.targets.torchport_serve import start
+from torchport.verify.evidence import FILE
+from torchport.verify.local import proving
+from torchport.verify.local.proving import prove_again
+from torchport_runtime.backends.cuda import cuda_device_count
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def test_what_the_environment_says_of_tensorrt_is_no_part_of_it(archive, monkeyp
         asked.append((options["device"], options["tensorrt"]))
         return load(archive, **options | {"device": "cpu"})
 
-    monkeypatch.setattr(local_proving, "load", loaded)
+    monkeypatch.setattr(proving, "load", loaded)
     assert prove_again(archive).record["passed"]
     assert set(asked) == {("auto", False), ("cpu", False), ("cuda", False)}
 
@@ -118,7 +119,7 @@ def test_a_handler_that_breaks_is_told(archive, monkeypatch, error):
 
 
 def test_an_archive_that_nothing_here_can_run_is_not_proven(archive, monkeypatch):
-    monkeypatch.setattr(local_proving, "library_versions", lambda *names: {})
+    monkeypatch.setattr(proving, "library_versions", lambda *names: {})
     with pytest.raises(ArchiveError, match="nothing that it carries can be run here: install onnxruntime or"):
         prove_again(archive)
     assert not record_path(archive).exists()
@@ -131,7 +132,7 @@ def on_gpus(monkeypatch):
     def pretend(*names):
         monkeypatch.setattr(machine, "gpus", lambda: list(names))
         monkeypatch.setattr(
-            local_proving, "load", lambda archive, **options: load(archive, **options | {"device": "cpu"})
+            proving, "load", lambda archive, **options: load(archive, **options | {"device": "cpu"})
         )
         monkeypatch.setattr(ArchivedModel, "devices", {"main": "cuda:0"})
 
@@ -200,7 +201,7 @@ def test_a_gpu_that_fails_is_not_passed_over(archive, on_gpus, monkeypatch):
             raise BackendError("out of memory")
         return load(archive, **options)
 
-    monkeypatch.setattr(local_proving, "load", loaded)
+    monkeypatch.setattr(proving, "load", loaded)
     record = prove_again(archive).record
     assert not record["passed"]
     assert set(failures(record)) == {"out of memory"}
@@ -282,9 +283,9 @@ def test_what_changed_since_is_named(archive, monkeypatch):
 
 
 def test_a_backend_that_is_not_installed_is_said_and_not_proven(archive, monkeypatch):
-    versions = local_proving.library_versions
+    versions = proving.library_versions
     monkeypatch.setattr(
-        local_proving, "library_versions", lambda *names: versions(*(n for n in names if n != "torch"))
+        proving, "library_versions", lambda *names: versions(*(n for n in names if n != "torch"))
     )
     record = prove_again(archive).record
     assert record["passed"]

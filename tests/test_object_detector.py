@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from tests.test_handler import Context
-from torchport.handler_file import handler_class
-from torchport.recipe_file import packaged_folder
+from torchport.recipe.handler import handler_class
+from torchport.recipe.shipped import packaged_folder
 from torchport_runtime import ImageTransform, InferenceRequest, Signature, TensorSpec
 
 SIZE, STRIDES = (64, 96), (8, 16)

@@ -3,8 +3,8 @@
 import pytest
 
 from torchport.errors import MissingParameter, RecipeError
-from torchport.parameters import from_arguments
-from torchport.recipe_file import load_recipe
+from torchport.recipe.loading import load_recipe
+from torchport.recipe.parameters import from_arguments
 
 CONFIGURED = (
     "def build(self):",

@@ -11,9 +11,9 @@ from onnx import numpy_helper
 from tests.artifact_edits import change_onnx, refresh_hash, scale_weight
 from tests.test_export import BUILD_NET, module
 from torchport.errors import StaleError
-from torchport.parity import verify
-from torchport.recipe_file import load_recipe
-from torchport.store import read_json
+from torchport.recipe.loading import load_recipe
+from torchport.store.files import read_json
+from torchport.verify.verifying import verify
 
 
 def test_a_correct_model_passes_and_passes_again_without_work(built):
@@ -72,7 +72,7 @@ def test_the_shipped_models_with_one_layer_off_by_a_hundredth(
 ):
     import shutil
 
-    from torchport.store import Store
+    from torchport.store.folders import Store
 
     copy = Store(tmp_path / "copy")
     for name, weight in (("linear", "weight"), ("digits_resnet18", "fc.weight")):
@@ -154,7 +154,7 @@ def test_a_wrong_normalisation_in_the_handler_fails(shipped, digits_archive, tmp
     wrong = dict(recipe.handler_options)
     wrong["image"] = {**wrong["image"], "mean": [0.4, 0.5, 0.5]}
     monkeypatch.setattr(recipe, "handler_options", wrong)
-    from torchport.handler_parity import compare_requests
+    from torchport.verify.answers.requests import compare_requests
 
     count, failures = compare_requests(recipe, shipped.build("digits_resnet18", "1.0"))
     assert count == 4
@@ -233,8 +233,8 @@ def test_a_handler_that_cannot_write_an_answer_fails_with_its_line(built, tmp_pa
 def test_the_process_keeps_its_number_of_threads(built, monkeypatch):
     """Opening a torch backend sets it, wherever that is: comparing, measuring, asking the handler, trying
     a device."""
-    import torchport.parity
-    from torchport.handler_parity import answered_requests, compare_requests
+    from torchport.verify import devices
+    from torchport.verify.answers.requests import answered_requests, compare_requests
 
     recipe, folder = built(
         (
@@ -247,14 +247,14 @@ def test_the_process_keeps_its_number_of_threads(built, monkeypatch):
     torch.set_num_threads(1)
     try:
         # A device that every backend starts on: this machine's CPU stands in for it.
-        monkeypatch.setattr(torchport.parity, "cuda_device_count", lambda: 1)
-        options = torchport.parity.variant_options
+        monkeypatch.setattr(devices, "cuda_device_count", lambda: 1)
+        options = devices.variant_options
         monkeypatch.setattr(
-            torchport.parity,
+            devices,
             "variant_options",
             lambda recipe, variant, device=None: options(recipe, variant, "cpu"),
         )
-        assert torchport.parity.usable_devices(recipe, folder) == ["cpu", "cuda"]
+        assert devices.usable_devices(recipe, folder) == ["cpu", "cuda"]
         assert torch.get_num_threads() == 1
         assert verify(recipe, folder, devices=["cpu"]).failures == []
         assert torch.get_num_threads() == 1

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from torchport.handler_file import handler_class
-from torchport.recipe_file import packaged_folder
+from torchport.recipe.handler import handler_class
+from torchport.recipe.shipped import packaged_folder
 from torchport_runtime import BadRequest, ImageTransform, InferenceRequest, Signature, TensorSpec, pictures
 
 LATENT = TensorSpec("float32", ("batch", 3))

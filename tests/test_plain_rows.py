@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torchport_runtime import BackendError, Handler, InferenceRequest, Signature, TensorSpec
-from torchport_runtime.plain_rows import read_plain_rows, write_plain_rows
+from torchport_runtime.requests.plain_rows import read_plain_rows, write_plain_rows
 
 FEATURES = 2
 

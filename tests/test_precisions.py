@@ -10,22 +10,22 @@ import pytest
 import torch
 
 from tests.conftest import TINY
-from torchport.archive import package
-from torchport.archive_file import inspect_archive
+from torchport.archive.contents import inspect_archive
+from torchport.archive.local_record import require_local_parity
+from torchport.archive.model import load
 from torchport.errors import ArchiveError, ExportError, RecipeError
-from torchport.evidence import FILE, read_evidence
-from torchport.export import export
-from torchport.hashing import sha256_bytes
-from torchport.loading import load
-from torchport.local_parity import require_local_parity
-from torchport.local_proving import prove_again
-from torchport.parity import verify
-from torchport.recipe_file import load_recipe
-from torchport.store import Store
-from torchport.training import train
-from torchport.typical_error import TypicalError
+from torchport.export.exporting import export
+from torchport.package.packaging import package
+from torchport.recipe.loading import load_recipe
+from torchport.store.folders import Store
+from torchport.store.hashing import sha256_bytes
+from torchport.train.training import train
+from torchport.verify.evidence import FILE, read_evidence
+from torchport.verify.local.proving import prove_again
+from torchport.verify.outputs.rms_error import TypicalError
+from torchport.verify.verifying import verify
 from torchport_runtime import BackendError, BackendOptions
-from torchport_runtime.backends import open_backend
+from torchport_runtime.backends.backend import open_backend
 
 BOTH = 'precisions = ("float32", "float16", "bfloat16")'
 NAME = 'name, version, handler = "tiny", "1.0", "regressor"'

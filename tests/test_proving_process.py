@@ -16,11 +16,11 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.archive_edits import resealed
-from torchport.cli import app
+from torchport.archive.local_record import record_path, require_local_parity
+from torchport.cli.app import app
 from torchport.errors import ArchiveError
-from torchport.evidence import FILE, read_evidence
-from torchport.local_parity import record_path, require_local_parity
-from torchport.proving_process import prove_apart
+from torchport.verify.evidence import FILE, read_evidence
+from torchport.verify.local.process import prove_apart
 
 LONG_S = 60
 """For what ends within a second or a few on an idle machine."""

@@ -9,17 +9,17 @@ import pytest
 from tests.archive_edits import rewrite
 from tests.signs import CALIBRATION, LOUD, LOWER, SIGNS
 from torchport import load
-from torchport.archive import package
-from torchport.archive_file import inspect_archive
-from torchport.checking import check
+from torchport.archive.contents import inspect_archive
 from torchport.errors import BackendError, QuantizationError, RecipeError, StaleError
-from torchport.export import export
-from torchport.int8_certificate import require_int8
-from torchport.parity import verify
-from torchport.quantization import quantize, require
-from torchport.recipe_file import load_recipe
-from torchport.store import Store
-from torchport.training import train
+from torchport.export.exporting import export
+from torchport.model.int8_certificate import require_int8
+from torchport.optimize.quantize.quantizing import quantize, require
+from torchport.package.packaging import package
+from torchport.recipe.loading import load_recipe
+from torchport.store.folders import Store
+from torchport.targets.checking import check
+from torchport.train.training import train
+from torchport.verify.verifying import verify
 from torchport_runtime import BackendOptions
 
 
@@ -32,7 +32,7 @@ def clock(monkeypatch):
     def seconds(handlers, batches, *, rounds, at_least=0.0):
         return {name: 1.0 if name == "float32" else times["int8"] for name in handlers}
 
-    monkeypatch.setattr("torchport.int8_candidates.interleaved_seconds", seconds)
+    monkeypatch.setattr("torchport.optimize.quantize.candidates.interleaved_seconds", seconds)
 
     def runs(speed):
         times["int8"] = 1 / speed

@@ -1,13 +1,13 @@
 """What the README promises a new user: its own-model example, from a wheel, outside of the tree."""
 
 import re
-import shutil
 import subprocess
 import sys
 
 import pytest
 
 from tests.conftest import ROOT, environment_without_torchport
+from tests.test_wheel import build_wheel
 
 
 def readme() -> str:
@@ -18,20 +18,10 @@ def readme() -> str:
 def test_your_own_model_from_a_wheel(tmp_path):
     (block,) = re.findall(r"<!-- tested:.*?-->\n```python\n(.*?)```", readme(), re.DOTALL)
     assert len(block.splitlines()) <= 40
-    source = tmp_path / "source"
-    tracked = ("torchport", "torchport_runtime", "export", "handlers", "deploy")
-    for name in tracked:
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    wheel = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, source]
-    subprocess.run(wheel, check=True, capture_output=True)
     python, packages = environment_without_torchport(tmp_path / "environment")
-    (built,) = tmp_path.glob("torchport-*.whl")
-    subprocess.run(
-        [*pip, "install", "--no-deps", "--target", packages, built], check=True, capture_output=True
-    )
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    install = [*pip, "install", "--no-deps", "--target", packages, build_wheel(tmp_path)]
+    subprocess.run(install, check=True, capture_output=True)
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "spiral.py").write_text(block)

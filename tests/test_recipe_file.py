@@ -1,7 +1,7 @@
 import pytest
 
 from torchport.errors import MissingParameter, RecipeError
-from torchport.recipe_file import find_handler, load_recipe, recipe_paths
+from torchport.recipe.loading import find_handler, load_recipe, recipe_paths
 
 
 def test_a_good_recipe_loads(write_recipe):

@@ -9,9 +9,9 @@ import pytest
 from docs.make_screenshots import find_browser, screenshot
 from tests.artifact_edits import change_onnx, scale_weight
 from tests.test_divergence import DEEP
-from torchport.parity import verify
-from torchport.report import MOST_ROWS, worst_cases
-from torchport.report_charts import Series, dots, growth, heat_map
+from torchport.verify.report.charts import Series, dots, growth, heat_map
+from torchport.verify.report.page import MOST_ROWS, worst_cases
+from torchport.verify.verifying import verify
 
 VOID = {"meta", "link", "img", "br"}
 

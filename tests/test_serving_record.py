@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from torchport.overview import overview
-from torchport.report import WIRE, with_wire
-from torchport.serving_record import keep_record, read_records
+from torchport.cli.overview import overview
+from torchport.store.serving_record import keep_record, read_records
+from torchport.verify.report.page import WIRE, with_wire
 
 
 def record(server="torchport 0.1.0", archive="a", **more):

@@ -16,19 +16,20 @@ import yaml
 from tests.conftest import TINY, run_stages
 from tests.server.shadows import assert_ends, stuck_artifact, wait_until_busy
 from tests.server.waiting import wait_until
-from torchport.archive import package
 from torchport.errors import RecipeError
-from torchport.recipe_file import load_recipe
-from torchport.store import Store
-from torchport_runtime import BackendOptions, Signature, TensorSpec, shadow_link
-from torchport_runtime import shadow as shadow_module
-from torchport_runtime.backends import open_backend
+from torchport.package.packaging import package
+from torchport.recipe.loading import load_recipe
+from torchport.store.folders import Store
+from torchport_runtime import BackendOptions, Signature, TensorSpec
+from torchport_runtime.backends.backend import open_backend
 from torchport_runtime.errors import BackendError
-from torchport_runtime.shadow import MOST_SAMPLES, Shadow
-from torchport_runtime.shadow_allowance import AT_ONCE_S, Allowance
-from torchport_runtime.shadow_comparison import Allowed, compare
+from torchport_runtime.shadow import link as shadow_link
+from torchport_runtime.shadow import shadow as shadow_module
+from torchport_runtime.shadow.allowance import AT_ONCE_S, Allowance
+from torchport_runtime.shadow.comparison import Allowed, compare
+from torchport_runtime.shadow.sampler import Sampler
+from torchport_runtime.shadow.shadow import MOST_SAMPLES, Shadow
 from torchport_runtime.shadow_options import LEAST_SHARE, ShadowOptions
-from torchport_runtime.shadow_sampler import Sampler
 
 OPTIONS = {"backend": "torchscript", "fraction": 0.1}
 

@@ -4,7 +4,7 @@ import pytest
 
 from tests.serving_machine import figures
 from torchport.errors import TuningRequestError
-from torchport.slo import Slo, parse_duration
+from torchport.optimize.tune.slo import Slo, parse_duration
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ import sys
 import pytest
 
 from torchport.errors import StaleError, TorchportError
-from torchport.store import Store, read_json, version_key, write_bytes, write_json
+from torchport.store.files import read_json, write_bytes, write_json
+from torchport.store.folders import Store, version_key
 
 
 def test_archives_by_name_and_version_oldest_first(store):
@@ -45,7 +46,7 @@ def test_a_second_command_is_told_to_wait(store):
     folder = store.build("linear", "1.0")
     code = f"""
 from pathlib import Path
-from torchport.store import Store
+from torchport.store.folders import Store
 from torchport.errors import TorchportError
 try:
     with Store(Path({str(store.path)!r})).build("linear", "1.0").lock():

@@ -9,7 +9,7 @@ import pytest
 import torchport
 from tests.conftest import run_stages
 from torchport.errors import BadRequest
-from torchport.recipe_file import load_recipe
+from torchport.recipe.loading import load_recipe
 from torchport_runtime import write_arrays
 
 pytestmark = pytest.mark.road
@@ -70,7 +70,7 @@ TAGGER = """
 def archive(tmp_path_factory):
     import textwrap
 
-    from torchport.store import Store
+    from torchport.store.folders import Store
 
     folder = tmp_path_factory.mktemp("tagger")
     path = folder / "tagger_recipe.py"

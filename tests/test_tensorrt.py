@@ -7,11 +7,12 @@ import types
 import numpy as np
 import pytest
 
-from torchport.certificate import backend_options
-from torchport.parity import verify
-from torchport.recipe_file import load_recipe
-from torchport_runtime import BackendError, BackendOptions, Signature, TensorSpec, cuda, tensorrt_provider
-from torchport_runtime.backends import open_backend
+from torchport.recipe.loading import load_recipe
+from torchport.recipe.variants import backend_options
+from torchport.verify.verifying import verify
+from torchport_runtime import BackendError, BackendOptions, Signature, TensorSpec
+from torchport_runtime.backends import cuda, tensorrt
+from torchport_runtime.backends.backend import open_backend
 
 SIGNATURE = Signature(
     inputs={
@@ -70,7 +71,7 @@ def machine(monkeypatch, tmp_path):
         )
         monkeypatch.setitem(sys.modules, "onnxruntime", fake)
         monkeypatch.setattr(cuda, "cuda_device_count", lambda: devices)
-        monkeypatch.setattr(tensorrt_provider, "device_name", lambda index: f"GPU {index}")
+        monkeypatch.setattr(tensorrt, "device_name", lambda index: f"GPU {index}")
         return fake
 
     return make
@@ -128,7 +129,7 @@ def test_engines_are_kept_by_all_that_they_depend_on(graph, machine, tmp_path):
     machine()
 
     def folder(options=ASKED, version="1.31.1", signature=SIGNATURE):
-        own = tensorrt_provider.provider_options(graph, signature, options, version)
+        own = tensorrt.provider_options(graph, signature, options, version)
         assert own["trt_engine_cache_path"] == own["trt_timing_cache_path"]
         return own["trt_engine_cache_path"]
 
@@ -153,12 +154,12 @@ def test_engines_are_kept_by_all_that_they_depend_on(graph, machine, tmp_path):
 
 def test_the_cache_is_the_users_own_and_one_that_cannot_be_written_is_told(graph, machine, tmp_path):
     machine()
-    home = tensorrt_provider.cache_folder({"XDG_CACHE_HOME": "/var/own"})
+    home = tensorrt.cache_folder({"XDG_CACHE_HOME": "/var/own"})
     assert str(home) == os.path.join("/var/own", "torchport", "tensorrt")
     (tmp_path / "file").write_text("")
     environ = {"TORCHPORT_CACHE": str(tmp_path / "file")}
     with pytest.raises(BackendError, match="set TORCHPORT_CACHE"):
-        tensorrt_provider.provider_options(graph, SIGNATURE, ASKED, "1", environ)
+        tensorrt.provider_options(graph, SIGNATURE, ASKED, "1", environ)
 
 
 def test_half_precision_is_told_to_it(graph, machine):

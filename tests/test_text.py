@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.test_handler import Context
-from torchport.handler_file import handler_class
-from torchport.recipe_file import load_recipe, packaged_folder
+from torchport.recipe.handler import handler_class
+from torchport.recipe.loading import load_recipe
+from torchport.recipe.shipped import packaged_folder
 from torchport_runtime import (
     BackendError,
     BackendOptions,
@@ -20,7 +21,7 @@ from torchport_runtime import (
     Signature,
     TensorSpec,
 )
-from torchport_runtime.backends import open_backend
+from torchport_runtime.backends.backend import open_backend
 from torchport_runtime.text import PAD, UNKNOWN, TextEncoder, clean_text, decode_texts, pad, train_bpe
 
 pytest.importorskip("tokenizers")

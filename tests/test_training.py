@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from torchport.errors import StaleError, TorchportError, TrainingError
-from torchport.recipe_file import load_recipe
-from torchport.store import read_json
-from torchport.training import keep_weights, train, trained_model
+from torchport.model.trained import trained_model
+from torchport.recipe.loading import load_recipe
+from torchport.store.files import read_json
+from torchport.train.training import keep_weights, train
 
 TRAINED = (
     "def samples(self):",

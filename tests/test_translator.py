@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from tests.test_handler import Context
-from torchport.handler_file import handler_class
-from torchport.recipe_file import load_recipe, packaged_folder
+from torchport.recipe.handler import handler_class
+from torchport.recipe.loading import load_recipe
+from torchport.recipe.shipped import packaged_folder
 from torchport_runtime import Signature, TensorSpec
 from torchport_runtime.decoding import beam_search
 from torchport_runtime.text import PAD, UNKNOWN, TextEncoder, pad, train_bpe

@@ -11,24 +11,24 @@ import pytest
 
 from tests.conftest import TINY, run_stages
 from tests.serving_machine import DEFAULT, FOUR, INT8, ROUNDS, TWO, Machine, figures
-from torchport import tuning
-from torchport.archive import archive_content, package
-from torchport.archive_file import inspect_archive
-from torchport.checking import check
-from torchport.cli import main
-from torchport.configuration import Configuration
+from torchport.archive.contents import inspect_archive
+from torchport.cli.app import main
 from torchport.errors import StaleError, TuningError, TuningRequestError
-from torchport.hashing import sha256_file
-from torchport.int8_certificate import int8_binding
-from torchport.parity import verify
-from torchport.recipe_file import load_recipe
-from torchport.serving_record import read_records
-from torchport.slo import Slo
-from torchport.store import Store
-from torchport.tuning import require, reset, tune
-from torchport.tuning_candidates import candidates
-from torchport.tuning_search import Effort
-from torchport.tuning_server import Bench
+from torchport.model.int8_certificate import int8_binding
+from torchport.optimize.tune import tuning
+from torchport.optimize.tune.candidates import candidates
+from torchport.optimize.tune.measuring import Bench
+from torchport.optimize.tune.search import Effort
+from torchport.optimize.tune.slo import Slo
+from torchport.optimize.tune.tuning import require, reset, tune
+from torchport.package.configuration import Configuration
+from torchport.package.packaging import archive_content, package
+from torchport.recipe.loading import load_recipe
+from torchport.store.folders import Store
+from torchport.store.hashing import sha256_file
+from torchport.store.serving_record import read_records
+from torchport.targets.checking import check
+from torchport.verify.verifying import verify
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +169,7 @@ def config(path):
 
 @pytest.fixture
 def two_cores(monkeypatch):
-    monkeypatch.setattr("torchport.tuning_candidates.available_cores", lambda: 2)
+    monkeypatch.setattr("torchport.optimize.tune.candidates.available_cores", lambda: 2)
 
 
 def test_the_archive_is_packaged_as_it_was_tuned(proven, store, two_cores):
@@ -326,7 +326,7 @@ def test_the_whole_road_through_a_real_server(write_recipe, store, monkeypatch):
     parameter = ("Request(json=[1.0, 2.0, 3.0],", 'Request(json=[1.0, 2.0, 3.0], params={"k": "1"},')
     recipe = load_recipe(write_recipe(parameter))
     run_stages(recipe, store)
-    monkeypatch.setattr("torchport.tuning_candidates.BATCH_SIZES", (1, 8))
+    monkeypatch.setattr("torchport.optimize.tune.candidates.BATCH_SIZES", (1, 8))
     effort = Effort(quick_s=0.1, final_s=0.2, rounds=2, finalists=1, shapes=1, ladder=(1, 4))
     result = require(
         tune(

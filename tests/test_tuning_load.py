@@ -11,8 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from torchport.errors import ServerError
-from torchport.recipe_file import load_recipe
-from torchport.tuning_load import http_messages, percentile, put_load
+from torchport.optimize.tune.load import http_messages, percentile, put_load
+from torchport.recipe.loading import load_recipe
 
 OK = [b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 2\r\n\r\nhi"]
 
@@ -118,7 +118,7 @@ def test_what_an_earlier_load_left_is_in_no_figure():
 
 
 def test_a_server_without_answers_is_given_up(monkeypatch):
-    monkeypatch.setattr("torchport.tuning_load.PATIENCE_S", 0.2)
+    monkeypatch.setattr("torchport.optimize.tune.load.PATIENCE_S", 0.2)
     ends = threading.Event()
     with answering(lambda handler: ends.wait()) as (url, _):
         with pytest.raises(ServerError, match="no answer within"):

@@ -7,7 +7,7 @@ import pytest
 
 from tests.serving_machine import DEFAULT, FOUR, INT8, ROUNDS, TWO, Machine, figures, searched, space
 from torchport.errors import ServerError
-from torchport.tuning_search import BETTER, LEAST_ROUNDS, Effort
+from torchport.optimize.tune.search import BETTER, LEAST_ROUNDS, Effort
 
 
 def test_the_fastest_is_chosen():

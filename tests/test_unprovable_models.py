@@ -4,7 +4,7 @@ import pytest
 
 from tests.artifact_edits import change_onnx, scale_weight
 from tests.test_export import BUILD_NET, module
-from torchport.parity import verify
+from torchport.verify.verifying import verify
 
 
 def test_a_model_that_mixes_the_rows_of_a_batch_fails(built):

@@ -13,9 +13,9 @@ from torch import nn
 import torchport
 from tests.conftest import ROOT
 from torchport.errors import RecipeError, TrainingError
-from torchport.probing import parse_dim, parse_input, probe
-from torchport.recipe_file import load_recipe
-from torchport.weights import load_weights
+from torchport.model.weights import load_weights
+from torchport.recipe.loading import load_recipe
+from torchport.recipe.probing import parse_dim, parse_input, probe
 from torchport_runtime import TensorSpec, write_arrays
 
 REPO = str(ROOT / "tests" / "example_repo")
@@ -251,10 +251,10 @@ def test_weights_in_other_wrappings(tmp_path):
 
 @pytest.mark.road
 def test_a_backend_that_may_fail_is_written_down(write_recipe, store):
-    from torchport.archive import package
-    from torchport.export import export
-    from torchport.parity import verify
-    from torchport.training import train
+    from torchport.export.exporting import export
+    from torchport.package.packaging import package
+    from torchport.train.training import train
+    from torchport.verify.verifying import verify
 
     branching = (
         "return nn.Linear(3, 2)",

@@ -8,28 +8,29 @@ model.predict([4.0])                                # [14.17]
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from torchport.version import __version__
+
 if TYPE_CHECKING:
-    from torchport.datasets import PackagedData
+    from torchport.archive.model import ArchivedModel, load
     from torchport.errors import TorchportError
-    from torchport.loading import ArchivedModel, load
-    from torchport.recipe import Example, Recipe, Request, Serving
+    from torchport.recipe.contract import Example, Recipe, Request, Serving
+    from torchport.recipe.datasets import PackagedData
     from torchport_runtime import ImageTransform, Signature, TensorSpec
 
-__version__ = "0.1.0"
 
 # Imported when they are asked for: a server's worker must find the archive's own torchport_runtime first.
 _HOMES = {
-    "ArchivedModel": "torchport.loading",
-    "Example": "torchport.recipe",
+    "ArchivedModel": "torchport.archive.model",
+    "Example": "torchport.recipe.contract",
     "ImageTransform": "torchport_runtime",
-    "PackagedData": "torchport.datasets",
-    "Recipe": "torchport.recipe",
-    "Request": "torchport.recipe",
-    "Serving": "torchport.recipe",
+    "PackagedData": "torchport.recipe.datasets",
+    "Recipe": "torchport.recipe.contract",
+    "Request": "torchport.recipe.contract",
+    "Serving": "torchport.recipe.contract",
     "Signature": "torchport_runtime",
     "TensorSpec": "torchport_runtime",
     "TorchportError": "torchport.errors",
-    "load": "torchport.loading",
+    "load": "torchport.archive.model",
 }
 
 __all__ = [

@@ -1,5 +1,5 @@
 """`python -m torchport` is the `torchport` command."""
 
-from torchport.cli import main
+from torchport.cli.app import main
 
 main()

@@ -14,13 +14,14 @@ that the archive names. It knows nothing of the library that made the archive.
             return outputs["y"].tolist()
 """
 
-from torchport_runtime.arrays import array_format, read_arrays, write_arrays
 from torchport_runtime.errors import BackendError, BadRequest, SignatureError, TorchportError
 from torchport_runtime.explain import heat_map, integrated_gradients
 from torchport_runtime.handler import Handler
 from torchport_runtime.images import ImageTransform, decode_image
 from torchport_runtime.options import BackendOptions
-from torchport_runtime.request import Answer, InferenceRequest
+from torchport_runtime.requests.arrays import array_format, read_arrays, write_arrays
+from torchport_runtime.requests.request import Answer, InferenceRequest
+from torchport_runtime.requests.tensors import TensorRequest, run_tensors
 from torchport_runtime.signature import Signature, TensorSpec
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "InferenceRequest",
     "Signature",
     "SignatureError",
+    "TensorRequest",
     "TensorSpec",
     "TorchportError",
     "array_format",
@@ -40,5 +42,6 @@ __all__ = [
     "heat_map",
     "integrated_gradients",
     "read_arrays",
+    "run_tensors",
     "write_arrays",
 ]

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image
 
-from torchport_runtime.backends import Backend, TorchScriptBackend
+from torchport_runtime.backends.backend import Backend, TorchScriptBackend
 from torchport_runtime.errors import BackendError, BadRequest
 
 LEAST_SIDE = 256

@@ -21,14 +21,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from torchport_runtime.backends import Backend, open_backend
-from torchport_runtime.batching import Tensors, common_sizes, run_pieces, run_together, split_rows
+from torchport_runtime.backends.backend import Backend, open_backend
 from torchport_runtime.errors import BadRequest, SignatureError
-from torchport_runtime.headers import RequestHeaders
 from torchport_runtime.options import BackendOptions
-from torchport_runtime.plain_rows import read_plain_rows, write_plain_rows
-from torchport_runtime.request import Answer, InferenceRequest, error_answer
-from torchport_runtime.shadow import Shadow
+from torchport_runtime.requests.batching import Tensors, common_sizes, run_pieces, run_together, split_rows
+from torchport_runtime.requests.headers import RequestHeaders
+from torchport_runtime.requests.plain_rows import read_plain_rows, write_plain_rows
+from torchport_runtime.requests.request import Answer, InferenceRequest, error_answer
+from torchport_runtime.shadow.shadow import Shadow
 from torchport_runtime.signature import Signature
 
 logger = logging.getLogger(__name__)

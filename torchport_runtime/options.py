@@ -235,3 +235,10 @@ class BackendOptions:
 def artifact_suffix(backend: str, precision: str) -> str:
     """The ending of a graph's artifact: `.onnx`, `.int8.onnx`, `.bfloat16.pt2`."""
     return ARTIFACT_SUFFIX[backend] if precision == "float32" else f".{precision}{ARTIFACT_SUFFIX[backend]}"
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

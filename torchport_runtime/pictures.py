@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from torchport_runtime.errors import BadRequest
-from torchport_runtime.request import InferenceRequest
+from torchport_runtime.requests.request import InferenceRequest
 from torchport_runtime.suggest import did_you_mean
 
 MAX_SEED, MAX_N, DEFAULT_N = 2**32 - 1, 64, 16

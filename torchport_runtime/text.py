@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from torchport_runtime.errors import BackendError, BadRequest
-from torchport_runtime.request import InferenceRequest
+from torchport_runtime.requests.request import InferenceRequest
 
 if TYPE_CHECKING:
     from tokenizers import Encoding

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
-import torchport.artifacts
-import torchport.export
-from torchport.export import export, model_graphs
-from torchport.parity import ParityResult, verify
-from torchport.recipe import Recipe
-from torchport.recipe_file import load_recipe
-from torchport.store import BuildFolder, Store
-from torchport.training import train
+import torchport.export.artifacts
+import torchport.export.exporting
+from torchport.export.exporting import export
+from torchport.model.graphs import model_graphs
+from torchport.recipe.contract import Recipe
+from torchport.recipe.loading import load_recipe
+from torchport.store.folders import BuildFolder, Store
+from torchport.train.training import train
+from torchport.verify.verifying import ParityResult, verify
 
 RECIPE = """
 import math
@@ -27,7 +28,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from torchport import Recipe, Request, TensorSpec
-from torchport.export import random_inputs
+from torchport.recipe.inputs import random_inputs
 
 
 class Net(nn.Module):
@@ -118,9 +119,9 @@ def shipped_as(
         train(recipe, folder)
         with monkeypatch.context() as patch:
             if wrong is not None:
-                patch.setattr(torchport.export, "model_graphs", _planted)
+                patch.setattr(torchport.export.exporting, "model_graphs", _planted)
                 # Another tool's export is not checked as ours is.
-                patch.setattr(torchport.artifacts, "check_eager_outputs", lambda *given: None)
+                patch.setattr(torchport.export.artifacts, "check_eager_outputs", lambda *given: None)
             export(recipe, folder)
         return recipe, folder
 

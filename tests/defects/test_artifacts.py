@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-import torchport.parity
+import torchport.verify.verifying
 from tests.artifact_edits import refresh_hash
 from tests.defects.conftest import Model
 from tests.defects.failures import says
 from torchport.errors import StaleError
-from torchport.parity import verify
-from torchport_runtime.backends import open_backend
+from torchport.verify.verifying import verify
+from torchport_runtime.backends.backend import open_backend
 
 TINY = Model(layers="self.inner = nn.Linear(6, 6)", right="y = self.inner(x)")
 
@@ -143,7 +143,7 @@ def test_an_engine_that_shares_out_its_work_wrongly(shipped_as, monkeypatch):
     def opened(path, signature, options):
         return Racing(open_backend(path, signature, options))
 
-    monkeypatch.setattr(torchport.parity, "open_backend", opened)
+    monkeypatch.setattr(torchport.verify.verifying, "open_backend", opened)
     failures = verify(recipe, folder).failures
     says(failures, "sample 0, threads=3: output 'y'", "exceeds the bound")
     assert all("threads=3" in failure for failure in failures)

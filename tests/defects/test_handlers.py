@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from tests.defects.conftest import Model
-from torchport.parity import verify
-from torchport.recipe import Request
+from torchport.recipe.contract import Request
+from torchport.verify.verifying import verify
 
 MEAN, STD = np.float32([0.5, 0.4, 0.3]), np.float32([0.2, 0.25, 0.3])
 

@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.artifact_edits import change_onnx
 from tests.defects.conftest import Model
 from tests.defects.failures import says
-from torchport.parity import verify
+from torchport.verify.verifying import verify
 
 ONNX = ("onnxruntime",)
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import grpc
 
-from torchport.server import grpc_messages as messages
+from torchport.server.grpc import messages
 
 INFERENCE = "org.pytorch.serve.grpc.inference.InferenceAPIsService"
 MANAGEMENT = "org.pytorch.serve.grpc.management.ManagementAPIsService"

@@ -1,4 +1,4 @@
-"""A server that `torchport.server_process.start` cannot ask for its health: it wants a key, or a certificate.
+"""A server that `torchport_serve.start` cannot ask for its health: it wants a key, or a certificate.
 
     with guarded(folder, {"model_store": str(store), "disable_token_authorization": "false"}) as server:
         server.ask("inference", "/ping", server.keys()["inference"])
@@ -21,7 +21,7 @@ import requests
 
 from tests.server.archives import write_archive
 from tests.server.waiting import PATIENCE_S, wait_until
-from torchport.store import read_json
+from torchport.store.files import read_json
 
 APIS = ("inference", "management", "metrics")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
-from torchport.server_process import ServerProcess
+from torchport.targets.torchport_serve import ServerProcess
 
 
 def metric(server: ServerProcess, name: str, **labels: str) -> float:

@@ -98,7 +98,7 @@ def looked_at(found):
 def shadow_processes(pid):
     """The processes below this one in which shadows have their backends."""
     children = psutil.Process(pid).children(recursive=True)
-    return [p for p in children if "torchport_runtime.shadow_process" in _command(p)]
+    return [p for p in children if "torchport_runtime.shadow.process" in _command(p)]
 
 
 def _command(process):

@@ -15,9 +15,9 @@ from tests.server.guarded import APIS, Guarded, guarded_model, message_of_refusa
 from tests.server.waiting import PATIENCE_S, wait_until
 from tests.server.wire import Wire
 from torchport.errors import ServerError, TorchportError
-from torchport.server.access import Access, KeyKind
+from torchport.server.api.tokens import Access, KeyKind
 from torchport.server.errors import InvalidKey
-from torchport.server.settings import settings_from
+from torchport.server.settings.reading import settings_from
 
 pytestmark = pytest.mark.server
 

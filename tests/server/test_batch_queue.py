@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from torchport.server.batch_queue import LOOK_S, BatchQueue
-from torchport.server.job import Job, Kind
+from torchport.server.dispatch.batch_queue import LOOK_S, BatchQueue
+from torchport.server.dispatch.job import Job, Kind
 from torchport.server.wire import Row
 
 

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from torchport.server.model_settings import ModelSettings
-from torchport.server.model_version import ModelVersion
-from torchport.server.statistics import ModelStatistics
-from torchport.server.unpacked_model import UnpackedModel
-from torchport.server.worker_host import SharedHosts
-from torchport.server.worker_process import State
+from torchport.server.dispatch.host import SharedHosts
+from torchport.server.dispatch.worker import State
+from torchport.server.models.settings import ModelSettings
+from torchport.server.models.statistics import ModelStatistics
+from torchport.server.models.unpacked import UnpackedModel
+from torchport.server.models.version import ModelVersion
 
 MODEL = UnpackedModel(
     name="model",

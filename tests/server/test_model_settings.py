@@ -3,8 +3,8 @@
 import pytest
 
 from torchport.server.errors import ArchiveRefused
-from torchport.server.model_settings import ModelSettings, model_settings
-from torchport.server.settings import ServerSettings
+from torchport.server.models.settings import ModelSettings, model_settings
+from torchport.server.settings.settings import ServerSettings
 
 SERVER = ServerSettings(default_response_timeout=33, job_queue_size=44)
 

@@ -16,9 +16,9 @@ import pytest
 import requests
 from hypothesis import HealthCheck, settings
 
-from torchport.server import openapi
-from torchport.server_process import ServerProcess, start
-from torchport.store import Store
+from torchport.server.api import openapi
+from torchport.store.folders import Store
+from torchport.targets.torchport_serve import ServerProcess, start
 
 schemathesis = pytest.importorskip("schemathesis")
 

@@ -19,9 +19,9 @@ import requests
 from tests.conftest import ROOT, environment_without_torchport
 from tests.server.archives import write_archive
 from tests.server.waiting import wait_until
-from torchport.server_process import start
-from torchport.store import Store
-from torchport.torchserve_setup import Ports
+from torchport.store.folders import Store
+from torchport.targets.torchport_serve import start
+from torchport.targets.torchserve_setup import Ports
 
 pytestmark = pytest.mark.server
 

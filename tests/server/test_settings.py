@@ -10,7 +10,9 @@ import pytest
 
 from torchport.errors import ServerError
 from torchport.properties import parse_properties
-from torchport.server.settings import Address, ServerSettings, settings_from
+from torchport.server.settings.address import Address
+from torchport.server.settings.reading import settings_from
+from torchport.server.settings.settings import ServerSettings
 
 DOCUMENTED = """
     # As in TorchServe's documentation.

@@ -18,8 +18,8 @@ from tests.server.shadows import (
     wrong_artifact,
 )
 from torchport.errors import ServerError
-from torchport.server_process import start
-from torchport.store import Store
+from torchport.store.folders import Store
+from torchport.targets.torchport_serve import start
 
 pytestmark = pytest.mark.server
 

@@ -10,8 +10,8 @@ import yaml
 
 from tests.server.archives import write_archive
 from tests.server.waiting import wait_until
-from torchport.server_process import start
-from torchport.store import Store
+from torchport.store.folders import Store
+from torchport.targets.torchport_serve import start
 
 pytestmark = pytest.mark.server
 

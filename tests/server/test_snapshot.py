@@ -13,11 +13,11 @@ import requests
 from tests.server.archives import write_archive
 from torchport.errors import ServerError
 from torchport.properties import read_properties
-from torchport.server.model_settings import ModelSettings
-from torchport.server.registry import Registry
-from torchport.server.snapshot import KEPT, Snapshots, read_last
-from torchport.server_process import ServerProcess, start
-from torchport.store import Store
+from torchport.server.models.registry import Registry
+from torchport.server.models.settings import ModelSettings
+from torchport.server.models.snapshot import KEPT, Snapshots, read_last
+from torchport.store.folders import Store
+from torchport.targets.torchport_serve import ServerProcess, start
 
 pytestmark = pytest.mark.server
 

@@ -7,8 +7,8 @@ import requests
 
 from tests.server.archives import write_archive
 from torchport.errors import ServerError
-from torchport.server_process import start
-from torchport.store import Store
+from torchport.store.folders import Store
+from torchport.targets.torchport_serve import start
 
 pytestmark = pytest.mark.server
 

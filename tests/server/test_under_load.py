@@ -18,10 +18,10 @@ from tests.server.archives import write_archive
 from tests.server.load import Load
 from tests.server.metrics import metric
 from tests.server.waiting import wait_until
-from torchport.loading import load
-from torchport.recipe_file import load_recipe
-from torchport.server_process import start
-from torchport.store import Store
+from torchport.archive.model import load
+from torchport.recipe.loading import load_recipe
+from torchport.store.folders import Store
+from torchport.targets.torchport_serve import start
 
 pytestmark = pytest.mark.server
 

@@ -19,9 +19,9 @@ from tests.serving.conformance_differences import DIFFERENCES
 from tests.serving.conformance_inference import ACTS, BODIES, CONTEXT, ECHO, FORMS, PATHS
 from tests.serving.conformance_management import SCENARIOS, delete, get, post
 from tests.serving.conformance_server import Both, Step, ask, send
-from torchport import server_process, torchserve
-from torchport.store import Store
-from torchport.torchserve_setup import Ports
+from torchport.store.folders import Store
+from torchport.targets import torchport_serve, torchserve
+from torchport.targets.torchserve_setup import Ports
 
 pytestmark = pytest.mark.serving
 
@@ -73,7 +73,7 @@ def both(tmp_path_factory):
     options = {"config": folder / "config.properties", "settings": CONFIGURATION}
     with (
         torchserve.start(store, folder / "theirs", ports=Ports.free(), **options) as theirs,
-        server_process.start(store, folder / "ours", arguments=("--ncs", "--no-grpc"), **options) as ours,
+        torchport_serve.start(store, folder / "ours", arguments=("--ncs", "--no-grpc"), **options) as ours,
     ):
         write_archive(store.path, "later", echo)
         write_archive(store.path, "later", echo, version="2.0")

@@ -9,9 +9,9 @@ import pytest
 from tests.server.archives import write_archive
 from tests.server.guarded import APIS, guarded
 from tests.serving.conformance_server import Step, ask, differing
-from torchport import torchserve
-from torchport.store import Store
-from torchport.torchserve_setup import Ports
+from torchport.store.folders import Store
+from torchport.targets import torchserve
+from torchport.targets.torchserve_setup import Ports
 
 pytestmark = pytest.mark.serving
 

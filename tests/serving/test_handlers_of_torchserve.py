@@ -19,9 +19,9 @@ from tests.serving.archived.small_net import SmallNet
 from tests.serving.archived.text_net import TextNet
 from tests.serving.conformance_inference import JSON, form, part, typed
 from tests.serving.conformance_server import Both, Step, ask
-from torchport import server_process, torchserve
-from torchport.store import Store
-from torchport.torchserve_setup import Ports
+from torchport.store.folders import Store
+from torchport.targets import torchport_serve, torchserve
+from torchport.targets.torchserve_setup import Ports
 
 pytestmark = pytest.mark.serving
 
@@ -104,7 +104,7 @@ def both(tmp_path_factory):
     options = {"config": folder / "config.properties", "settings": CONFIGURATION}
     with (
         torchserve.start(store, folder / "theirs", ports=Ports.free(), **options) as theirs,
-        server_process.start(store, folder / "ours", arguments=("--ncs", "--no-grpc"), **options) as ours,
+        torchport_serve.start(store, folder / "ours", arguments=("--ncs", "--no-grpc"), **options) as ours,
     ):
         ports = ("inference", "management", "metrics")
         their_urls = {name: f"http://127.0.0.1:{getattr(theirs.ports, name)}" for name in ports}

@@ -14,9 +14,9 @@ from tests.server.shadows import (
     with_shadow,
     wrong_artifact,
 )
-from torchport.store import Store
-from torchport.torchserve import start
-from torchport.torchserve_setup import Ports
+from torchport.store.folders import Store
+from torchport.targets.torchserve import start
+from torchport.targets.torchserve_setup import Ports
 
 pytestmark = pytest.mark.serving
 

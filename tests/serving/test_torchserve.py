@@ -21,11 +21,12 @@ from tests.archive_edits import rewrite
 from tests.conftest import ROOT, environment_without_torchport, run_stages
 from torchport.client import Client
 from torchport.errors import RequestError, ServerError
-from torchport.recipe_file import load_recipe
-from torchport.serving_record import read_records
-from torchport.store import Store, read_json
-from torchport.torchserve import start
-from torchport.torchserve_setup import Ports
+from torchport.recipe.loading import load_recipe
+from torchport.store.files import read_json
+from torchport.store.folders import Store
+from torchport.store.serving_record import read_records
+from torchport.targets.torchserve import start
+from torchport.targets.torchserve_setup import Ports
 
 pytestmark = pytest.mark.serving
 

@@ -3,13 +3,13 @@
 import pytest
 
 from tests.conftest import run_stages
-from torchport.checking import SERVERS, check
-from torchport.overview import overview
-from torchport.parity import verify
-from torchport.recipe_file import load_recipe
-from torchport.serving_record import read_records
-from torchport.stages import check as check_stage
-from torchport.store import read_json, write_json
+from torchport.cli.overview import overview
+from torchport.cli.stages import check as check_stage
+from torchport.recipe.loading import load_recipe
+from torchport.store.files import read_json, write_json
+from torchport.store.serving_record import read_records
+from torchport.targets.checking import SERVERS, check
+from torchport.verify.verifying import verify
 
 pytestmark = pytest.mark.serving
 
@@ -67,7 +67,7 @@ def test_a_server_that_answers_otherwise_fails_with_the_input(shipped_tiny, stor
         return [-value for value in (asked(client, recipe, request))]
 
     asked = check.__globals__["ask"]
-    monkeypatch.setattr("torchport.checking.ask", turned)
+    monkeypatch.setattr("torchport.targets.checking.ask", turned)
     result = check(recipe, store)
     assert any("held-out 1, served against in process" in failure for failure in result.failures)
     assert result.record["decisions"]["agreed"] == 0

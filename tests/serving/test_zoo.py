@@ -15,15 +15,15 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tests.conftest import ROOT, run_stages
-from torchport.answers import same_answer
-from torchport.checking import check
-from torchport.export import random_inputs
-from torchport.recipe import Recipe, Request
-from torchport.recipe_file import load_recipe
-from torchport.store import Store
-from torchport.torchserve import start
-from torchport.torchserve_setup import Ports
-from torchport.zoo import read_list, ship_all
+from torchport.cli.zoo import read_list, ship_all
+from torchport.recipe.contract import Recipe, Request
+from torchport.recipe.inputs import random_inputs
+from torchport.recipe.loading import load_recipe
+from torchport.store.folders import Store
+from torchport.targets.checking import check
+from torchport.targets.torchserve import start
+from torchport.targets.torchserve_setup import Ports
+from torchport.verify.answers.equality import same_answer
 from torchport_runtime import write_arrays
 
 pytestmark = [pytest.mark.serving, pytest.mark.slow]

@@ -20,30 +20,31 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torchport
 from torchport.errors import ServerError
 from torchport.server import logs
-from torchport.server.access import Access
-from torchport.server.api import RequestCounts
-from torchport.server.collector import ServerCollector
-from torchport.server.http_server import HttpServer
-from torchport.server.inference_api import InferenceApi
-from torchport.server.joined_apis import by_address
-from torchport.server.management_api import ManagementApi
-from torchport.server.metrics_api import MetricsApi
-from torchport.server.model_version import ModelVersion
-from torchport.server.registry import Registry
-from torchport.server.settings import Address, ServerSettings
-from torchport.server.snapshot import Snapshots, read_last
-from torchport.server.starting import load_models
-from torchport.server.tls import tls_context
-from torchport.server.tracing import Tracing
+from torchport.server.api.inference import InferenceApi
+from torchport.server.api.management import ManagementApi
+from torchport.server.api.metrics import MetricsApi
+from torchport.server.api.prometheus import ServerCollector
+from torchport.server.api.routing import by_address
+from torchport.server.api.tokens import Access
+from torchport.server.api.tracing import Tracing
+from torchport.server.http.server import HttpServer
+from torchport.server.http.tls import tls_context
+from torchport.server.models.registry import Registry
+from torchport.server.models.snapshot import Snapshots, read_last
+from torchport.server.models.startup import load_models
+from torchport.server.models.statistics import RequestCounts
+from torchport.server.models.version import ModelVersion
+from torchport.server.settings.address import Address
+from torchport.server.settings.settings import ServerSettings
 from torchport.server.wire import Sample
-from torchport.store import write_json
-from torchport_runtime.backends import cuda_device_count
+from torchport.store.files import write_json
+from torchport.version import __version__
+from torchport_runtime.backends.backend import cuda_device_count
 
 if TYPE_CHECKING:
-    from torchport.server.grpc_api import GrpcServers
+    from torchport.server.grpc.server import GrpcServers
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ class _Server:
         self._access = Access(settings)
         self._tls = tls_context(settings)
         self._tracing = Tracing() if settings.opentelemetry else None
-        counts = RequestCounts()
+        self._counts = counts = RequestCounts()
         gpus = cuda_device_count()
         if settings.number_of_gpu is not None:
             gpus = min(gpus, settings.number_of_gpu)
@@ -178,9 +179,9 @@ class _Server:
     async def _start_grpc(self) -> None:
         if not self.settings.enable_grpc:
             return
-        from torchport.server.grpc_api import GrpcServers
+        from torchport.server.grpc.server import GrpcServers
 
-        self._grpc = GrpcServers(self.settings, self._access, self._registry, self._inference)
+        self._grpc = GrpcServers(self.settings, self._access, self._registry, self._counts)
         await self._grpc.start()
 
     def _announce(self) -> None:
@@ -194,7 +195,7 @@ class _Server:
         inference, management, metrics = urls
         self._record |= {
             "pid": os.getpid(),
-            "version": torchport.__version__,
+            "version": __version__,
             "inference": inference,
             "management": management,
             "metrics": metrics,
@@ -244,7 +245,7 @@ class _Server:
 
     async def _end(self) -> None:
         """Answer what was taken, for as long as that may take, and leave nothing behind."""
-        self._inference.draining = True
+        self._registry.draining = True
         deadline = time.monotonic() + self.settings.shutdown_timeout
         while not self._hurry.is_set() and time.monotonic() < deadline and self._is_busy():
             await asyncio.sleep(0.02)

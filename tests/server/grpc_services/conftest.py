@@ -12,8 +12,8 @@ from tests.server.grpc_client import (
     prediction,
 )
 from tests.server.waiting import wait_until
-from torchport.server_process import start
-from torchport.store import Store
+from torchport.store.folders import Store
+from torchport.targets.torchport_serve import start
 
 # Does what the field `data` says. Pieces are written as TorchServe's workers write them.
 OBEDIENT = """

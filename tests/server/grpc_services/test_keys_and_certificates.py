@@ -17,8 +17,8 @@ from tests.server.grpc_client import (
 from tests.server.grpc_services.calls import Code, refused
 from tests.server.guarded import addresses, guarded
 from torchport.errors import ServerError
-from torchport.server.grpc_messages import management, open_inference
-from torchport.server_process import start
+from torchport.server.grpc.messages import management, open_inference
+from torchport.targets.torchport_serve import start
 
 pytestmark = pytest.mark.server
 

@@ -8,8 +8,8 @@ from tests.server.grpc_client import (
     OPEN_INFERENCE,
 )
 from tests.server.grpc_services.calls import Code, fp32, refused
-from torchport.loading import load
-from torchport.server.grpc_messages import open_inference
+from torchport.archive.model import load
+from torchport.server.grpc.messages import open_inference
 
 pytestmark = pytest.mark.server
 

@@ -16,8 +16,8 @@ from tests.server.hostile_archives.writing import (
     Entries,
     written,
 )
-from torchport.server_process import ServerProcess, start
-from torchport.store import Store
+from torchport.store.folders import Store
+from torchport.targets.torchport_serve import ServerProcess, start
 
 
 @pytest.fixture(scope="package")

@@ -7,7 +7,7 @@ from typing import Any
 
 import requests
 
-from torchport.server_process import ServerProcess
+from torchport.targets.torchport_serve import ServerProcess
 
 
 def unpacked(place: Path) -> list[str]:

@@ -14,7 +14,7 @@ from tests.server.hostile_archives.registering import refusal, register, unpacke
 from tests.server.hostile_archives.writing import (
     ECHO,
 )
-from torchport.server_process import ServerProcess
+from torchport.targets.torchport_serve import ServerProcess
 
 pytestmark = pytest.mark.server
 

@@ -14,7 +14,7 @@ from tests.server.hostile_archives.registering import refusal
 from tests.server.hostile_archives.writing import (
     MANIFEST,
 )
-from torchport.server_process import ServerProcess
+from torchport.targets.torchport_serve import ServerProcess
 
 pytestmark = pytest.mark.server
 

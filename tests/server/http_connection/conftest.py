@@ -14,8 +14,8 @@ import pytest
 from tests.server.archives import write_archive
 from tests.server.http_connection.connections import MIB, wire
 from tests.server.http_connection.raw_requests import VALID
-from torchport.server_process import ServerProcess, start
-from torchport.store import Store
+from torchport.store.folders import Store
+from torchport.targets.torchport_serve import ServerProcess, start
 
 ODD = """
     import json

@@ -10,7 +10,7 @@ import psutil
 from tests.server.http_connection.raw_requests import PING
 from tests.server.waiting import comes_true
 from tests.server.wire import Answer, Wire
-from torchport.server_process import ServerProcess
+from torchport.targets.torchport_serve import ServerProcess
 
 MIB = 1 << 20
 

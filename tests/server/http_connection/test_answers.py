@@ -8,7 +8,7 @@ import pytest
 
 from tests.server.http_connection.connections import wire
 from tests.server.http_connection.raw_requests import LAST_PING, odd
-from torchport.server_process import ServerProcess
+from torchport.targets.torchport_serve import ServerProcess
 
 pytestmark = pytest.mark.server
 

@@ -13,7 +13,7 @@ from tests.server.http_connection.connections import MIB, Peak, is_answered, wir
 from tests.server.http_connection.raw_requests import PING, POST, VALID, odd
 from tests.server.waiting import comes_true
 from tests.server.wire import Wire
-from torchport.server_process import ServerProcess
+from torchport.targets.torchport_serve import ServerProcess
 
 pytestmark = pytest.mark.server
 

@@ -10,7 +10,7 @@ import pytest
 from tests.server.http_connection.connections import MIB, Peak, is_cut_off, refused, wire
 from tests.server.http_connection.raw_requests import PING, POST, odd, post
 from tests.server.wire import PATIENCE_S
-from torchport.server_process import ServerProcess
+from torchport.targets.torchport_serve import ServerProcess
 
 pytestmark = pytest.mark.server
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.server.http_connection.connections import MIB, Peak, refused, wire
 from tests.server.http_connection.raw_requests import CHUNKED, POST
-from torchport.server_process import ServerProcess
+from torchport.targets.torchport_serve import ServerProcess
 
 pytestmark = pytest.mark.server
 

@@ -11,7 +11,7 @@ from tests.server.http_connection.connections import is_answered, is_cut_off, wi
 from tests.server.http_connection.raw_requests import CHUNKED, PING, POST, odd
 from tests.server.waiting import comes_true
 from tests.server.wire import PATIENCE_S
-from torchport.server_process import ServerProcess
+from torchport.targets.torchport_serve import ServerProcess
 
 pytestmark = pytest.mark.server
 

@@ -7,8 +7,8 @@ import requests
 
 from tests.server.archives import write_archive
 from tests.server.open_inference.tensors import written
-from torchport.server_process import start
-from torchport.store import Store
+from torchport.store.folders import Store
+from torchport.targets.torchport_serve import start
 
 # A graph for each dtype, which gives back what it gets, and two that are not so well-behaved.
 MIRROR = """

@@ -14,7 +14,7 @@ from tests.server.open_inference.tensors import (
     tensor,
     with_bytes,
 )
-from torchport.loading import load
+from torchport.archive.model import load
 
 pytestmark = pytest.mark.server
 

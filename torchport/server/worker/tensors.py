@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,16 @@ from torchport.server.wire import Answer, InferRow, Tensor
 def answer_tensors(handler: Any, rows: list[InferRow]) -> list[Answer]:
     """Answers to all rows; those of equal sizes are run together, by the archive's own runtime."""
     try:
-        from torchport_runtime.tensor_requests import TensorRequest, run_tensors
+        runtime = _own_runtime()
     except ImportError:
         message = b"this archive was packaged before it could take tensors: package it again"
         return [Answer(status=400, body=message, error="BadRequestException")] * len(rows)
     requests = [
-        TensorRequest(row.graph, {t.name: _array(t) for t in row.inputs}, tuple(row.outputs)) for row in rows
+        runtime.TensorRequest(row.graph, {t.name: _array(t) for t in row.inputs}, tuple(row.outputs))
+        for row in rows
     ]
     answers = []
-    for result in run_tensors(handler, requests):
+    for result in runtime.run_tensors(handler, requests):
         if isinstance(result, Exception):
             status = getattr(result, "http_status", 500)
             kind = "BadRequestException" if status < 500 else "InternalServerException"
@@ -29,6 +31,19 @@ def answer_tensors(handler: Any, rows: list[InferRow]) -> list[Answer]:
             tensors = [_tensor(name, array) for name, array in result.items()]
             answers.append(Answer(status=200, body=b"", tensors=tensors))
     return answers
+
+
+def _own_runtime() -> Any:
+    """The module of the archive's own runtime that takes tensors.
+
+    Raises:
+        ImportError: none does.
+    """
+    runtime = importlib.import_module("torchport_runtime")
+    if hasattr(runtime, "run_tensors"):
+        return runtime
+    # Archives that were packaged before the runtime had folders.
+    return importlib.import_module("torchport_runtime.tensor_requests")
 
 
 def _array(tensor: Tensor) -> np.ndarray:

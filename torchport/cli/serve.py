@@ -1,0 +1,125 @@
+"""`torchport serve`: the command line of the server."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from torchport.cli.options import STORE, StoreOpt
+
+
+def serve(
+    store: StoreOpt = STORE,
+    ts_config: Annotated[
+        Path | None, typer.Option("--ts-config", help="a config.properties, as TorchServe reads it")
+    ] = None,
+    models: Annotated[
+        str | None, typer.Option(help="what to load: all, none, or NAME=FILE.mar,... of the store")
+    ] = None,
+    model_store: Annotated[
+        Path | None, typer.Option("--model-store", help="the same as --store, as TorchServe calls it")
+    ] = None,
+    ncs: Annotated[
+        bool,
+        typer.Option("--ncs", "--no-config-snapshots", help="forget models of an earlier run, keep none"),
+    ] = False,
+    foreground: Annotated[bool, typer.Option(help="always so; kept for TorchServe's command lines")] = True,
+    host: Annotated[str | None, typer.Option(help="the address for all three ports")] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=64000, help="inference, 8080; the others move along; 0 for any that are free"
+        ),
+    ] = None,
+    management_port: Annotated[int | None, typer.Option(min=0, max=65535, help="management")] = None,
+    metrics_port: Annotated[int | None, typer.Option(min=0, max=65535, help="metrics")] = None,
+    grpc: Annotated[
+        bool | None, typer.Option("--grpc/--no-grpc", help="the gRPC APIs, on 7070 and 7071")
+    ] = None,
+    enable_model_api: Annotated[
+        bool, typer.Option("--enable-model-api", help="let clients register and remove models")
+    ] = False,
+    disable_token_auth: Annotated[
+        bool,
+        typer.Option("--disable-token-auth", help="no tokens; on the loopback address that is so anyway"),
+    ] = False,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="listen for strangers with neither tokens nor TLS")
+    ] = False,
+    access_log: Annotated[bool, typer.Option("--access-log", help="a line for every request")] = False,
+    log_format: Annotated[str | None, typer.Option(help="text or json")] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="folder of its state; .run/serve-PORT unless given")
+    ] = None,
+) -> None:
+    """Serve the store's archives by TorchServe's REST and gRPC APIs, without Java, until SIGTERM."""
+    from torchport.errors import ServerError
+    from torchport.properties import read_properties
+    from torchport.server.main import run as run_server
+    from torchport.server.settings.reading import settings_from
+
+    config = ts_config or _environment_path("TS_CONFIG_FILE")
+    if config is not None and not config.is_file():
+        raise ServerError(f"no file {config}: --ts-config names a config.properties")
+    properties = read_properties(config, os.environ) if config else {}
+    ports = {"inference": port, "management": management_port, "metrics": metrics_port}
+    given: dict[str, object] = {
+        "model_store": model_store or (store if store != STORE or "model_store" not in properties else None),
+        "load_models": models,
+        "enable_grpc": _word(grpc),
+        "enable_model_api": _word(enable_model_api or None),
+        "disable_token_authorization": _word(disable_token_auth or None),
+        "insecure": _word(insecure or None),
+        "access_log": _word(access_log or None),
+        "log_format": log_format,
+        **_addresses(properties, ports, host),
+    }
+    settings = settings_from(properties, os.environ, given)
+    folder = run or Path(".run") / f"serve-{settings.inference.port}"
+    raise typer.Exit(run_server(settings, run_folder=folder, snapshots=not ncs))
+
+
+def _addresses(
+    properties: dict[str, str], ports: dict[str, int | None], host: str | None
+) -> dict[str, object]:
+    """The addresses with the host and the ports that were given; the rest as in the file.
+
+    Ports that neither names move along with that of inference, so that two servers can run side by side.
+    """
+    from torchport.server.settings.address import Address
+    from torchport.server.settings.settings import ServerSettings
+
+    defaults = ServerSettings()
+    inference = ports["inference"]
+
+    def port_of(default: int) -> int:
+        if inference is None:
+            return default
+        return default + inference - defaults.inference.port if inference else 0
+
+    found: dict[str, object] = {}
+    for name, number in ports.items():
+        key = f"{name}_address"
+        default: Address = getattr(defaults, name)
+        moved = Address(default.scheme, default.host, port_of(default.port))
+        address = Address.parse(key, properties.get(key, str(moved)), default.port)
+        chosen = address.port if number is None else number
+        found[key] = str(Address(address.scheme, host or address.host, chosen))
+    for name in ("grpc_inference", "grpc_management"):
+        if host is not None:
+            found[f"{name}_address"] = host
+        if f"{name}_port" not in properties:
+            found[f"{name}_port"] = port_of(getattr(defaults, name).port)
+    return found
+
+
+def _environment_path(name: str) -> Path | None:
+    value = os.environ.get(name)
+    return Path(value) if value else None
+
+
+def _word(value: bool | None) -> str | None:
+    return None if value is None else str(value).lower()

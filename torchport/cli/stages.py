@@ -1,0 +1,167 @@
+"""One function per stage that runs it and prints its line; each says whether there was work to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.filesize import decimal
+
+from torchport.cli import console as show
+from torchport.recipe.contract import Recipe
+from torchport.store.folders import Store
+from torchport.store.variants import Variant
+
+
+def train(
+    recipe: Recipe, store: Store, seed: int, weights: Path | None, force: bool, *, keep: bool = False
+) -> bool:
+    from torchport.train.training import keep_weights
+    from torchport.train.training import train as run
+
+    folder = store.build(recipe.name, recipe.version)
+    if keep:
+        result = keep_weights(recipe, folder)
+    else:
+        result = run(recipe, folder, seed=seed, weights=weights, force=force, show=show.progress)
+    numbers = ", ".join(f"{k} {v:.5g}" for k, v in result.record["metrics"].items())
+    source = result.record.get("weights_from")
+    detail = numbers or ("weights as given" if source == "a file" else "trained")
+    if source == "build":
+        detail = f"no training and no --weights: as build() gives it, seed {result.record['seed']}"
+    show.stage("train", result.done, result.why, detail)
+    return result.done
+
+
+def export(recipe: Recipe, store: Store, force: bool) -> bool:
+    from torchport.export.exporting import export as run
+
+    with show.working("exporting") as tell:
+        result = run(recipe, store.build(recipe.name, recipe.version), force=force, tell=tell)
+    artifacts = result.record["artifacts"]
+    sizes = [f"{n} {decimal(e['bytes'])}" for n, e in artifacts.items() if "bytes" in e]
+    show.stage("export", result.done, result.why, ", ".join(sizes))
+    record = result.record
+    for backend, why in {**record.get("failed", {}), **record.get("failed_precisions", {})}.items():
+        show.say(f"  without {backend}: {why}")
+    return result.done
+
+
+def verify(recipe: Recipe, store: Store, force: bool, devices: list[str] | None) -> bool:
+    from torchport.errors import ParityError
+    from torchport.verify.verifying import verify as run
+
+    folder = store.build(recipe.name, recipe.version)
+    with show.working("verifying") as tell:
+        result = run(recipe, folder, devices=devices, force=force, tell=tell)
+    if result.done:
+        show.parity(result.certificate)
+        show.say(f"the report: {folder.report}")
+    if result.failures:
+        shown = "\n  ".join(result.failures[:20])
+        more = f"\n  and {len(result.failures) - 20} more in parity.json" if len(result.failures) > 20 else ""
+        raise ParityError(f"{recipe.name} {recipe.version} did not pass parity:\n  {shown}{more}")
+    results = result.certificate["results"]
+    failed = sorted({str(Variant.of(r)) for r in results if not r["passed"]})
+    but = f", but not {', '.join(failed)}, which is optional and will not ship" if failed else ""
+    show.stage("verify", result.done, result.why, f"every export computes what was trained{but}")
+    return result.done
+
+
+def quantize(recipe: Recipe, store: Store, max_drop: float, force: bool) -> bool:
+    from torchport.optimize.quantize.quantizing import quantize as run
+    from torchport.optimize.quantize.quantizing import require
+
+    folder = store.build(recipe.name, recipe.version)
+    with show.working("quantising") as tell:
+        result = run(recipe, folder, max_drop=max_drop, force=force, tell=tell)
+    show.quantization(result.report)
+    certificate = require(result).certificate or {}
+    left = certificate["left_in_float32"]
+    chosen = next(row for row in result.report["tried"] if row["chosen"])
+    floats = f", {len(left)} of {certificate['layers']} layers in float32" if left else ""
+    detail = f"{certificate['method']}{floats}: {chosen['speed']:.2f} times float32's throughput"
+    show.stage("quantize", result.done, result.why, detail)
+    show.say("  torchport package puts it into the archive; it serves there with precision int8")
+    return result.done
+
+
+def prove_store(store: Store, force: bool, timeout_s: float | None = None) -> None:
+    """Prove every archive of a store again, on this machine, each in a process of its own."""
+    from torchport.errors import ParityError, TorchportError
+    from torchport.verify.local.process import TIMEOUT_S, prove_apart
+
+    archives = store.archive_files()
+    if not archives:
+        raise TorchportError(f"no archive in {store.path}: name a recipe, or another --store")
+    failed = []
+    for path in archives:
+        try:
+            with show.working(f"proving {path.name}") as tell:
+                result = prove_apart(path, force=force, timeout_s=timeout_s or TIMEOUT_S, tell=tell)
+        except (TorchportError, OSError) as err:
+            show.problem(str(err))
+            failed.append(path.name)
+            continue
+        show.local_parity(path, result)
+        if not result.record["passed"]:
+            failed.append(path.name)
+    if failed:
+        raise ParityError(f"not proven on this machine: {', '.join(failed)}")
+
+
+def package(
+    recipe: Recipe,
+    store: Store,
+    backends: list[str] | None,
+    force: bool,
+    precision: str | None = None,
+    shadow: str | None = None,
+) -> bool:
+    from torchport.package.packaging import package as run
+
+    result = run(recipe, store, backends=backends, precision=precision, shadow=shadow, force=force)
+    size = decimal(result.path.stat().st_size)
+    why = "packaged" if result.done else "the same bytes are there"
+    show.stage("package", result.done, why, f"{result.path} {size}, sha256 {result.sha256[:12]}")
+    if result.changed:
+        show.say(f"  the archive before it had {', '.join(result.changed)}")
+    if result.tuning.configuration is not None:
+        show.say(f"  as tuned: {result.tuning.configuration}")
+    if result.tuning.why_not:
+        show.say(f"  without tuning.json: {result.tuning.why_not} (torchport tune {recipe.name})")
+    return result.done
+
+
+def check(
+    recipe: Recipe,
+    store: Store,
+    backend: str | None,
+    server: str = "torchport",
+    precision: str | None = None,
+) -> None:
+    from torchport.recipe.requests import recipe_requests
+    from torchport.targets.checking import SERVERS, require
+    from torchport.targets.checking import check as run
+
+    results = []
+    for one in SERVERS if server == "all" else [server]:
+        with show.working("serving") as tell:
+            result = run(recipe, store, backend=backend, precision=precision, server=one, tell=tell)
+        results.append(result)
+        if result.failures:
+            continue
+        record = result.record
+        numbers = "".join(f", served {k} {v:.5g}" for k, v in record["metrics"].items())
+        detail = f"{record['requests_compared']} answers as in process{numbers}"
+        ran = "" if record["precision"] == "float32" else f", {record['precision']}"
+        show.stage("check", True, f"{record['server']}, {record['backend']}{ran}", detail)
+    for result in results:
+        if result.failures:
+            require(result)
+    for request, answer in zip(recipe_requests(recipe), results[0].answers, strict=True):
+        body = request.content
+        sent = body.decode() if request.body is None else f"{request.content_type} of {len(body)} bytes"
+        params = "".join(f", {name}={value}" for name, value in request.params.items())
+        show.exchange(sent + params, answer)
+    for result in results:
+        require(result)

@@ -1,0 +1,152 @@
+"""Many recipes through the whole road, one after the other, and a table of what became of each.
+
+    rows = ship_all(read_list(Path("export/zoo.yaml")), Store(Path("model_store")))
+    all(row.passed for row in rows)
+
+A recipe that fails does not stop the next.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from torchport.errors import RecipeError, TorchportError
+from torchport.export.exporting import export
+from torchport.package.packaging import package
+from torchport.recipe.loading import load_recipe
+from torchport.store.folders import Store
+from torchport.targets.checking import check
+from torchport.train.run import Progress, no_progress
+from torchport.train.training import train
+from torchport.verify.verifying import verify
+from torchport_runtime.suggest import did_you_mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One recipe of a list, with its parameters and, in training's place, its weights."""
+
+    recipe: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    weights: Path | None = None
+
+
+@dataclass(kw_only=True)
+class Row:
+    """What became of one recipe. `seconds` by stage; `metrics` as recomputed over HTTP."""
+
+    recipe: str
+    task: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    goals: Mapping[str, str] = field(default_factory=dict)
+    exported: Mapping[str, str] = field(default_factory=dict)
+    """By backend: "passed", or why not."""
+    worst_error_to_bound: float = 0.0
+    archive_bytes: int = 0
+    answers: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    problem: str = ""
+    """Why the road ended, or which goals were missed; empty where all is well."""
+
+    @property
+    def passed(self) -> bool:
+        return not self.problem
+
+
+def read_list(path: Path) -> list[Entry]:
+    """The entries of a YAML file: a list of `recipe`, and `parameters` and `weights` where needed.
+
+    Raises:
+        RecipeError: not such a list.
+    """
+    try:
+        listed = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:
+        raise RecipeError(f"{path}: not a readable list of recipes: {err}") from err
+    if not isinstance(listed, list) or not all(isinstance(e, dict) and "recipe" in e for e in listed):
+        raise RecipeError(f"{path}: a list of entries such as '- recipe: linear' is expected")
+    known = ("recipe", "parameters", "weights")
+    entries = []
+    for number, entry in enumerate(listed):
+        for key in entry:
+            if key not in known:
+                raise RecipeError(f"{path}, entry {number}: {key!r}: {did_you_mean(str(key), known)}")
+        weights = entry.get("weights")
+        entries.append(
+            Entry(
+                recipe=str(entry["recipe"]),
+                parameters=entry.get("parameters") or {},
+                weights=Path(weights) if weights else None,
+            )
+        )
+    return entries
+
+
+def ship_all(
+    entries: Iterable[Entry],
+    store: Store,
+    *,
+    seed: int = 0,
+    cache: Path = Path(".cache"),
+    show: Progress[Any] = no_progress,
+    tell: Callable[[str], None] = lambda message: None,
+) -> Iterator[Row]:
+    """Train, export, verify, package and check each entry; a row for each, as it ends."""
+    loads = []
+    for entry in entries:
+        try:
+            load_recipe(entry.recipe, entry.parameters, cache)
+            loads.append(entry)
+        except TorchportError as err:  # Told before the others begin, which may take hours.
+            yield Row(recipe=entry.recipe, problem=str(err))
+    for entry in loads:
+        row = Row(recipe=entry.recipe)
+        try:
+            _ship(entry, row, store, seed, cache, show, tell)
+        except TorchportError as err:
+            row.problem = str(err)
+        yield row
+
+
+def _ship(
+    entry: Entry,
+    row: Row,
+    store: Store,
+    seed: int,
+    cache: Path,
+    show: Progress[Any],
+    tell: Callable[[str], None],
+) -> None:
+    recipe = load_recipe(entry.recipe, entry.parameters, cache)
+    row.task, row.goals = recipe.task, recipe.goals
+    folder = store.build(recipe.name, recipe.version)
+
+    def timed(stage: str, run: Callable[[], Any]) -> Any:
+        tell(f"{entry.recipe}: {stage}")
+        started = time.monotonic()
+        result = run()
+        row.seconds[stage] = time.monotonic() - started
+        return result
+
+    timed("train", lambda: train(recipe, folder, seed=seed, weights=entry.weights, show=show))
+    exported = timed("export", lambda: export(recipe, folder)).record
+    certificate = timed("verify", lambda: verify(recipe, folder)).certificate
+    row.exported = dict.fromkeys(recipe.backends, "passed") | dict(exported["failed"])
+    for result in certificate["results"]:
+        if not result["passed"]:
+            row.exported = {**row.exported, result["backend"]: "failed parity"}
+        row.worst_error_to_bound = max(row.worst_error_to_bound, result["worst_error_to_bound"])
+    if certificate["failures"]:
+        row.problem = "; ".join(certificate["failures"][:3])
+        return
+    row.archive_bytes = timed("package", lambda: package(recipe, store)).path.stat().st_size
+    checked = timed("check", lambda: check(recipe, store, tell=tell))
+    row.metrics = checked.record["metrics"]
+    row.answers = checked.record["requests_compared"] + checked.record["heldout_answers"]
+    row.problem = "; ".join([*checked.failures, *checked.missed][:3])

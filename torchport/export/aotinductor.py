@@ -1,0 +1,82 @@
+"""A captured program to machine code by AOTInductor: one `.aoti.pt2` file, for this kind of machine.
+
+    content, facts = export_aotinductor(program)
+    facts["built_for"]["torch"]
+
+The bytes differ from one build to the next: a C++ compiler makes them. Parity holds them against the model
+like any other artifact's.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import tempfile
+import warnings
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torchport.errors import ExportError
+from torchport.export.program import gist, quiet
+from torchport_runtime.backends.aotinductor import BUILT_FOR, built_here
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+EPOCH = (1980, 1, 1, 0, 0, 0)
+
+CONFIG = {
+    # The number of threads is the server's to choose, and not the exporting machine's.
+    "cpp.dynamic_threads": True,
+    # Nothing of a CPU's graph is worth worker processes.
+    "compile_threads": 1,
+    # Weights are laid out for the processor's kernels, once, when it is compiled.
+    "freezing": True,
+}
+
+
+def export_aotinductor(program: ExportedProgram) -> tuple[bytes, dict[str, Any]]:
+    """The package's bytes, and what is to be recorded about it.
+
+    Raises:
+        ExportError: there is no C++ compiler, or AOTInductor cannot take the program.
+    """
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None and shutil.which("clang++") is None:
+        raise ExportError(
+            f"AOTInductor needs a C++ compiler, and there is no {compiler!r}: apt-get install g++ (or name "
+            "one in CXX), or leave aotinductor out of the recipe's backends"
+        )
+    try:
+        from torch._inductor import aoti_compile_and_package
+    except ImportError as err:
+        raise ExportError("AOTInductor needs a later torch: pip install 'torch>=2.9'") from err
+    with tempfile.TemporaryDirectory(prefix="torchport-aoti-") as name:
+        path = Path(name) / "model.pt2"
+        try:
+            with quiet(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                aoti_compile_and_package(program, package_path=str(path), inductor_configs=CONFIG)
+        except Exception as err:  # Lowering and the C++ compiler raise their own, with no common base class.
+            raise ExportError(
+                f"AOTInductor cannot compile it: {gist(err)}: leave aotinductor out of the recipe's backends"
+            ) from err
+        built = built_here()
+        return _with_facts(path.read_bytes(), built), {"built_for": built}
+
+
+def _with_facts(content: bytes, built: dict[str, Any]) -> bytes:
+    """The package with what it was compiled for in it, and without sources, which name paths."""
+    source = zipfile.ZipFile(io.BytesIO(content))
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as target:
+        kept = [info for info in source.infolist() if not info.filename.endswith(".cpp")]
+        for info in kept:
+            target.writestr(zipfile.ZipInfo(info.filename, date_time=EPOCH), source.read(info))
+        root = kept[0].filename.partition("/")[0]
+        text = json.dumps(built, indent=2, sort_keys=True)
+        target.writestr(zipfile.ZipInfo(f"{root}/{BUILT_FOR}", date_time=EPOCH), text)
+    return buffer.getvalue()

@@ -1,0 +1,117 @@
+"""Weights to artifacts: `main.pt` (TorchScript), `main.onnx`, `main.pt2` (torch.export), per graph; in half
+precision too (`main.bfloat16.pt2`) where the recipe names one.
+
+    result = export(load_recipe("linear"), store.build("linear", "1.0"))
+    result.record["artifacts"]["main.onnx"]["opset"]
+
+Every artifact is serialised in memory, made free of paths and of process-wide counters, and written
+under a temporary name: the same weights give the same bytes in any folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torchport.errors import ExportError, StaleError
+from torchport.export.artifacts import make_artifacts
+from torchport.model.graphs import model_graphs
+from torchport.model.trained import require_training, trained_model
+from torchport.recipe.contract import Recipe
+from torchport.store.files import write_bytes, write_json
+from torchport.store.folders import BuildFolder
+from torchport.store.hashing import sha256_bytes
+from torchport.store.versions import library_versions
+from torchport_runtime.backends.aotinductor import built_here
+
+if TYPE_CHECKING:
+    pass
+
+FORMAT = 2
+"""Of the record. What was exported under another one is exported again."""
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """`done` is False where the artifacts were there already, of these weights."""
+
+    done: bool
+    record: dict[str, Any]
+    why: str
+
+
+def export(
+    recipe: Recipe,
+    folder: BuildFolder,
+    *,
+    force: bool = False,
+    tell: Callable[[str], None] = lambda message: None,
+) -> ExportResult:
+    """Export every graph of the recipe for every backend it names.
+
+    Raises:
+        StaleError: the recipe is not trained.
+        ExportError: the model cannot be exported as the recipe says; all backends' failures in one.
+    """
+    with folder.lock():
+        model = trained_model(recipe, folder)
+        training = require_training(recipe, folder)
+        inputs = {
+            "format": FORMAT,
+            "weights": training["weights_sha256"],
+            "sources": dict(recipe.sources),
+            "backends": list(recipe.backends),
+            "optional_backends": list(recipe.optional_backends),
+            "torchscript": recipe.torchscript,
+            **_precisions(recipe),
+            **({"compiled_for": built_here()} if "aotinductor" in recipe.backends else {}),
+            "libraries": library_versions("torch", "onnx", "onnxscript"),
+        }
+        why = _why_export(folder, inputs)
+        if why is None and not force:
+            return ExportResult(False, folder.export_record() or {}, "unchanged weights and recipe")
+        signatures = recipe.signatures()
+        graphs = model_graphs(recipe, model)
+        if set(graphs) != set(signatures):
+            raise ExportError(
+                f"{recipe.path.name}: graphs() has {sorted(graphs)}, signatures() has {sorted(signatures)}"
+            )
+        made = make_artifacts(recipe, graphs, signatures, tell)
+        signature_json = {"graphs": {name: s.to_json() for name, s in signatures.items()}}
+        write_json(folder.signature, signature_json)
+        signature_entry = {"sha256": sha256_bytes(folder.signature.read_bytes())}
+        for name, content in made.contents.items():
+            write_bytes(folder.path / name, content)
+        record = {
+            "inputs": inputs,
+            "artifacts": {**made.entries, "signature.json": signature_entry},
+            "failed": made.failed,
+            **({"failed_precisions": made.failed_precisions} if made.failed_precisions else {}),
+            **({"guards": made.guards} if made.guards else {}),
+        }
+        write_json(folder.export, record)
+        return ExportResult(True, record, why or "asked for")
+
+
+def _precisions(recipe: Recipe) -> dict[str, Any]:
+    """What is to be written down of them: nothing where it is float32 alone, as before there were others."""
+    if tuple(recipe.precisions) == ("float32",):
+        return {}
+    return {
+        "precisions": list(recipe.precisions),
+        "optional_precisions": list(recipe.optional_precisions),
+    }
+
+
+def _why_export(folder: BuildFolder, inputs: dict[str, Any]) -> str | None:
+    record = folder.export_record()
+    if record is None:
+        return "not exported yet"
+    if record["inputs"] != inputs:
+        return "the weights, the recipe or a library has changed"
+    try:
+        folder.require_artifacts()
+    except StaleError as err:
+        return str(err).split(": ", 1)[1]
+    return None

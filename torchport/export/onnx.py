@@ -1,0 +1,106 @@
+"""A captured program to one `.onnx` file: dimensions named as in the signature, checked, free of paths."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from torchport.errors import ExportError
+from torchport.export.program import check_dims, gist
+from torchport.export.recurrent import recurrent_layers_as_loops
+from torchport.export.translations.rnn import rnn_translations
+from torchport_runtime import Signature, TensorSpec
+
+if TYPE_CHECKING:
+    import onnx
+    from torch.export import ExportedProgram
+
+
+def export_onnx(program: ExportedProgram, signature: Signature) -> tuple[bytes, dict[str, Any]]:
+    """One `.onnx` file at the exporter's default opset, and what is to be recorded about it."""
+    try:
+        import onnx
+        import onnxscript  # noqa: F401  (the exporter needs it and says so less clearly)
+        import torch
+    except ImportError as err:
+        raise ExportError(f"ONNX export needs {err.name}: pip install 'torchport[train]'") from err
+    try:
+        with warnings.catch_warnings(), recurrent_layers_as_loops():
+            warnings.simplefilter("ignore")
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                custom_translation_table=rnn_translations(),
+                input_names=list(signature.inputs),
+                output_names=list(signature.outputs),
+                external_data=False,
+                verbose=False,
+            )
+        if exported is None:
+            raise TypeError("torch.onnx.export gave no program")
+        proto: onnx.ModelProto = exported.model_proto
+    except Exception as err:  # The exporter's errors have a base class only inside torch.
+        operator = re.search(r"aten[.:]+[\w.]+|prims[.:]+[\w.]+|torchvision[.:]+[\w.]+", str(err))
+        what = f"the operator {operator.group()}" if operator else gist(err)
+        raise ExportError(
+            f"the ONNX exporter cannot take {what}: replace it by others, or leave onnxruntime out of "
+            "the recipe's backends"
+        ) from err
+    _name_dims(proto, signature)
+    _strip_paths(proto)
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except Exception as err:  # checker and shape inference each raise their own.
+        raise ExportError(f"onnx.checker refuses the exported graph: {gist(err)}") from err
+    opset = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
+    facts = {"opset": opset, "ir_version": proto.ir_version, "nodes": len(proto.graph.node)}
+    return proto.SerializeToString(deterministic=True), facts
+
+
+def _name_dims(proto: onnx.ModelProto, signature: Signature) -> None:
+    """Give the graph's inputs and outputs the signature's dimensions, by its names.
+
+    The exporter's own notes on shapes are not kept: of a recurrent layer they say the size that it was
+    traced with, though the graph takes any. What a size really is, shape inference tells, and then parity.
+    """
+    import onnx
+
+    del proto.graph.value_info[:]
+    for value, spec in zip(proto.graph.input, signature.inputs.values(), strict=True):
+        _set_shape(value, spec)
+    for value in proto.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    for value, known, (name, spec) in zip(
+        proto.graph.output, inferred.graph.output, signature.outputs.items(), strict=True
+    ):
+        sizes = known.type.tensor_type.shape.dim
+        if known.type.tensor_type.HasField("shape"):
+            found = [
+                d.dim_value if d.HasField("dim_value") else s for d, s in zip(sizes, spec.shape, strict=False)
+            ]
+            check_dims("output", {name: found if len(sizes) == len(spec.shape) else list(sizes)}, signature)
+        _set_shape(value, spec)
+
+
+def _set_shape(value: onnx.ValueInfoProto, spec: TensorSpec) -> None:
+    shape = value.type.tensor_type.shape
+    del shape.dim[:]
+    for size in spec.shape:
+        dim = shape.dim.add()
+        if isinstance(size, str):
+            dim.dim_param = size
+        else:
+            dim.dim_value = size
+
+
+def _strip_paths(proto: onnx.ModelProto) -> None:
+    """Take out stack traces, which hold the paths of the machine that exported."""
+    graphs = [proto.graph, *proto.functions]
+    for graph in graphs:
+        for node in graph.node:
+            kept = [p for p in node.metadata_props if not p.key.endswith("stack_trace")]
+            del node.metadata_props[:]
+            node.metadata_props.extend(kept)
+            node.doc_string = ""

@@ -1,0 +1,165 @@
+"""torch.export: captures a model as a program with dynamic dimensions, and saves it as `main.pt2`. What
+fails raises `ExportError`, which names the operator or the line of the user's model, and what to try.
+"""
+
+from __future__ import annotations
+
+import inspect
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from torchport.errors import ExportError
+from torchport.export.recurrent import recurrent_layers_as_loops
+from torchport.model.half_precision import default_dtype, half_dtype, in_half
+from torchport.recipe.contract import Recipe
+from torchport.recipe.user_code import where_in_user_code
+from torchport_runtime import Signature
+from torchport_runtime.backends.backend import named_outputs
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.export import ExportedProgram
+
+
+def in_order(module: nn.Module, signature: Signature, inputs: Mapping[str, np.ndarray]) -> nn.Module:
+    """The module; where it returns a dict or a named tuple, with a tuple in the signature's order."""
+    import torch
+    from torch import nn
+
+    with torch.no_grad():
+        returned = module(*positional(inputs))
+    if torch.is_tensor(returned) or type(returned) in (tuple, list):
+        return module
+
+    class Ordered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = module
+
+        def forward(self, *inputs: Any) -> tuple[Any, ...]:
+            return tuple(named_outputs(self.model(*inputs), names).values())
+
+    names = list(signature.outputs)
+    return Ordered().eval()
+
+
+def export_program(
+    recipe: Recipe,
+    module: nn.Module,
+    signature: Signature,
+    inputs: Mapping[str, np.ndarray],
+    precision: str = "float32",
+) -> ExportedProgram:
+    """torch.export with every symbolic dimension dynamic, its dimensions held against the signature."""
+    import torch
+    from torch.export import Dim
+
+    dynamic: tuple[Any, ...] = tuple(
+        {axis: Dim.AUTO for axis, size in enumerate(spec.shape) if _is_dynamic(size, signature)}
+        for spec in signature.inputs.values()
+    )
+    is_half = precision != "float32"
+    if is_half:
+        module = in_half(module, signature, precision)
+    first = next(iter(inspect.signature(module.forward).parameters.values()), None)
+    if first is not None and first.kind is inspect.Parameter.VAR_POSITIONAL:
+        dynamic = (dynamic,)  # It takes *inputs, which count as one argument.
+    own_dtype = default_dtype(half_dtype(precision) if is_half else None)
+    try:
+        with quiet(), recurrent_layers_as_loops(), own_dtype:
+            program = torch.export.export(module, positional(inputs), dynamic_shapes=dynamic)
+    except Exception as err:  # torch.export raises UserError, TorchRuntimeError, guards' and ops' own.
+        raise ExportError(
+            f"{where_in_user_code(err, recipe)}: torch.export cannot take it: {gist(err)}: rewrite "
+            "that line with torch operations (torch.where, torch.cond), or leave pt2 and onnxruntime "
+            "out of the recipe's backends"
+        ) from err
+    for part in program.graph_module.modules():
+        for node in getattr(getattr(part, "graph", None), "nodes", ()):
+            node.meta.pop("stack_trace", None)
+    placeholders = {n.name: n for n in program.graph.nodes if n.op == "placeholder"}
+    values = [placeholders[name].meta["val"] for name in program.graph_signature.user_inputs]
+    check_dims("input", {n: list(v.shape) for n, v in zip(signature.inputs, values, strict=True)}, signature)
+    returned = next(n for n in program.graph.nodes if n.op == "output").args[0]
+    outputs = list(returned)[-len(signature.outputs) :]
+    check_dims(
+        "output",
+        {n: list(v.meta["val"].shape) for n, v in zip(signature.outputs, outputs, strict=True)},
+        signature,
+    )
+    return program
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep torch's own notes on a failed capture, pages of it, off the terminal: the error has the line."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def save_program(program: ExportedProgram) -> bytes:
+    """A `.pt2` file's bytes; its name is not among them, as it would be if it were saved to a path."""
+    import torch
+
+    buffer = io.BytesIO()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.export.save(program, buffer)
+    except Exception as err:  # The serialiser raises NotImplementedError, AssertionError and its own.
+        raise ExportError(f"torch.export cannot write it down: {gist(err)}") from err
+    return buffer.getvalue()
+
+
+def positional(inputs: Mapping[str, np.ndarray]) -> tuple[Any, ...]:
+    import torch
+
+    return tuple(torch.from_numpy(array.copy()) for array in inputs.values())
+
+
+def _is_dynamic(size: int | str, signature: Signature) -> bool:
+    return isinstance(size, str) and signature.dims[size][0] != signature.dims[size][1]
+
+
+def check_dims(role: str, shapes: Mapping[str, list[Any]], signature: Signature) -> None:
+    """Every symbolic dimension must have stayed symbolic, and two names must not have become one."""
+    specs = signature.inputs if role == "input" else signature.outputs
+    names: dict[str, str] = {}
+    for tensor, shape in shapes.items():
+        want = specs[tensor].shape
+        if len(shape) != len(want):
+            raise ExportError(f"{role} {tensor!r} has shape {shape}, the signature says {list(want)}")
+        for axis, (size, expected) in enumerate(zip(shape, want, strict=True)):
+            fixed = isinstance(size, int) or str(size).isdigit()
+            if _is_dynamic(expected, signature):
+                if fixed:
+                    raise ExportError(
+                        f"{role} {tensor!r}, axis {axis}: {expected!r} came out fixed at {size}: "
+                        "something in forward fixes this size (a number taken from it, or a layer that the "
+                        "exporter unrolls); use x.shape[...] where it is needed, put the number into the "
+                        "signature, or leave this format out of the recipe's backends"
+                    )
+                if str(size).isidentifier() and names.setdefault(str(size), str(expected)) != expected:
+                    raise ExportError(
+                        f"{role} {tensor!r}: {expected!r} must equal {names[str(size)]!r}, says the "
+                        "exporter: give both one name"
+                    )
+            elif fixed and isinstance(expected, int) and int(size) != expected:
+                raise ExportError(f"{role} {tensor!r} has shape {shape}, the signature says {list(want)}")
+
+
+def gist(err: BaseException) -> str:
+    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
+    return f"{type(err).__name__}: {(lines[0] if lines else '')[:300]}"

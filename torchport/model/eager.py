@@ -1,0 +1,127 @@
+"""The trained model itself as a backend: what every export is compared with."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from torchport.model.half_precision import default_dtype, half_dtype, in_half
+from torchport_runtime import Signature
+from torchport_runtime.backends.backend import named_outputs
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class ModuleOutput:
+    """What one call of a module gave. `path` is its name in the model, "" the model itself; `call` counts
+    from 1. Of several tensors it is the first."""
+
+    path: str
+    kind: str
+    call: int
+    value: np.ndarray
+
+
+class EagerBackend:
+    """Runs an `nn.Module` in float32 as it is, or a copy of it in float64 or in half a float's bits.
+
+    In float64 the model's parameters, its floating inputs and torch's default dtype are double, so
+    that tensors which `forward` makes for itself are too. In a half precision it is the same, but for the
+    inputs and outputs, which stay as they are (`half_precision`).
+    """
+
+    device = "cpu"
+    provider = "torch eager"
+
+    def __init__(
+        self,
+        module: nn.Module,
+        signature: Signature,
+        *,
+        double: bool = False,
+        precision: str = "float32",
+    ) -> None:
+        import torch
+
+        self._dtype = torch.float64 if double else None
+        self._module = copy.deepcopy(module).double() if double else module
+        if precision != "float32":
+            self._dtype, self._module = half_dtype(precision), in_half(module, signature, precision)
+        self._module.eval()
+        self._signature = signature
+        self._double = double
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        import torch
+
+        arguments = [self._tensor(inputs[name]) for name in self._signature.inputs]
+        with torch.inference_mode(), default_dtype(self._dtype):
+            values = named_outputs(self._module(*arguments), list(self._signature.outputs))
+        return {name: value.cpu().numpy() for name, value in values.items()}
+
+    def run_watched(self, inputs: Mapping[str, np.ndarray]) -> list[ModuleOutput]:
+        """What each of the model's modules gives for these inputs, in the order in which they end.
+
+        A module that is called twice is there twice; one that gives no tensor is not.
+        """
+        seen: list[ModuleOutput] = []
+        counts: dict[str, int] = {}
+
+        def watch(path: str, kind: str) -> Any:
+            def hook(module: Any, arguments: Any, output: Any) -> None:
+                value = _first_tensor(output)
+                call = counts[path] = counts.get(path, 0) + 1
+                if value is not None:
+                    seen.append(ModuleOutput(path, kind, call, value.detach().cpu().numpy().copy()))
+
+            return hook
+
+        handles = [
+            module.register_forward_hook(watch(path, type(module).__name__))
+            for path, module in self._module.named_modules()
+        ]
+        try:
+            self.run(inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return seen
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        import torch
+
+        tensor = torch.from_numpy(np.array(array, order="C"))
+        return tensor.double() if self._double and tensor.is_floating_point() else tensor
+
+
+def moved_module(module: nn.Module, epsilons: int = 1, seed: int = 0) -> nn.Module:
+    """A copy whose every parameter is off by so many machine epsilons, up or down by chance."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    moved = copy.deepcopy(module)
+    with torch.no_grad():
+        for parameter in moved.parameters():
+            if parameter.is_floating_point():
+                sign = torch.randint(0, 2, parameter.shape, generator=generator) * 2 - 1
+                share = epsilons * torch.finfo(parameter.dtype).eps
+                parameter.mul_(1 + share * sign.to(parameter.dtype).to(parameter.device))
+    return moved
+
+
+def _first_tensor(value: Any) -> Any:
+    import torch
+
+    if torch.is_tensor(value):
+        return value
+    parts = (
+        value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
+    )
+    return next((part for part in parts if torch.is_tensor(part)), None)

@@ -1,0 +1,84 @@
+"""`int8.json`: what an INT8 version of a model is worth, bound by SHA-256 to the files that it speaks of.
+
+It is no certificate of parity, which says how close numbers are. It says what clients see: by how much
+the held-out metrics changed, and how many answers decide as the float32 model's do.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torchport.errors import StaleError
+from torchport.model.certificate import binding, differences
+from torchport.recipe.contract import Recipe
+from torchport.recipe.variants import int8_options
+from torchport.store.files import read_json
+from torchport.store.folders import BuildFolder
+from torchport.store.hashing import sha256_file
+from torchport_runtime.options import INT8_SUFFIX
+
+FORMAT = 1
+CERTIFICATE = "int8.json"
+MEANING = (
+    "agreement and metric, not closeness: the numbers of this INT8 version differ from the float32 model's "
+    "by more than rounding; what was held to a gate are the metrics of the answers to held-out examples"
+)
+
+
+def int8_files(recipe: Recipe) -> list[str]:
+    """The names of a model's INT8 graphs."""
+    return [f"{graph}{INT8_SUFFIX}" for graph in recipe.signatures()]
+
+
+def int8_binding(recipe: Recipe, folder: BuildFolder) -> dict[str, Any]:
+    """The digests that a certificate of what is in the folder now must carry, but for the calibration's.
+
+    Raises:
+        StaleError: the float32 model is not trained or exported, or an artifact is not what was exported.
+    """
+    bound = binding(recipe, folder)
+    floats = {f"{graph}.onnx" for graph in recipe.signatures()}
+    return bound | {
+        "artifacts": {name: digest for name, digest in bound["artifacts"].items() if name in floats},
+        "int8": {
+            name: sha256_file(folder.path / name)
+            for name in int8_files(recipe)
+            if (folder.path / name).is_file()
+        },
+        "options": int8_options(recipe).numerics(),
+    }
+
+
+def read_int8_certificate(folder: BuildFolder) -> dict[str, Any] | None:
+    """The certificate in a build folder; None where there is none, or it is damaged."""
+    return read_json(folder.path / CERTIFICATE, "binding", "gate", "metrics", "agreement", "method")
+
+
+def stale_int8(recipe: Recipe, folder: BuildFolder) -> list[str]:
+    """What has changed since the certificate was made, by name; none where it holds.
+
+    Raises:
+        StaleError: as `int8_binding`.
+    """
+    certificate = read_int8_certificate(folder) or {"binding": {}}
+    before = {name: value for name, value in certificate["binding"].items() if name != "calibration"}
+    return differences(before, int8_binding(recipe, folder))
+
+
+def require_int8(recipe: Recipe, folder: BuildFolder) -> dict[str, Any]:
+    """The certificate of exactly the INT8 graphs in the folder, made of what else is there.
+
+    Raises:
+        StaleError: there is none, or something that it is bound to has changed; the message names it.
+    """
+    again = f"torchport quantize {folder.name}"
+    certificate = read_int8_certificate(folder)
+    if certificate is None:
+        raise StaleError(f"{folder.name} {folder.version} has no INT8 version: {again}")
+    changed = stale_int8(recipe, folder)
+    if changed:
+        raise StaleError(
+            f"{folder.name} {folder.version}: {CERTIFICATE} is not of these bytes; since it was made "
+            f"these have changed: {', '.join(changed)}: {again} (or remove {CERTIFICATE} to go without INT8)"
+        )
+    return certificate

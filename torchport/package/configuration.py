@@ -1,0 +1,78 @@
+"""One way to serve a model, of those that answer alike: what of `model-config.yaml` is a matter of speed.
+
+Configuration.default_of(recipe)                     # as the recipe says
+configuration.model_config(recipe)                   # the whole model-config.yaml with it
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from torchport.recipe.contract import Recipe
+from torchport.recipe.variants import backend_options
+from torchport_runtime.shadow_options import ShadowOptions
+
+BATCH_SIZES = (1, 2, 4, 8, 16, 32)
+
+Kind = tuple[str, str]
+"""A backend and a precision."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """How a model is served; `threads` 0 are the cores, divided among the workers."""
+
+    backend: str
+    precision: str
+    threads: int
+    workers: int
+    batch_size: int
+
+    @classmethod
+    def default_of(cls, recipe: Recipe) -> Configuration:
+        """What the recipe says: its first backend, its options, its serving."""
+        return cls(
+            backend=recipe.ships[0],
+            precision=recipe.options.precision,
+            threads=recipe.options.threads,
+            workers=recipe.serving.workers,
+            batch_size=recipe.serving.batch_size,
+        )
+
+    @property
+    def kind(self) -> Kind:
+        return self.backend, self.precision
+
+    def thread_count(self, cores: int) -> int:
+        """Threads of each worker on a machine with so many cores."""
+        return self.threads or max(1, cores // self.workers)
+
+    def alike(self, other: Configuration, cores: int) -> bool:
+        """Whether both are run the same way on such a machine."""
+        mine, theirs = (replace(c, threads=c.thread_count(cores)) for c in (self, other))
+        return mine == theirs
+
+    def model_config(self, recipe: Recipe, shadow: str | None = None) -> dict[str, Any]:
+        """The archive's `model-config.yaml` with it: TorchServe's keys and the `torchport:` block.
+
+        Raises:
+            BackendError: a precision or a shadow that is not known, or that the backend does not have.
+        """
+        serving = replace(recipe.serving, workers=self.workers, batch_size=self.batch_size).model_config()
+        options = replace(
+            backend_options(recipe, self.backend),
+            precision=self.precision,
+            threads=self.threads,
+            shadow=ShadowOptions.read(shadow) if shadow else recipe.options.shadow,
+        ).to_json()
+        return serving | {"torchport": {**options, "handler": dict(recipe.handler_options)}}
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        precision = "" if self.precision == "float32" else f" {self.precision}"
+        threads = "all cores" if not self.threads else f"{self.threads} thread{'s'[: self.threads > 1]}"
+        workers = f"{self.workers} worker{'s'[: self.workers > 1]}"
+        return f"{self.backend}{precision}, {workers} of {threads}, batch {self.batch_size}"

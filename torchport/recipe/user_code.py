@@ -1,0 +1,155 @@
+"""Runs what a user wrote in a recipe or a handler: whatever it raises is reported with its line."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import linecache
+import re
+import sys
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+from torchport.errors import RecipeError, TorchportError
+from torchport.recipe.contract import Recipe
+
+_LIBRARIES = ("torch", "torchport", "torchport_runtime", "onnxscript", "onnx", "importlib")
+_STACK_LINE = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in')
+
+_EXTRAS = {
+    **dict.fromkeys(("torch", "torchvision", "sklearn", "onnx", "safetensors"), "train"),
+    **dict.fromkeys(("pycocotools", "sacrebleu", "tokenizers"), "zoo"),
+}
+"""What brings a package that a recipe may miss."""
+
+
+@contextmanager
+def running(path: Path, what: str, error: type[TorchportError] = RecipeError) -> Iterator[None]:
+    """Turn any exception of the user's code, `sys.exit` too, into `error` with file, line and reason."""
+    try:
+        yield
+    except error:
+        raise
+    except TorchportError as err:
+        raise error(f"{where(err, path)}: {err}") from err
+    except SyntaxError as err:
+        raise error(f"{Path(err.filename or path).name}:{err.lineno}: syntax error: {err.msg}") from err
+    except (Exception, SystemExit) as err:
+        said = str(err).strip()[:400]
+        if isinstance(err, ModuleNotFoundError) and err.name in _EXTRAS:
+            said += f" (pip install 'torchport[{_EXTRAS[err.name]}]')"
+        raise error(f"{where(err, path)}: {what}: {type(err).__name__}: {said}") from err
+
+
+_appended: set[str] = set()
+_brought: set[str] = set()
+
+
+@contextmanager
+def importing_from(folder: Path) -> Iterator[None]:
+    """While inside, a plain import finds the files of `folder` last; and it finds these, and as they are
+    now, though another folder's file of the same name was imported before.
+    """
+    for other in _appended - {str(folder)}:
+        with suppress(ValueError):
+            sys.path.remove(other)
+        _appended.discard(other)
+    for name in _brought:
+        sys.modules.pop(name, None)
+    _brought.clear()
+    if str(folder) not in sys.path:
+        # Last, so that a file beside the recipe cannot shadow a package.
+        sys.path.append(str(folder))
+        _appended.add(str(folder))
+    importlib.invalidate_caches()
+    before = set(sys.modules)
+    try:
+        yield
+    finally:
+        _brought.update(name for name in set(sys.modules) - before if _is_of(sys.modules[name], folder))
+
+
+def _is_of(module: ModuleType, folder: Path) -> bool:
+    """Whether a module is a user's file in `folder`: not a package that is installed below it."""
+    file = Path(getattr(module, "__file__", None) or "/").resolve()
+    folder = folder.resolve()
+    libraries = [Path(sysconfig.get_path(kind)).resolve() for kind in ("purelib", "platlib", "stdlib")]
+    installed = any(
+        file.is_relative_to(library) and not folder.is_relative_to(library) for library in libraries
+    )
+    own = module.__name__.partition(".")[0] in ("torchport", "torchport_runtime")
+    return file.is_relative_to(folder) and not installed and not own
+
+
+def imported_files(folder: Path) -> list[Path]:
+    """The files of `folder` that the last `importing_from` it brought in."""
+    found = (getattr(sys.modules.get(name), "__file__", None) for name in _brought)
+    return sorted({Path(file).resolve() for file in found if file and Path(file).is_relative_to(folder)})
+
+
+def execute(path: Path, name: str) -> ModuleType:
+    """Run a user's file as the module `name`, from its source as it is now.
+
+    Python's byte code cache takes a file that was changed within a second, and kept its size, for unchanged.
+
+    Raises:
+        RecipeError: the file does not parse, or fails.
+    """
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None:
+        raise RecipeError(f"{path}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    linecache.cache.pop(str(path), None)
+    with running(path, "import"):
+        exec(compile(path.read_bytes(), path, "exec", dont_inherit=True), vars(module))
+    return module
+
+
+def where(err: BaseException, path: Path) -> str:
+    """The last line of `path` that the error passed through, as `file.py:12`."""
+    lines = [f.lineno for f in traceback.extract_tb(err.__traceback__) if Path(f.filename) == path]
+    return f"{path.name}:{lines[-1]}" if lines else path.name
+
+
+def where_in_user_code(err: BaseException, recipe: Recipe) -> str:
+    """The user's line that an error came through: the recipe's own where there is one."""
+    frames: list[tuple[str, int]] = []
+    for link in _chain(err):
+        frames += [(f.filename, f.lineno or 0) for f in traceback.extract_tb(link.__traceback__)]
+        frames += [(m["file"], int(m["line"])) for m in _STACK_LINE.finditer(str(link))]
+    beside = [f for f in frames if Path(f[0]).parent == recipe.path.parent]
+    other = [f for f in frames if is_model_code(f[0])]
+    for found in (beside, other):
+        if found:
+            return f"{Path(found[-1][0]).name}:{found[-1][1]}"
+    return recipe.path.name
+
+
+def is_model_code(file: str) -> bool:
+    """Whether a file can be where a user's model is written: not torch's, ours, or Python's own."""
+    path = Path(file)
+    return (
+        file.endswith(".py")
+        and path.parent != Path(traceback.__file__).parent
+        and not any(path.is_relative_to(folder) for folder in _libraries())
+    )
+
+
+@cache
+def _libraries() -> tuple[Path, ...]:
+    """Where packages lie, and parts of Python, through which an error in a user's model comes. By their
+    place: a user's folder may have any name."""
+    found = (importlib.util.find_spec(name) for name in _LIBRARIES)
+    return tuple(Path(spec.origin).parent for spec in found if spec is not None and spec.origin)
+
+
+def _chain(err: BaseException | None) -> Iterator[BaseException]:
+    while err is not None:
+        yield err
+        err = err.__cause__ or err.__context__

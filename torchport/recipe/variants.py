@@ -1,0 +1,49 @@
+"""The variants that a recipe names, and its options for each.
+
+variant_options(recipe, Variant("pt2", "bfloat16"), "cpu").precision      # "bfloat16"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from torchport.recipe.contract import Recipe
+from torchport.store.variants import Variant
+from torchport_runtime.options import BACKEND_PRECISIONS, BackendOptions
+
+
+def wanted_variants(recipe: Recipe) -> Iterator[Variant]:
+    """Every backend of a recipe in every precision that it names and the backend has; float32 first."""
+    for precision in recipe.precisions:
+        for backend in recipe.backends:
+            if precision in BACKEND_PRECISIONS[backend]:
+                yield Variant(backend, precision)
+
+
+def is_optional(recipe: Recipe, variant: Variant) -> bool:
+    """Whether a recipe goes without it where it cannot be made or proven."""
+    return variant.backend in recipe.optional_backends or variant.precision in recipe.optional_precisions
+
+
+def backend_options(recipe: Recipe, backend: str, device: str | None = None) -> BackendOptions:
+    """The recipe's options in float32 with another backend, and another device where one is given; without
+    what that backend or device does not have."""
+    own = recipe.options.to_json()
+    own.pop("shadow", None)
+    changes = {"backend": backend, "precision": "float32"} | ({"device": device} if device else {})
+    if backend != "onnxruntime":
+        own.pop("io_binding", None)
+    if backend != "onnxruntime" or (device or recipe.options.device) == "cpu":
+        own.pop("tensorrt", None)
+    return BackendOptions(**{**own, **changes})
+
+
+def variant_options(recipe: Recipe, variant: Variant, device: str | None = None) -> BackendOptions:
+    """The same in a variant's precision."""
+    return replace(backend_options(recipe, variant.backend, device), precision=variant.precision)
+
+
+def int8_options(recipe: Recipe) -> BackendOptions:
+    """How a recipe's INT8 graphs are run: on the CPU, with its threads and optimisations."""
+    return replace(backend_options(recipe, "onnxruntime", "cpu"), precision="int8")

@@ -1,0 +1,1 @@
+"""REST: reads HTTP requests, and writes answers, OpenAPI descriptions and Prometheus metrics."""

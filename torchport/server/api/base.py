@@ -1,0 +1,254 @@
+"""What the APIs share: request ids, tokens, errors as answers, counts, the access log.
+
+A subclass answers at once, later, or by itself:
+
+    def answer(self, request: Request) -> Reply | Coroutine[Any, Any, Reply] | None: ...
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import secrets
+import time
+from collections.abc import Coroutine, Iterable
+from functools import lru_cache
+from itertools import count
+from typing import Any
+from urllib.parse import parse_qsl, unquote
+
+from torchport.server.api.tokens import Access, KeyKind
+from torchport.server.errors import ApiError, InternalError, InvalidRequest, MethodNotAllowed
+from torchport.server.http.message import HttpRequest, header_lines
+from torchport.server.models.statistics import RequestCounts
+from torchport.server.settings.settings import ServerSettings
+
+logger = logging.getLogger(__name__)
+access_logger = logging.getLogger("torchport.access")
+
+JSON_LINE = b"content-type: application/json\r\n"
+
+_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+_LONG_PATH = 256
+
+
+def _id_prefix() -> str:
+    digits = secrets.token_hex(10)
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[12:15]}-a{digits[15:18]}"
+
+
+_prefix, _numbers = _id_prefix(), count(secrets.randbelow(1 << 40))
+
+
+def new_request_id() -> str:
+    """A UUID that is this server's, with a number that goes up: an id need not be secret."""
+    return f"{_prefix}-{next(_numbers):012x}"
+
+
+class Reply:
+    """A whole answer. `lines` are headers as `header_lines` makes them."""
+
+    __slots__ = ("body", "lines", "status")
+
+    def __init__(self, status: int, body: bytes, lines: bytes = JSON_LINE) -> None:
+        self.status, self.body, self.lines = status, body, lines
+
+    @classmethod
+    def of_json(cls, value: Any, status: int = 200, headers: Iterable[tuple[bytes, bytes]] = ()) -> Reply:
+        """JSON, indented as TorchServe's is."""
+        body = json.dumps(value, indent=2, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+        return cls(status, body, JSON_LINE + header_lines(headers))
+
+    @classmethod
+    def of_error(cls, error: ApiError) -> Reply:
+        """An error in TorchServe's shape."""
+        return cls(*_error(error.http_status, error.kind, str(error), tuple(error.headers.items())))
+
+
+# A server that refuses many requests says the same to all of them.
+@lru_cache(maxsize=64)
+def _error(
+    status: int, kind: str, message: str, headers: tuple[tuple[str, str], ...]
+) -> tuple[int, bytes, bytes]:
+    said = {"code": status, "type": kind, "message": message}
+    body = json.dumps(said, indent=2, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+    lines = header_lines((name.lower().encode(), text.encode()) for name, text in headers)
+    return status, body, JSON_LINE + lines
+
+
+class Request:
+    """One request. `segments` are the parts of the path, decoded, without the leading slash and without
+    empty ones at its end: `/ping/` is `/ping`, and `/` is one empty part."""
+
+    __slots__ = ("_query", "http", "id", "method", "segments", "started")
+
+    def __init__(self, http: HttpRequest) -> None:
+        self.http, self.method = http, http.method
+        self.started = time.perf_counter()
+        self.segments = _segments(http.path) if len(http.path) < _LONG_PATH else _split(http.path)
+        self._query: dict[str, str] | None = None
+        given = http.by_name.get(b"x-request-id")
+        if given is not None and _REQUEST_ID.fullmatch(given):
+            self.id = given.decode("ascii")
+        else:
+            self.id = new_request_id()
+
+    @property
+    def query(self) -> dict[str, str]:
+        """The query's parameters; of one that comes twice, the first."""
+        if self._query is None:
+            pairs = parse_qsl(self.http.query.decode("latin-1"), keep_blank_values=True)
+            self._query = dict(reversed(pairs))
+        return self._query
+
+    @property
+    def content_type(self) -> str:
+        return self.http.by_name.get(b"content-type", b"").decode("latin-1")
+
+    def integer(self, name: str) -> int | None:
+        """A whole number of the query; None where there is none.
+
+        Raises:
+            InvalidRequest: it is none that can be read.
+        """
+        text = self.query.get(name)
+        if text is None:
+            return None
+        if not re.fullmatch(r"-?[0-9]{1,9}", text):
+            raise InvalidRequest(f"{name}={text[:40]!r}: a whole number is expected")
+        return int(text)
+
+    def boolean(self, name: str, default: bool) -> bool:
+        """Whether the query says `true`; anything else is false, as on TorchServe."""
+        text = self.query.get(name)
+        return default if text is None else text.lower() == "true"
+
+    def allow(self, *methods: str) -> None:
+        """Raise `MethodNotAllowed` for any other method."""
+        if self.method not in methods:
+            raise MethodNotAllowed(*methods)
+
+    def timeout(self) -> float | None:
+        """Seconds that the client gives for an answer, by its `X-Request-Timeout-Ms`.
+
+        Raises:
+            InvalidRequest: it is no whole number above 0.
+        """
+        text = self.http.by_name.get(b"x-request-timeout-ms")
+        if text is None:
+            return None
+        if not re.fullmatch(rb"[1-9][0-9]{0,8}", text):
+            raise InvalidRequest("X-Request-Timeout-Ms: a whole number of milliseconds above 0 is expected")
+        return int(text) / 1000
+
+
+def _split(path: bytes) -> tuple[str, ...]:
+    segments = [unquote(segment) for segment in path.decode("latin-1").split("/")[1:]] or [""]
+    while len(segments) > 1 and not segments[-1]:
+        segments.pop()
+    return tuple(segments)
+
+
+_segments = lru_cache(maxsize=256)(_split)
+
+
+class Api:
+    """One of the server's HTTP APIs; called with each request."""
+
+    key_kind: KeyKind | None = None
+    """The key that requests need where tokens are on; None where `answer` sees to that."""
+
+    def __init__(self, settings: ServerSettings, access: Access, counts: RequestCounts) -> None:
+        self.settings, self.counts = settings, counts
+        self._access = access
+        pairs = (
+            (b"access-control-allow-origin", settings.cors_allowed_origin),
+            (b"access-control-allow-methods", settings.cors_allowed_methods),
+            (b"access-control-allow-headers", settings.cors_allowed_headers),
+        )
+        self._cors = [(name, text.encode("latin-1")) for name, text in pairs if text]
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def answer(self, request: Request) -> Reply | Coroutine[Any, Any, Reply] | None:
+        """Answer one request, or see to it that `send` is called."""
+        raise NotImplementedError
+
+    def __call__(self, http: HttpRequest) -> None:
+        request = Request(http)
+        try:
+            if self._access.enabled and self.key_kind is not None:
+                self._access.require(self.key_kind, http.by_name.get(b"authorization"))
+            reply = self.answer(request)
+        except Exception as err:
+            reply = self.reply_to(request, err)
+        if reply is None:
+            return
+        if isinstance(reply, Reply):
+            self.send(request, reply)
+        else:
+            self.in_background(self._answer_later(request, reply))
+
+    def in_background(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run it to its end beside everything else."""
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer_later(self, request: Request, coroutine: Coroutine[Any, Any, Reply]) -> None:
+        try:
+            reply = await coroutine
+        except Exception as err:
+            reply = self.reply_to(request, err)
+        self.send(request, reply)
+
+    def reply_to(self, request: Request, error: Exception) -> Reply:
+        """What a client gets of an error: what it is to know of ours, the request's id of any other."""
+        if isinstance(error, ApiError):
+            return Reply.of_error(error)
+        path = request.http.path.decode("latin-1")
+        logger.error("request %s: %s %s", request.id, request.method, path, exc_info=error)
+        return Reply.of_error(InternalError(f"the server failed; its log names request {request.id}"))
+
+    def send(self, request: Request, reply: Reply) -> None:
+        """Send an answer, count it, and log it where that is asked for."""
+        request.http.responder.respond(reply.status, self.all_lines(request, reply.lines), reply.body)
+        self.sent(request, reply.status)
+
+    def all_lines(self, request: Request, lines: bytes) -> bytes:
+        """An answer's headers, and those that every answer has."""
+        if self._cors:
+            said = {line.partition(b":")[0] for line in lines.split(b"\r\n")}
+            lines += header_lines(pair for pair in self._cors if pair[0] not in said)
+        # The id has no line break in it: it is ours, or held against _REQUEST_ID.
+        return b"%bx-request-id: %b\r\n" % (lines, request.id.encode())
+
+    def sent(self, request: Request, status: int) -> None:
+        """Count an answer, and log it where that is asked for."""
+        self.counts.add(status)
+        if self.settings.access_log:
+            self._log(request, status)
+
+    def _log(self, request: Request, status: int) -> None:
+        path = request.http.path.decode("latin-1")
+        milliseconds = (time.perf_counter() - request.started) * 1000
+        trace = request.http.by_name.get(b"traceparent")
+        access_logger.info(
+            '%s "%s %s" %d %.2f ms %s',
+            request.http.responder.client,
+            request.method,
+            path,
+            status,
+            milliseconds,
+            request.id,
+            extra={
+                "request_id": request.id,
+                "client": request.http.responder.client,
+                "method": request.method,
+                "path": path,
+                "status": status,
+                "milliseconds": round(milliseconds, 3),
+                "traceparent": trace.decode("latin-1") if trace else None,
+            },
+        )

@@ -1,0 +1,110 @@
+"""The inference API: `/ping`, `/predictions`, `/explanations`, KServe's v1 paths, and what TorchServe
+keeps for older clients.
+
+Requests come as bodies of any type, as forms with named parts, or as JSON; see `forms`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Coroutine
+from typing import Any
+
+from torchport.server.api.base import Api, Reply, Request
+from torchport.server.api.forms import fields_of
+from torchport.server.api.open_inference import OipApi
+from torchport.server.api.openapi import inference_description
+from torchport.server.api.predictions import Predictions
+from torchport.server.api.tokens import Access, KeyKind
+from torchport.server.api.tracing import Tracing
+from torchport.server.errors import InvalidRequest, MethodNotAllowed, ResourceNotFound
+from torchport.server.models.registry import Registry
+from torchport.server.models.statistics import RequestCounts
+from torchport.server.settings.settings import ServerSettings
+
+_V1 = re.compile(r"(?P<model>[^:]+):(?P<verb>predict|explain)")
+_EXPLAIN = {True: (b"explain", b"True"), False: (b"explain", b"False")}
+
+
+class InferenceApi(Api):
+    """Answers what clients of models ask."""
+
+    key_kind = KeyKind.INFERENCE
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        access: Access,
+        counts: RequestCounts,
+        registry: Registry,
+        tracing: Tracing | None = None,
+    ) -> None:
+        super().__init__(settings, access, counts)
+        self._registry = registry
+        self._predictions = Predictions(self, registry, tracing)
+        self._oip = OipApi(self, self._predictions, registry)
+        self._description = Reply.of_json(inference_description())
+
+    def answer(self, request: Request) -> Reply | Coroutine[Any, Any, Reply] | None:
+        segments = request.segments
+        first = segments[0]
+        if first in ("predictions", "explanations") and len(segments) >= 2:
+            explain = first == "explanations"
+            version, path = None, b""
+            if len(segments) > 2:
+                version, path = segments[2], "/".join(segments[3:]).encode("utf-8", "replace")
+            more = (b"url_path", path), _EXPLAIN[explain]
+            return self._predictions.predict(request, segments[1], version, explain=explain, more=more)
+        if first == "ping":
+            return self._ping()
+        if first == "v2":
+            return self._oip.answer(request)
+        if segments == ("",):
+            if request.method != "OPTIONS":
+                raise MethodNotAllowed("OPTIONS")
+            return self._description
+        if segments == ("api-description",):
+            return self._description
+        if first == "v1":
+            return self._kserve_v1(request, segments)
+        if first == "invocations" and len(segments) == 1:
+            return self._predictions.predict(request, self._only_model(request), None, with_query=True)
+        if first == "models" and len(segments) == 3 and segments[2] == "invoke":
+            return self._predictions.predict(request, segments[1], None, with_query=True)
+        if len(segments) in (2, 3) and segments[-1] == "predict":
+            version = segments[1] if len(segments) == 3 else None
+            return self._predictions.predict(request, first, version, with_query=True)
+        raise ResourceNotFound
+
+    def _ping(self) -> Reply:
+        if self._registry.draining:
+            return Reply.of_json({"status": "Unhealthy"}, 503)
+        if self._registry.is_healthy:
+            return Reply.of_json({"status": "Healthy"})
+        return Reply.of_json({"status": "Unhealthy"}, 500)
+
+    def _only_model(self, request: Request) -> str:
+        name = request.query.get("model_name")
+        if name:
+            return name
+        if len(self._registry.models) == 1:
+            return next(iter(self._registry.models))
+        for field in fields_of(request.http.body, request.content_type):
+            if field.name == "model_name":
+                return field.value.decode("utf-8", "replace")
+        raise InvalidRequest("Parameter model_name is required.")
+
+    def _kserve_v1(self, request: Request, segments: tuple[str, ...]) -> Reply | None:
+        if len(segments) != 3 or segments[1] != "models":
+            raise ResourceNotFound
+        match = _V1.fullmatch(segments[2])
+        if match is not None:
+            explain = match["verb"] == "explain"
+            return self._predictions.predict(
+                request, match["model"], None, explain=explain, more=[_EXPLAIN[explain]]
+            )
+        if ":" in segments[2]:
+            raise ResourceNotFound
+        request.allow("GET")
+        version = self._registry.find(segments[2])
+        return Reply.of_json({"name": segments[2], "ready": bool(version.pool.ready)})

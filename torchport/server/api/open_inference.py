@@ -1,0 +1,138 @@
+"""The Open Inference Protocol (KServe's version 2) over REST: `/v2`.
+
+    GET  /v2/models/linear
+    POST /v2/models/linear/infer
+    {"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [4.0]}]}
+
+Tensors go straight onto the model's graph, past its handler's decoding and encoding.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+from torchport.server.api.base import Api, Reply, Request
+from torchport.server.api.open_inference_requests import LENGTH_HEADER, InferenceRequest, read_request
+from torchport.server.api.predictions import Predictions
+from torchport.server.dispatch.job import Job, Kind
+from torchport.server.errors import InternalError, ResourceNotFound
+from torchport.server.models.registry import Registry
+from torchport.server.models.statistics import RouteStatistics
+from torchport.server.models.version import ModelVersion
+from torchport.server.open_inference.metadata import model_metadata, server_metadata
+from torchport.server.wire import Answer
+
+
+class OipApi:
+    """Answers what is asked under `/v2`."""
+
+    def __init__(self, api: Api, predictions: Predictions, registry: Registry) -> None:
+        self._api, self._predictions, self._registry = api, predictions, registry
+
+    def answer(self, request: Request) -> Reply | Coroutine[Any, Any, Reply] | None:
+        """Answer one request, or see to it that the API's `send` is called.
+
+        Raises:
+            ApiError: what the client gets in the answer's place.
+        """
+        match request.segments[1:]:
+            case []:
+                request.allow("GET")
+                return Reply.of_json(server_metadata())
+            case ["health", "live"]:
+                request.allow("GET")
+                return Reply.of_json({"live": True})
+            case ["health", "ready"]:
+                request.allow("GET")
+                ready = self._registry.is_ready
+                return Reply.of_json({"ready": ready}, 200 if ready else 503)
+            case ["models", name, *more]:
+                return self._model(request, name, more)
+        raise ResourceNotFound
+
+    def _model(self, request: Request, name: str, more: list[str]) -> Reply | None:
+        number = None
+        if len(more) >= 2 and more[0] == "versions":
+            number, more = more[1], more[2:]
+        match more:
+            case []:
+                request.allow("GET")
+                return Reply.of_json(model_metadata(self._registry, name, number))
+            case ["ready"]:
+                request.allow("GET")
+                ready = bool(self._registry.find(name, number).pool.ready)
+                return Reply.of_json({"name": name, "ready": ready}, 200 if ready else 503)
+            case ["infer"]:
+                request.allow("POST")
+                return self._infer(request, name, number)
+        raise ResourceNotFound
+
+    def _infer(self, request: Request, name: str, number: str | None) -> Reply | None:
+        version = self._registry.find(name, number)
+        if not takes_tensors(version):
+            # A handler of TorchServe's reads the protocol by itself, or by the kservev2 envelope.
+            return self._predictions.predict(request, name, number, more=[(b"explain", b"False")])
+        asked = read_request(request.http.body, request.http.by_name.get(LENGTH_HEADER))
+        route = self._registry.model(name).route(number)
+        caller = _Inference(self._predictions, request, asked, version, route)
+        version.submit(Kind.TENSORS, asked.row, caller, request.timeout())
+        route.requests += 1
+        return None
+
+
+def takes_tensors(version: ModelVersion) -> bool:
+    """Whether the version has a signature to put tensors onto: whether torchport made its archive."""
+    ready = version.pool.ready
+    return bool(ready[0].signature if ready else version.model.config.get("torchport"))
+
+
+class _Inference:
+    """Waits for a worker's tensors and sends them on."""
+
+    __slots__ = ("_api", "_asked", "_predictions", "_request", "_route", "_version")
+
+    def __init__(
+        self,
+        predictions: Predictions,
+        request: Request,
+        asked: InferenceRequest,
+        version: ModelVersion,
+        route: RouteStatistics,
+    ) -> None:
+        self._predictions, self._api = predictions, predictions.api
+        self._request, self._asked = request, asked
+        self._version, self._route = version, route
+
+    @property
+    def is_gone(self) -> bool:
+        return self._request.http.responder.is_gone
+
+    def answered(self, job: Job, answer: Answer) -> None:
+        route, now = self._route, time.monotonic()
+        route.inference_us += (now - job.enqueued) * 1e6
+        route.queue_us += (job.started - job.enqueued) * 1e6
+        try:
+            reply = self._reply(answer)
+        except Exception as err:
+            reply = self._api.reply_to(self._request, err)
+        self._api.send(self._request, reply)
+
+    def streamed(self, job: Job, piece: Answer) -> None:
+        """Tensors do not come in pieces."""
+
+    def failed(self, job: Job, error: Exception) -> None:
+        self._api.send(self._request, self._api.reply_to(self._request, error))
+
+    def _reply(self, answer: Answer) -> Reply:
+        if answer.error:
+            return self._predictions.reply_of(answer)
+        model = self._version.model
+        reply = self._asked.reply(model.name, model.version, answer.tensors)
+        limit = self._api.settings.max_response_size
+        if len(reply.body) > limit:
+            raise InternalError(
+                f"the model's answer is too large: {len(reply.body)} bytes, max_response_size is {limit}"
+            )
+        return reply

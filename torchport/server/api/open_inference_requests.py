@@ -1,0 +1,200 @@
+"""An inference request of the Open Inference Protocol's REST form, and its answer.
+
+    asked = read_request(body, header_length)           # None: JSON and nothing else
+    reply = asked.reply("linear", "1.0", tensors)
+
+With the binary tensor data extension the body is JSON, as long as the header
+`Inference-Header-Content-Length` says, and then the tensors' bytes, one after another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import msgspec
+
+from torchport.server.api.base import Reply
+from torchport.server.errors import InvalidRequest
+from torchport.server.http.message import header_lines
+from torchport.server.open_inference.metadata import MAIN_GRAPH
+from torchport.server.open_inference.tensors import (
+    MAX_DIMENSIONS,
+    MAX_TENSORS,
+    datatype_of,
+    require_distinct,
+    require_finite,
+    tensor_of_bytes,
+    tensor_of_json,
+    values_of,
+)
+from torchport.server.wire import InferRow, Tensor
+
+LENGTH_HEADER = b"inference-header-content-length"
+
+_UNSUPPORTED = ("classification", "shared_memory_region")
+"""Parameters of extensions that an answer without them would not satisfy."""
+
+_Name = Annotated[str, msgspec.Meta(min_length=1)]
+_Size = Annotated[int, msgspec.Meta(ge=1, lt=1 << 40)]
+_Shape = Annotated[list[_Size], msgspec.Meta(max_length=MAX_DIMENSIONS)]
+_Parameters = dict[str, Any] | None
+
+
+class _Input(msgspec.Struct):
+    name: _Name
+    shape: _Shape
+    datatype: str
+    parameters: _Parameters = None
+    data: Any = None
+
+
+class _Output(msgspec.Struct):
+    name: _Name
+    parameters: _Parameters = None
+
+
+class _Request(msgspec.Struct):
+    inputs: Annotated[list[_Input], msgspec.Meta(min_length=1, max_length=MAX_TENSORS)]
+    id: str | None = None
+    parameters: _Parameters = None
+    outputs: Annotated[list[_Output], msgspec.Meta(max_length=MAX_TENSORS)] | None = None
+
+
+_decode = msgspec.json.Decoder(_Request).decode
+_encode = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceRequest:
+    """A request that was read: what the worker gets, and what its answer is to look like.
+
+    `binary` names the outputs that are wanted as bytes, `binary_default` says whether the others are.
+    """
+
+    id: str | None
+    row: InferRow
+    binary: dict[str, bool]
+    binary_default: bool
+
+    def reply(self, model: str, version: str, tensors: Sequence[Tensor]) -> Reply:
+        """The answer with these outputs.
+
+        Raises:
+            NotFinite: NaN or Inf is wanted as JSON.
+        """
+        answer: dict[str, Any] = {"model_name": model, "model_version": version}
+        if self.id is not None:
+            answer["id"] = self.id
+        outputs, tail = [], []
+        for tensor in tensors:
+            output: dict[str, Any] = {
+                "name": tensor.name,
+                "shape": tensor.shape,
+                "datatype": datatype_of(tensor.dtype),
+            }
+            if self.binary.get(tensor.name, self.binary_default):
+                output["parameters"] = {"binary_data_size": len(tensor.data)}
+                tail.append(tensor.data)
+            else:
+                require_finite(tensor)
+                output["data"] = values_of(tensor)
+            outputs.append(output)
+        answer["outputs"] = outputs
+        head = _encode(answer)
+        if not tail:
+            return Reply(200, head)
+        headers = [
+            (b"content-type", b"application/octet-stream"),
+            (LENGTH_HEADER, str(len(head)).encode()),
+        ]
+        return Reply(200, b"".join([head, *tail]), header_lines(headers))
+
+
+def read_request(body: bytes, header_length: bytes | None) -> InferenceRequest:
+    """Read a request's body; `header_length` is the header that the binary extension sends.
+
+    Raises:
+        InvalidRequest: whatever is wrong with it.
+    """
+    head, tail = _split(body, header_length)
+    try:
+        asked = _decode(head)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
+        raise InvalidRequest(f"the request is no inference request: {err}") from err
+    outputs = asked.outputs or []
+    require_distinct("input", [given.name for given in asked.inputs])
+    require_distinct("output", [wanted.name for wanted in outputs])
+    tensors, place = [], 0
+    for given in asked.inputs:
+        size = _binary_size(given, len(tail) - place)
+        if size is None:
+            tensors.append(tensor_of_json(given.name, given.datatype, given.shape, given.data))
+            continue
+        data = tail[place : place + size]
+        tensors.append(tensor_of_bytes(given.name, given.datatype, given.shape, data))
+        place += size
+    if place != len(tail):
+        raise InvalidRequest(
+            f"{len(tail)} bytes come after the request's JSON, its inputs' binary_data_size add up to {place}"
+        )
+    parameters = asked.parameters or {}
+    graph = parameters.get("graph", MAIN_GRAPH)
+    if not isinstance(graph, str):
+        raise InvalidRequest("parameters.graph: a graph's name is expected")
+    return InferenceRequest(
+        id=asked.id,
+        row=InferRow(graph, tensors, [wanted.name for wanted in outputs]),
+        binary=_binary_outputs(outputs),
+        binary_default=_flag(parameters, "binary_data_output") or False,
+    )
+
+
+def _split(body: bytes, header_length: bytes | None) -> tuple[bytes, bytes]:
+    if header_length is None:
+        return body, b""
+    length = int(header_length) if header_length.isdigit() and len(header_length) < 19 else -1
+    if not 0 < length <= len(body):
+        raise InvalidRequest(
+            f"Inference-Header-Content-Length: {header_length[:40].decode('latin-1')!r}: the length of the "
+            f"body's JSON is expected; the body has {len(body)} bytes"
+        )
+    return body[:length], body[length:]
+
+
+def _binary_size(given: _Input, available: int) -> int | None:
+    """How many of the bytes after the JSON are this input's; None where its data is in the JSON."""
+    size = (given.parameters or {}).get("binary_data_size")
+    if size is None:
+        if given.data is None:
+            raise InvalidRequest(f"input {given.name!r} has neither data nor parameters.binary_data_size")
+        return None
+    if given.data is not None:
+        raise InvalidRequest(f"input {given.name!r} has both data and parameters.binary_data_size")
+    if type(size) is not int or not 0 <= size <= available:
+        raise InvalidRequest(
+            f"input {given.name!r}: binary_data_size: a whole number of at most {available} is expected: so "
+            "many bytes come after the request's JSON, whose length Inference-Header-Content-Length says"
+        )
+    return size
+
+
+def _binary_outputs(outputs: Sequence[_Output]) -> dict[str, bool]:
+    found = {}
+    for wanted in outputs:
+        parameters = wanted.parameters or {}
+        for name in _UNSUPPORTED:
+            if name in parameters:
+                raise InvalidRequest(f"output {wanted.name!r}: {name} is not supported")
+        flag = _flag(parameters, "binary_data")
+        if flag is not None:
+            found[wanted.name] = flag
+    return found
+
+
+def _flag(parameters: dict[str, Any], name: str) -> bool | None:
+    value = parameters.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise InvalidRequest(f"parameters.{name}: true or false is expected")
+    return value

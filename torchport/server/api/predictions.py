@@ -1,0 +1,206 @@
+"""Predictions by REST: a request put onto a version's queue, and its answer sent back.
+
+predictions = Predictions(api, registry)
+predictions.predict(request, "linear", None)         # the reply is sent when a worker has answered
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import parse_qsl
+
+from torchport.server.api.base import JSON_LINE, Api, Reply, Request
+from torchport.server.api.forms import fields_of
+from torchport.server.api.openapi import model_description
+from torchport.server.api.tracing import Tracing
+from torchport.server.dispatch.job import Job, Kind
+from torchport.server.errors import ApiError, InternalError
+from torchport.server.http.message import header_lines
+from torchport.server.models.registry import Registry
+from torchport.server.models.statistics import RouteStatistics
+from torchport.server.wire import Answer, Field, Row
+
+logger = logging.getLogger(__name__)
+
+_METHODS = ("POST", "PUT", "GET", "OPTIONS")
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+_OURS = (
+    "content-length",
+    "transfer-encoding",
+    "connection",
+    "x-request-id",
+    "pragma",
+    "cache-control",
+    "expires",
+)
+_NOT_FOR_HANDLERS = frozenset([b"transfer-encoding", b"expect", b"describe"])
+
+_STREAMED = b"ts_stream_next: true\r\n"
+"""What TorchServe's clients may look for in an answer that comes in pieces."""
+
+
+class Predictions:
+    """Asks models for an API, which sends what they answer."""
+
+    def __init__(self, api: Api, registry: Registry, tracing: Tracing | None = None) -> None:
+        self.api, self.tracing = api, tracing
+        self._registry = registry
+
+    def predict(
+        self,
+        request: Request,
+        name: str,
+        number: str | None,
+        *,
+        explain: bool = False,
+        more: Iterable[tuple[bytes, bytes]] = (),
+        with_query: bool = False,
+    ) -> Reply | None:
+        """Ask a model.
+
+        Args:
+            more: headers that the handler is told beside the client's.
+            with_query: whether the query's parameters are fields for the handler.
+        """
+        request.allow(*_METHODS)
+        version = self._registry.find(name, number)
+        if request.method == "OPTIONS":
+            return Reply.of_json(model_description(version))
+        version.require_room()
+        fields = fields_of(request.http.body, request.content_type)
+        if with_query:
+            pairs = parse_qsl(request.http.query.decode("latin-1"), keep_blank_values=True)
+            fields = [*(Field(key, "", bytearray(text.encode())) for key, text in pairs), *fields]
+        route = self._registry.model(name).route(number)
+        row = Row(request.id, [*headers_for_handlers(request), *more], fields)
+        prediction = _Prediction(self, request, route)
+        if self.tracing is not None:
+            prediction.span = self.tracing.begin(request, version.model.name, version.model.version)
+        # Where the server says nothing of it, handlers take the client's word: then this decides the batch.
+        explain = explain or (with_query and request.http.by_name.get(b"explain") == b"True")
+        kind = Kind.EXPLAIN if explain else Kind.PREDICT
+        version.submit(kind, row, prediction, request.timeout())
+        route.requests += 1
+        return None
+
+    def reply_of(self, answer: Answer) -> Reply:
+        """A worker's answer as it goes to the client."""
+        if answer.error:
+            error = ApiError(answer.body.decode("utf-8", "replace"))
+            error.http_status, error.kind = answer.status, answer.error
+            return Reply.of_error(error)
+        if len(answer.body) > self.api.settings.max_response_size:
+            size = f"{len(answer.body)} bytes, max_response_size is {self.api.settings.max_response_size}"
+            return Reply.of_error(InternalError(f"the model's answer is too large: {size}"))
+        return Reply(_status(answer), answer.body, answer_lines(answer))
+
+
+class _Prediction:
+    """Waits for a worker's answer and sends it on."""
+
+    __slots__ = ("_api", "_pieces", "_predictions", "_request", "_route", "_waiting_bytes", "span")
+
+    def __init__(self, predictions: Predictions, request: Request, route: RouteStatistics) -> None:
+        self._predictions, self._api = predictions, predictions.api
+        self._request, self._route = request, route
+        self._pieces: asyncio.Queue[Answer | Exception | None] | None = None
+        self._waiting_bytes = 0
+        self.span: Any = None
+        """The request's span, where spans are made."""
+
+    @property
+    def is_gone(self) -> bool:
+        return self._request.http.responder.is_gone
+
+    def answered(self, job: Job, answer: Answer) -> None:
+        route, now = self._route, time.monotonic()
+        route.inference_us += (now - job.enqueued) * 1e6
+        queue_s = job.started - job.enqueued
+        route.queue_us += queue_s * 1e6
+        self._api.counts.queue_ms = queue_s * 1e3
+        if self._pieces is None:
+            self._send(job, self._predictions.reply_of(answer))
+            return
+        self._end_span(job, answer.status)
+        self._pieces.put_nowait(answer)
+        self._pieces.put_nowait(None)
+
+    def _send(self, job: Job, reply: Reply) -> None:
+        self._api.send(self._request, reply)
+        self._end_span(job, reply.status)
+
+    def _end_span(self, job: Job, status: int) -> None:
+        if self.span is not None and self._predictions.tracing is not None:
+            self._predictions.tracing.end(self.span, job, status)
+
+    def streamed(self, job: Job, piece: Answer) -> None:
+        if self._pieces is None:
+            self._pieces = asyncio.Queue()
+            self._api.in_background(self._stream(self._pieces))
+        self._pieces.put_nowait(piece)
+        self._waiting_bytes += len(piece.body)
+        if self._waiting_bytes > self._api.settings.max_response_size:
+            # The client takes the pieces slower than they come: they must not fill the memory.
+            self._request.http.responder.abort()
+
+    def failed(self, job: Job, error: Exception) -> None:
+        if self._pieces is None:
+            self._send(job, self._api.reply_to(self._request, error))
+            return
+        self._end_span(job, 500)
+        self._pieces.put_nowait(error)
+
+    async def _stream(self, pieces: asyncio.Queue[Answer | Exception | None]) -> None:
+        """Send pieces as they come."""
+        request, responder = self._request, self._request.http.responder
+        started = False
+        while (piece := await pieces.get()) is not None:
+            if isinstance(piece, Exception) or piece.error:
+                # A proper end would say that this was all: the client is to see that it was not.
+                logger.error("request %s: the stream is cut off: %s", request.id, piece)
+                responder.abort()
+                return
+            if not started:
+                started = True
+                lines = self._api.all_lines(request, answer_lines(piece) + _STREAMED)
+                await responder.start_chunks(_status(piece), lines)
+                self._api.sent(request, _status(piece))
+            await responder.send_chunk(piece.body)
+            self._waiting_bytes -= len(piece.body)
+        responder.end_chunks()
+
+
+def headers_for_handlers(request: Request) -> list[tuple[bytes, bytes]]:
+    """The client's headers. The body has come whole: it has a length, and no encoding of its transfer.
+
+    `describe` is a word of the server's: handlers look for it in a batch's first row.
+    """
+    headers, by_name = request.http.headers, request.http.by_name
+    if not _NOT_FOR_HANDLERS.isdisjoint(by_name):
+        headers = [pair for pair in headers if pair[0].lower() not in _NOT_FOR_HANDLERS]
+    if b"content-length" not in by_name:
+        headers = [*headers, (b"content-length", b"%d" % len(request.http.body))]
+    return headers
+
+
+def _status(answer: Answer) -> int:
+    return answer.status if 200 <= answer.status <= 599 else 500
+
+
+def answer_lines(answer: Answer) -> bytes:
+    """The handler's headers, without those that the server writes and those that HTTP cannot carry."""
+    if not answer.headers and answer.content_type == "application/json":
+        return JSON_LINE
+    found: dict[bytes, bytes] = {}
+    if answer.content_type:
+        found[b"content-type"] = answer.content_type.encode("latin-1", "replace")
+    for name, value in answer.headers:
+        if _HEADER_NAME.fullmatch(name) and _HEADER_VALUE.fullmatch(value) and name.lower() not in _OURS:
+            found[name.lower().encode()] = value.encode("latin-1")
+    return header_lines(found.items())

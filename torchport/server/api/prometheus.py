@@ -1,0 +1,240 @@
+"""The server's numbers as Prometheus reads them: TorchServe's names and labels, and our own `torchport_*`.
+
+Nothing is computed while requests are served: this reads plain counters when somebody asks.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import psutil
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from torchport.server.models.registry import Registry
+from torchport.server.models.statistics import Histogram, RequestCounts
+from torchport.server.models.version import ModelVersion
+from torchport.server.wire import Sample
+
+HISTOGRAM_MS = (1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10000.0)
+"""Bounds of the histograms that handlers keep of their own."""
+
+_HELP = {
+    "ShadowRows": "Rows that a shadow ran again on its second backend",
+    "ShadowDisagreements": "Rows on which a shadow's second backend disagrees with the one that served",
+    "ShadowDrops": "Rows that were sampled for a shadow and not run again",
+    "ShadowMaxDifference": "Largest difference of two numbers that a worker's shadow has seen",
+}
+"""Of what torchport's own handlers keep."""
+
+MAX_SERIES = 10_000
+"""Series of handlers' own metrics that are kept: a label that never repeats must not fill the memory."""
+
+
+class ServerCollector(Collector):
+    """Reads everything that there is to be told."""
+
+    def __init__(self, registry: Registry, counts: RequestCounts, *, system_metrics: bool) -> None:
+        self._registry, self._counts, self._system = registry, counts, system_metrics
+        self._host = socket.gethostname()
+        self._started = time.time()
+        self._own: dict[tuple[str, str, tuple[str, ...], tuple[str, ...]], float | Histogram] = {}
+        self._unregistered: dict[tuple[str, str], list[float]] = {}
+        self.dropped_series = 0
+
+    def add_samples(self, version: ModelVersion, samples: list[Sample]) -> None:
+        """Take over what a handler counted and timed."""
+        for sample in samples:
+            labels = sorted([*sample.labels, ("Hostname", self._host)])
+            names, values = tuple(n for n, _ in labels), tuple(v for _, v in labels)
+            key = (_metric_name(sample.name), sample.kind, names, values)
+            if key not in self._own and len(self._own) >= MAX_SERIES:
+                self.dropped_series += 1
+            elif sample.kind == "counter":
+                self._own[key] = _number(self._own.get(key)) + sample.value
+            elif sample.kind == "histogram":
+                histogram = self._own.get(key)
+                if not isinstance(histogram, Histogram):
+                    histogram = self._own[key] = Histogram(HISTOGRAM_MS)
+                histogram.add(sample.value)
+            else:
+                self._own[key] = sample.value
+
+    def collect(self) -> Iterator[Any]:
+        yield from self._answers()
+        yield from self._routes()
+        yield from self._versions()
+        yield from self._workers()
+        yield from self._handlers()
+        if self._system:
+            yield from self._machine()
+
+    def _answers(self) -> Iterator[Any]:
+        for name, value in (
+            ("Requests2XX", self._counts.ok),
+            ("Requests4XX", self._counts.client_errors),
+            ("Requests5XX", self._counts.server_errors),
+        ):
+            yield _torchserve_counter(name, "Answers by status", [(("Host", self._host), value)])
+
+        waited = GaugeMetricFamily(
+            "QueueTime", "Milliseconds that the last prediction waited", labels=("Level", "Hostname")
+        )
+        waited.add_metric(("Host", self._host), self._counts.queue_ms)
+        yield waited
+
+    def _routes(self) -> Iterator[Any]:
+        """TorchServe's three, by model and by the version that the request named."""
+        found = [
+            ((name, version, self._host), route)
+            for name, routes in self._registry.routes.items()
+            for version, route in routes.items()
+        ]
+        labels = ("model_name", "model_version", "hostname")
+        for metric, attribute in (
+            ("ts_inference_requests_total", "requests"),
+            ("ts_inference_latency_microseconds", "inference_us"),
+            ("ts_queue_latency_microseconds", "queue_us"),
+        ):
+            values = [(key, float(getattr(route, attribute))) for key, route in found]
+            yield _torchserve_counter(metric, "As TorchServe counts it", values, labels)
+
+    def _versions(self) -> Iterator[Any]:
+        counters = {
+            name: CounterMetricFamily(f"torchport_{name}", text, labels=("model_name", "model_version"))
+            for name, text in (
+                ("completed_requests", "Requests that a worker answered"),
+                ("failed_requests", "Requests that cost a worker its life once too often"),
+                ("rejected_requests", "Requests that found the queue full"),
+                ("expired_requests", "Requests whose time was up before there was an answer"),
+                ("retried_requests", "Requests that were tried again after their worker had died"),
+                ("worker_restarts", "Workers that ended without being told to"),
+            )
+        }
+        histograms = {
+            name: HistogramMetricFamily(f"torchport_{name}", text, labels=("model_name", "model_version"))
+            for name, text in (
+                ("queue_seconds", "Time from a request's arrival to its worker"),
+                ("inference_seconds", "Time that a batch spent with its worker, by request"),
+                ("batch_rows", "Requests in a batch"),
+            )
+        }
+        waiting = GaugeMetricFamily(
+            "torchport_queue_length", "Requests that wait", labels=("model_name", "model_version")
+        )
+        for key, kept in sorted(self._registry.statistics.items()):
+            counters["completed_requests"].add_metric(key, kept.completed)
+            counters["failed_requests"].add_metric(key, kept.failed)
+            counters["rejected_requests"].add_metric(key, kept.rejected)
+            counters["expired_requests"].add_metric(key, kept.expired)
+            counters["retried_requests"].add_metric(key, kept.retried)
+            counters["worker_restarts"].add_metric(key, kept.restarts)
+            for name, histogram in (
+                ("queue_seconds", kept.queue_s),
+                ("inference_seconds", kept.inference_s),
+                ("batch_rows", kept.batch_rows),
+            ):
+                histograms[name].add_metric(key, histogram.buckets(), histogram.total)
+        for version in self._registry.serving():
+            waiting.add_metric((version.model.name, version.model.version), len(version.queue))
+        yield from counters.values()
+        yield from histograms.values()
+        yield waiting
+
+    def _workers(self) -> Iterator[Any]:
+        memory = GaugeMetricFamily(
+            "torchport_worker_memory_bytes",
+            "Resident memory",
+            labels=("model_name", "model_version", "worker_id"),
+        )
+        load = GaugeMetricFamily(
+            "WorkerLoadTime", "Milliseconds to load the model", labels=("WorkerName", "Level", "Hostname")
+        )
+        ready = GaugeMetricFamily(
+            "torchport_workers_ready", "Workers ready", labels=("model_name", "model_version")
+        )
+        for version in self._registry.serving():
+            model = version.model
+            ready.add_metric((model.name, model.version), len(version.pool.ready))
+            for worker in version.pool.workers:
+                memory.add_metric((model.name, model.version, worker.id), worker.resident_bytes())
+                if worker.loaded:
+                    name = f"W-{worker.id}-{model.name}_{model.version}"
+                    load.add_metric((name, "Host", self._host), worker.load_seconds * 1000)
+        yield memory
+        yield load
+        yield ready
+
+    def _handlers(self) -> Iterator[Any]:
+        families: dict[tuple[str, str, tuple[str, ...]], Any] = {}
+        for (name, kind, names, values), value in self._own.items():
+            family = families.get((name, kind, names))
+            if family is None:
+                factory: Any
+                factory = {"counter": _untotalled, "histogram": HistogramMetricFamily}.get(
+                    kind, GaugeMetricFamily
+                )
+                family = families[name, kind, names] = factory(
+                    name, _HELP.get(name, "Kept by a handler"), labels=names
+                )
+            if isinstance(value, Histogram):
+                family.add_metric(values, value.buckets(), value.total)
+            elif kind == "counter":
+                family.add_sample(name, dict(zip(names, values, strict=True)), value)
+            else:
+                family.add_metric(values, value)
+        # One family a name: Prometheus refuses a name that comes twice.
+        seen = set()
+        for (name, _, _), family in families.items():
+            if name not in seen:
+                seen.add(name)
+                yield family
+
+    def _machine(self) -> Iterator[Any]:
+        memory, disk = psutil.virtual_memory(), psutil.disk_usage("/")
+        for name, value in (
+            ("CPUUtilization", psutil.cpu_percent()),
+            ("MemoryUsed", memory.used / 2**20),
+            ("MemoryAvailable", memory.available / 2**20),
+            ("MemoryUtilization", memory.percent),
+            ("DiskUsage", disk.used / 2**30),
+            ("DiskAvailable", disk.free / 2**30),
+            ("DiskUtilization", disk.percent),
+        ):
+            family = GaugeMetricFamily(name, "Of this machine", labels=("Level", "Hostname"))
+            family.add_metric(("Host", self._host), value)
+            yield family
+
+
+def _torchserve_counter(
+    name: str,
+    text: str,
+    values: Sequence[tuple[tuple[str, ...], float]],
+    labels: tuple[str, ...] = ("Level", "Hostname"),
+) -> Any:
+    """A counter whose name is shown as it is: TorchServe's have no `_total` added."""
+    family = _untotalled(name, text, labels=labels)
+    for key, value in values:
+        family.add_sample(name, dict(zip(labels, key, strict=True)), value)
+    return family
+
+
+def _untotalled(name: str, text: str, labels: tuple[str, ...] = ()) -> Any:
+    """A family of samples named exactly so: Prometheus' own counters end in `_total`."""
+    if name.endswith("_total"):
+        return Metric(name.removesuffix("_total"), text, "counter")
+    return Metric(name, text, "unknown")
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) else 0.0
+
+
+def _metric_name(name: str) -> str:
+    """A name that Prometheus takes."""
+    cleaned = "".join(c if c.isascii() and (c.isalnum() or c in "_:") else "_" for c in name)
+    return cleaned if cleaned and not cleaned[0].isdigit() else f"_{cleaned}"

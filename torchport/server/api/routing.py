@@ -1,0 +1,47 @@
+"""Which API listens where. TorchServe lets several share an address; then the path says which is meant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torchport.server.api.base import Api
+from torchport.server.http.message import HttpRequest
+from torchport.server.settings.address import Address
+
+_OWNERS = {b"models": 1, b"token": 1, b"metrics": 2}
+"""First parts of paths that belong to the management and the metrics API, by their place in the list."""
+
+
+def by_address(
+    addresses: Sequence[Address], apis: Sequence[Api]
+) -> list[tuple[Address, Callable[[HttpRequest], None]]]:
+    """Each address once, with what answers there. `apis` are inference, management, metrics.
+
+    Port 0, any that is free, is another one each time.
+    """
+    shared: dict[Address, list[int]] = {}
+    for index, address in enumerate(addresses):
+        if address.port:
+            shared.setdefault(address, []).append(index)
+    found: list[tuple[Address, Callable[[HttpRequest], None]]] = []
+    for index, address in enumerate(addresses):
+        members = shared.get(address, [index])
+        if members[0] == index:
+            joined = _Joined({i: apis[i] for i in members}) if len(members) > 1 else apis[index]
+            found.append((address, joined))
+    return found
+
+
+class _Joined:
+    """Several APIs on one address."""
+
+    def __init__(self, apis: dict[int, Api]) -> None:
+        self._apis = apis
+        self._first = apis[min(apis)]
+
+    def __call__(self, http: HttpRequest) -> None:
+        parts = http.path.split(b"/")
+        owner = _OWNERS.get(parts[1] if len(parts) > 1 else b"", 0)
+        if owner == 1 and parts[-1] == b"invoke":
+            owner = 0
+        self._apis.get(owner, self._first)(http)

@@ -1,0 +1,100 @@
+"""Tokens: TorchServe's keys, key file and rules.
+
+`key_file.json` holds a key for each of the inference, the management and the token API, readable by its
+owner only. Keys expire; `GET /token?type=inference`, with the API key, makes a new one.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import secrets
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from torchport.errors import ServerError
+from torchport.server.errors import InvalidKey
+from torchport.server.settings.settings import ServerSettings
+from torchport.store.files import write_bytes
+
+
+class KeyKind(Enum):
+    """The keys by the names that they have in the file."""
+
+    INFERENCE = "inference"
+    MANAGEMENT = "management"
+    API = "API"
+
+
+class Access:
+    """The keys of one server. `key_file` may name a file whose keys are taken over."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self.enabled = settings.tokens
+        self.path = settings.key_file or Path("key_file.json")
+        self._lifetime = settings.token_expiration_min * 60
+        self._keys: dict[KeyKind, str] = {}
+        self._expires: dict[KeyKind, float] = {}
+        if self.enabled:
+            self._prepare(keep=settings.key_file is not None)
+
+    def _prepare(self, *, keep: bool) -> None:
+        if keep and self.path.is_file():
+            self._read()
+            return
+        for kind in KeyKind:
+            self.renew(kind, write=False)
+        self._write(self._keys, self._expires)
+
+    def require(self, kind: KeyKind, authorization: bytes | None) -> None:
+        """Check an `Authorization: Bearer KEY` header.
+
+        Raises:
+            InvalidKey: none, a wrong one, or one that has expired.
+        """
+        scheme, _, key = (authorization or b"").decode("latin-1").partition(" ")
+        held = self._keys.get(kind, "")
+        matches = hmac.compare_digest(key.strip().encode(), held.encode()) and bool(held)
+        if scheme != "Bearer" or not matches or time.time() >= self._expires.get(kind, float("inf")):
+            raise InvalidKey
+
+    def renew(self, kind: KeyKind, *, write: bool = True) -> None:
+        """Make a new key of this kind and write it into the file.
+
+        Raises:
+            TorchportError: the file cannot be written; the old key holds, for nobody could read the new.
+        """
+        keys, expires = dict(self._keys), dict(self._expires)
+        keys[kind] = secrets.token_urlsafe(24)
+        if kind is not KeyKind.API:
+            expires[kind] = time.time() + self._lifetime
+        if write:
+            self._write(keys, expires)
+        self._keys, self._expires = keys, expires
+
+    def _write(self, keys: Mapping[KeyKind, str], expires: Mapping[KeyKind, float]) -> None:
+        content: dict[str, Any] = {}
+        for kind in (KeyKind.MANAGEMENT, KeyKind.INFERENCE, KeyKind.API):
+            content[kind.value] = {"key": keys[kind]}
+            if kind in expires:
+                until = datetime.fromtimestamp(expires[kind], UTC).isoformat().replace("+00:00", "Z")
+                content[kind.value]["expiration time"] = until
+        write_bytes(self.path, (json.dumps(content, indent=2) + "\n").encode(), mode=0o600)
+
+    def _read(self) -> None:
+        try:
+            content = json.loads(self.path.read_text(encoding="utf-8"))
+            for kind in KeyKind:
+                entry = content[kind.value]
+                self._keys[kind] = entry["key"]
+                if not isinstance(self._keys[kind], str) or not self._keys[kind]:
+                    raise ValueError(f"the key of {kind.value} is none")
+                if "expiration time" in entry:
+                    text = str(entry["expiration time"]).replace("Z", "+00:00")
+                    self._expires[kind] = datetime.fromisoformat(text).timestamp()
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as err:
+            raise ServerError(f"{self.path}: not a readable TorchServe key file ({err!r})") from err

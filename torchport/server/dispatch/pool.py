@@ -1,0 +1,256 @@
+"""The workers of one model version: as many as wanted, started anew when they end.
+
+    pool = WorkerPool(spec_for, observer)
+    pool.scale(2)
+    worker = pool.idle_worker()          # None while all are busy or starting
+
+A worker that had loaded its model is replaced at once. One that could not is tried again after growing
+pauses, so that a broken archive never spins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from torchport.server.dispatch.host import SharedHosts
+from torchport.server.dispatch.job import Job
+from torchport.server.dispatch.worker import State, WorkerProcess, WorkerSpec
+from torchport.server.wire import Sample
+
+logger = logging.getLogger(__name__)
+
+BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
+"""Pauses after the first, second, ... start in a row that failed; the last one repeats."""
+
+KILLED_STARTS = 3
+"""Starts in a row that may end by a SIGKILL from outside before that counts as a failure: it may be an
+operator's, or the kernel's for want of memory, which would go on for ever."""
+
+
+class Observer(Protocol):
+    """Who is told what happens in the pool."""
+
+    def worker_free(self) -> None: ...
+
+    def worker_lost(self) -> None: ...
+
+    def batch_done(self, jobs: list[Job], samples: list[Sample]) -> None: ...
+    def sampled(self, samples: list[Sample]) -> None: ...
+
+    def batch_returned(self, jobs: list[Job]) -> None: ...
+
+    def batch_lost(self, jobs: list[Job], reason: str, *, blameless: bool, hung: bool) -> None: ...
+
+    def pool_changed(self) -> None: ...
+
+
+class WorkerPool:
+    """Keeps `wanted` workers alive.
+
+    Args:
+        hosts: the processes that workers share, where their spec says so.
+        spec_for: how to start a worker when so many are wanted: their threads depend on it.
+        recycle_after: requests after which a worker is replaced; 0 for never.
+        recycle_above: resident bytes above which it is; 0 for never.
+    """
+
+    def __init__(
+        self,
+        spec_for: Callable[[int], WorkerSpec],
+        observer: Observer,
+        *,
+        hosts: SharedHosts,
+        recycle_after: int = 0,
+        recycle_above: int = 0,
+    ) -> None:
+        self._spec_for, self._observer, self._hosts = spec_for, observer, hosts
+        self._recycle_after, self._recycle_above = recycle_after, recycle_above
+        self.wanted = 0
+        self.workers: list[WorkerProcess] = []
+        self.failure = ""
+        """Why the last worker that ended had to; empty once one is ready again."""
+        self.failed_starts = 0
+        self._killed_starts = 0
+        self._idle: deque[WorkerProcess] = deque()
+        self._successor: WorkerProcess | None = None
+        """One that starts in order to take another's place; it counts once it is ready."""
+        self._retry: asyncio.TimerHandle | None = None
+        self._starting: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Event()
+
+    @property
+    def ready(self) -> list[WorkerProcess]:
+        """Workers that have loaded their model."""
+        return [w for w in self.workers if w.state in (State.READY, State.BUSY)]
+
+    def scale(self, wanted: int) -> None:
+        """Start or end workers until there are `wanted`; those that are busy finish first.
+
+        Those that keep running are replaced, one after another, where more or fewer of them means other
+        numbers of threads.
+        """
+        self.wanted = wanted
+        self.failed_starts = 0
+        self._cancel_retry()
+        if self._successor is not None:
+            self._successor.stop()
+            self._successor = None
+        self._settle()
+
+    def idle_worker(self) -> WorkerProcess | None:
+        """A worker without a batch, taken out of those that are idle."""
+        while self._idle:
+            worker = self._idle.popleft()
+            if worker.state is State.READY:
+                return worker
+        return None
+
+    def put_back(self, worker: WorkerProcess) -> None:
+        """Return an idle worker that was not needed."""
+        self._idle.appendleft(worker)
+
+    async def wait_ready(self, count: int, timeout: float) -> bool:
+        """Whether `count` workers were ready before `timeout` seconds, or the first start failed."""
+        try:
+            async with asyncio.timeout(timeout):
+                while len(self.ready) < count and self.failed_starts == 0:
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            pass
+        return len(self.ready) >= count
+
+    async def close(self, grace: float) -> None:
+        """End all workers; those that are busy have `grace` seconds to finish."""
+        self.scale(0)
+        try:
+            async with asyncio.timeout(grace):
+                while self.workers:
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            for worker in self.workers:
+                worker.kill()
+            while self.workers:
+                self._changed.clear()
+                await self._changed.wait()
+
+    def _alive(self) -> list[WorkerProcess]:
+        """Workers that count towards what is wanted."""
+        return [w for w in self.workers if w.state is not State.STOPPING and w is not self._successor]
+
+    def _settle(self) -> None:
+        """One step towards what is wanted; called again whenever a worker comes or goes."""
+        alive = self._alive()
+        for _ in range(self.wanted - len(alive)):
+            if self._retry is not None:
+                break
+            self._start()
+        # Those that start, then those that are idle, go first: they cost nobody a wait.
+        order = sorted(alive, key=lambda w: (w.state is State.BUSY, w.state is State.READY))
+        for worker in order[: max(0, len(alive) - self.wanted)]:
+            worker.stop()
+        self._replace_one()
+
+    def _start(self) -> WorkerProcess:
+        worker = WorkerProcess(self._spec_for(max(1, self.wanted)), self, self._hosts)
+        self.workers.append(worker)
+        task = asyncio.get_running_loop().create_task(worker.start())
+        self._starting.add(task)
+        task.add_done_callback(lambda done: self._launched(worker, done))
+        return worker
+
+    def _launched(self, worker: WorkerProcess, task: asyncio.Task[None]) -> None:
+        self._starting.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            worker.state, worker.failure = State.GONE, f"the process could not be started: {error}"
+            self.worker_gone(worker, [], worker.failure)
+
+    def _replace_one(self) -> None:
+        """Where all are there and one is due to be replaced: start its successor.
+
+        The old one ends when the new one is ready, so that capacity never shrinks.
+        """
+        alive = self._alive()
+        complete = len(alive) == self.wanted and all(w.state in (State.READY, State.BUSY) for w in alive)
+        if complete and self._successor is None and self._retry is None and self._due():
+            self._successor = self._start()
+
+    def _due(self) -> list[WorkerProcess]:
+        spec = self._spec_for(max(1, self.wanted))
+        return [worker for worker in self._alive() if self._is_due(worker, spec)]
+
+    def _is_due(self, worker: WorkerProcess, spec: WorkerSpec) -> bool:
+        worn = self._recycle_after and worker.served >= self._recycle_after
+        fat = self._recycle_above and worker.memory > self._recycle_above
+        return bool(worn or fat or worker.spec.environment != spec.environment)
+
+    # What workers tell.
+
+    def worker_ready(self, worker: WorkerProcess) -> None:
+        self.failed_starts, self._killed_starts, self.failure = 0, 0, ""
+        self._idle.append(worker)
+        if worker is self._successor:
+            self._successor = None
+            for old in self._due()[:1]:
+                old.stop()
+        self._settle()
+        self._tell_change()
+        self._observer.worker_free()
+
+    def worker_answered(self, worker: WorkerProcess, jobs: list[Job], samples: list[Sample]) -> None:
+        if worker.state is State.READY:
+            self._idle.append(worker)
+        self._observer.batch_done(jobs, samples)
+        if (self._recycle_after or self._recycle_above) and self._is_due(worker, worker.spec):
+            self._replace_one()
+        self._observer.worker_free()
+
+    def worker_sampled(self, samples: list[Sample]) -> None:
+        self._observer.sampled(samples)
+
+    def worker_gone(self, worker: WorkerProcess, jobs: list[Job], reason: str) -> None:
+        if worker in self.workers:
+            self.workers.remove(worker)
+        if worker is self._successor:
+            self._successor = None
+        if reason:
+            self.failure = worker.failure
+            self._observer.worker_lost()
+            if not worker.loaded and self.wanted:
+                self._start_failed(worker)
+        if jobs and not worker.had_begun:
+            self._observer.batch_returned(jobs)
+        elif jobs:
+            self._observer.batch_lost(jobs, reason, blameless=worker.killed_from_outside, hung=worker.hung)
+        self._settle()
+        self._tell_change()
+
+    def _start_failed(self, worker: WorkerProcess) -> None:
+        """Try again later, or at once where it was killed from outside: that says nothing of the model."""
+        if worker.killed_from_outside and self._killed_starts < KILLED_STARTS:
+            self._killed_starts += 1
+            return
+        self.failed_starts += 1
+        pause = BACKOFF_S[min(self.failed_starts, len(BACKOFF_S)) - 1]
+        logger.warning("%s is started again in %g s", worker.describes, pause)
+        self._cancel_retry()
+        self._retry = asyncio.get_running_loop().call_later(pause, self._try_again)
+
+    def _try_again(self) -> None:
+        self._retry = None
+        self._settle()
+
+    def _cancel_retry(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+
+    def _tell_change(self) -> None:
+        self._changed.set()
+        self._observer.pool_changed()

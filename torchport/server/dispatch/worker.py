@@ -1,0 +1,266 @@
+"""A worker: one model version in a process, and the batch that it works on.
+
+    worker = WorkerProcess(spec, owner, hosts)
+    await worker.start()                 # owner.worker_ready(worker) follows, or worker_gone
+    worker.work(jobs)                    # owner.worker_answered(...) follows, or worker_gone
+
+A worker has at most one batch at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import Enum
+from itertools import count
+from typing import Any, Protocol, cast
+
+import msgspec
+
+from torchport.server.dispatch.host import End, SharedHosts, WorkerHost
+from torchport.server.dispatch.job import Job, Kind
+from torchport.server.wire import (
+    Answered,
+    Infer,
+    InferRow,
+    Load,
+    Loaded,
+    Partial,
+    Predict,
+    Report,
+    Row,
+    Sample,
+    Sampled,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class State(Enum):
+    STARTING = "STARTING"
+    READY = "READY"
+    BUSY = "BUSY"
+    STOPPING = "STOPPING"
+    GONE = "GONE"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSpec:
+    """How to start a worker. Times are in seconds.
+
+    `environment` is added to the front's own, but for variables whose name matches `hidden`. Workers with
+    the same `share` live in one process; "" is for one of its own.
+    """
+
+    load: Load
+    startup_timeout: float
+    response_timeout: float
+    environment: Mapping[str, str] = field(default_factory=dict)
+    hidden: str = ""
+    python: str = sys.executable
+    share: str = ""
+
+
+class Owner(Protocol):
+    """Who is told of what a worker does."""
+
+    def worker_ready(self, worker: WorkerProcess) -> None: ...
+
+    def worker_answered(self, worker: WorkerProcess, jobs: list[Job], samples: list[Sample]) -> None: ...
+    def worker_sampled(self, samples: list[Sample]) -> None: ...
+
+    def worker_gone(self, worker: WorkerProcess, jobs: list[Job], reason: str) -> None: ...
+
+
+class WorkerProcess:
+    """One worker."""
+
+    _numbers = count(9000)
+
+    def __init__(self, spec: WorkerSpec, owner: Owner, hosts: SharedHosts) -> None:
+        self.spec, self.owner, self._hosts = spec, owner, hosts
+        self.slot = next(self._numbers)
+        self.state = State.STARTING
+        self.started_at = datetime.now(UTC)
+        self.loaded = False
+        """Whether it has loaded its model, whatever became of it then."""
+        self.load_seconds = 0.0
+        self.served = 0
+        self.memory = 0
+        self.signature: dict[str, Any] = {}
+        self.failure = ""
+        """Why it could not load its model, or ended: the traceback, or what it wrote last."""
+        self.hung = False
+        self.killed_from_outside = False
+        self.had_begun = False
+        """Whether its process had been sent the batch at hand: others may have been first."""
+        self._batch = 0
+        self._jobs: list[Job] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._host: WorkerHost | None = None
+
+    @property
+    def id(self) -> str:
+        return str(self.slot)
+
+    @property
+    def pid(self) -> int:
+        return self._host.pid if self._host else 0
+
+    @property
+    def describes(self) -> str:
+        return f"worker {self.slot} of {self.spec.load.model} {self.spec.load.version}"
+
+    def resident_bytes(self) -> int:
+        """The resident memory of its process now; 0 where it is gone."""
+        return self._host.resident_bytes() if self._host else 0
+
+    # Starting and stopping.
+
+    async def start(self) -> None:
+        """Start its process, or find the one that it shares, and let it load the model."""
+        share = self.spec.share
+        host = self._hosts.find(share) if share else None
+        is_new = host is None
+        if host is None:
+            host = WorkerHost(
+                environment=self.spec.environment,
+                hidden=self.spec.hidden,
+                python=self.spec.python,
+                name=f"shared worker {share}" if share else self.describes,
+            )
+            if share:
+                self._hosts.keep(share, host)
+        self._host = host
+        host.add(self)
+        host.send(self, msgspec.structs.replace(self.spec.load, slot=self.slot, shared=bool(share)))
+        self._set_timer(
+            self.spec.startup_timeout, f"it did not load its model within {self.spec.startup_timeout:g} s"
+        )
+        if is_new:
+            await host.start()
+
+    def stop(self) -> None:
+        """End it as soon as it has no batch: what it works on is finished first."""
+        if self.state is State.BUSY:
+            self.state = State.STOPPING
+        elif self.state in (State.STARTING, State.READY):
+            self._leave()
+
+    def kill(self, reason: str = "it was to end") -> None:
+        """End its process now, and whatever else lives there."""
+        if self._host is not None:
+            self._host.kill(reason)
+
+    def _leave(self) -> None:
+        """Leave the process; the last one ends it."""
+        self.state = State.STOPPING
+        self._cancel_timer()
+        if self._host is None or len(self._host.members) <= 1:
+            # Its end is told by `host_gone`, when it has really come.
+            if self._host is not None:
+                self._host.hang_up()
+            return
+        self._host.remove(self)
+        asyncio.get_running_loop().call_soon(self._gone, "")
+
+    # Working.
+
+    def work(self, jobs: list[Job]) -> None:
+        """Send a batch of jobs of one kind."""
+        assert self._host is not None
+        self.state = State.BUSY
+        self._jobs, self.had_begun = jobs, False
+        self._batch += 1
+        now = time.monotonic()
+        for job in jobs:
+            job.started = now
+        if jobs[0].kind is Kind.TENSORS:
+            order: Any = Infer(self.slot, self._batch, [cast(InferRow, job.row) for job in jobs])
+        else:
+            order = Predict(self.slot, self._batch, [cast(Row, job.row) for job in jobs])
+        self._host.send(self, order)
+
+    def order_sent(self, order: Any) -> None:
+        if not isinstance(order, Load):
+            self.had_begun = True
+            limit = self.spec.response_timeout
+            self._set_timer(limit, f"no answer within {limit:g} s")
+
+    def _set_timer(self, seconds: float, reason: str) -> None:
+        self._cancel_timer()
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._too_slow, reason)
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _too_slow(self, reason: str) -> None:
+        self.hung = True
+        self.kill(reason)
+
+    # What comes from its process.
+
+    def take(self, report: Report) -> None:
+        if isinstance(report, Answered):
+            self._answered(report)
+        elif isinstance(report, Partial):
+            if report.batch == self._batch and report.row < len(self._jobs):
+                self._jobs[report.row].stream(report.answer)
+        elif isinstance(report, Sampled):
+            self.owner.worker_sampled(report.samples)
+        elif isinstance(report, Loaded):
+            self._cancel_timer()
+            self.loaded = True
+            self.load_seconds = (datetime.now(UTC) - self.started_at).total_seconds()
+            self.signature = msgspec.json.decode(report.signature) if report.signature else {}
+            logger.info("%s is ready, pid %d, %s", self.describes, self.pid, report.describes)
+            if self.state is State.STARTING:
+                self.state = State.READY
+                self.owner.worker_ready(self)
+        else:
+            self.failure = report.traceback
+            if self._host is not None:
+                self._host.remove(self)
+            self._gone(report.reason)
+
+    def _answered(self, report: Answered) -> None:
+        if report.batch != self._batch or len(report.answers) != len(self._jobs):
+            self.kill(f"it answered batch {report.batch}, not {self._batch}")
+            return
+        self._cancel_timer()
+        jobs, self._jobs = self._jobs, []
+        self.served += len(jobs)
+        self.memory = report.memory
+        if self.state is State.STOPPING:
+            self._leave()
+        else:
+            self.state = State.READY
+        # The worker gets its next batch first: it computes while these answers are written.
+        self.owner.worker_answered(self, jobs, report.samples)
+        for job, answer in zip(jobs, report.answers, strict=True):
+            job.finish(answer)
+
+    def host_gone(self, end: End) -> None:
+        """Its process has ended."""
+        wanted = self.state is State.STOPPING and not self._jobs
+        self.killed_from_outside = end.from_outside
+        if not wanted and not self.failure:
+            self.failure = f"worker {self.pid}: {end.reason}\n{end.output}".strip()
+        self._gone("" if wanted else end.reason)
+
+    def _gone(self, reason: str) -> None:
+        if self.state is State.GONE:
+            return
+        self._cancel_timer()
+        self.state = State.GONE
+        jobs, self._jobs = self._jobs, []
+        if reason:
+            logger.warning("%s, pid %d, is gone: %s", self.describes, self.pid, reason)
+        self.owner.worker_gone(self, jobs, reason)

@@ -1,0 +1,1 @@
+"""gRPC: reads messages of TorchServe's services and of the Open Inference Protocol, and answers them."""

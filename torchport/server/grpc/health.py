@@ -1,0 +1,62 @@
+"""gRPC's own health checks, `grpc.health.v1`: NOT_SERVING while a model is not ready or the server ends.
+
+No key is asked for: what probes a container sends none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Collection
+from typing import Any
+
+from torchport.server.errors import ResourceNotFound
+from torchport.server.grpc.calls import Call, Calls
+from torchport.server.grpc.messages import HEALTH, health
+
+SERVING, NOT_SERVING, SERVICE_UNKNOWN = 1, 2, 3
+
+WATCH_EVERY_S = 0.2
+
+
+class HealthService:
+    """`Health`. `services` are the names that may be asked for; the empty one is the server's."""
+
+    def __init__(self, calls: Calls, is_ready: Callable[[], bool], services: Collection[str]) -> None:
+        self._calls, self._is_ready, self._services = calls, is_ready, {"", *services}
+        self._stopping = calls.stopping
+
+    def handler(self) -> Any:
+        """The service for a gRPC server."""
+        request = health.HealthCheckRequest
+        return self._calls.service(
+            f"{HEALTH}.Health",
+            unary={"Check": (request, self._check)},
+            streaming={"Watch": (request, self._watch)},
+        )
+
+    def _status(self, service: str) -> int:
+        if service not in self._services:
+            return SERVICE_UNKNOWN
+        return SERVING if self._is_ready() and not self._stopping.is_set() else NOT_SERVING
+
+    async def _check(self, request: Any, call: Call) -> Any:
+        status = self._status(request.service)
+        if status == SERVICE_UNKNOWN:
+            raise ResourceNotFound(f"no service {request.service[:200]!r}")
+        return health.HealthCheckResponse(status=status)
+
+    async def _watch(self, request: Any, call: Call) -> AsyncGenerator[Any, None]:
+        """The status now, and again whenever it is another, until the server ends."""
+        said = None
+        while True:
+            ending = self._stopping.is_set()
+            status = self._status(request.service)
+            if status != said:
+                said = status
+                yield health.HealthCheckResponse(status=status)
+            if ending:
+                return
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(WATCH_EVERY_S):
+                    await self._stopping.wait()

@@ -1,0 +1,86 @@
+"""TorchServe's gRPC service of predictions: one answer, an answer in pieces, and many of either."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from torchport.server.dispatch.job import Kind
+from torchport.server.errors import ApiError, InvalidRequest
+from torchport.server.grpc.calls import Call, Calls, code_of, details_of
+from torchport.server.grpc.messages import INFERENCE, inference
+from torchport.server.grpc.predictions import Asked
+from torchport.server.models.registry import Registry
+from torchport.server.wire import Field, Row
+
+_SEQUENCE_ID, _SEQUENCE_START = "ts_request_sequence_id", "ts_request_sequence_start"
+_OURS = (b"describe", b"explain", b"url_path")
+"""Headers by which a handler is asked for something else than a prediction, for its whole batch."""
+
+
+class InferenceService:
+    """`InferenceAPIsService`."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    def handler(self, calls: Calls) -> Any:
+        """The service for a gRPC server."""
+        request = inference.PredictionsRequest
+        return calls.service(
+            f"{INFERENCE}.InferenceAPIsService",
+            unary={"Ping": (inference.Empty, self._ping), "Predictions": (request, self._predictions)},
+            streaming={"StreamPredictions": (request, self._stream)},
+            both_ways={"StreamPredictions2": (request, self._exchange)},
+        )
+
+    async def _ping(self, request: Any, call: Call) -> Any:
+        healthy = self._registry.is_healthy and not self._registry.draining
+        said = json.dumps({"status": "Healthy" if healthy else "Unhealthy"}, indent=2)
+        return inference.TorchServeHealthResponse(health=said)
+
+    async def _predictions(self, request: Any, call: Call) -> Any:
+        answer = await self._ask(request, call).answer()
+        return inference.PredictionResponse(prediction=answer.body)
+
+    async def _stream(self, request: Any, call: Call) -> AsyncGenerator[Any, None]:
+        async with aclosing(self._ask(request, call).pieces()) as pieces:
+            async for piece in pieces:
+                yield inference.PredictionResponse(prediction=piece.body)
+
+    async def _exchange(self, requests: AsyncGenerator[Any, None], call: Call) -> AsyncGenerator[Any, None]:
+        """Answer one request after another, each with the id of its sequence; an error is an answer too."""
+        async with aclosing(requests):
+            async for request in requests:
+                sequence = _sequence(request)
+                try:
+                    if not sequence:
+                        raise InvalidRequest("Parameter sequenceId is required.")
+                    async with aclosing(self._ask(request, call, sequence).pieces()) as pieces:
+                        async for piece in pieces:
+                            yield inference.PredictionResponse(prediction=piece.body, sequence_id=sequence)
+                except ApiError as err:
+                    status = inference.Status(code=code_of(err).value[0], message=details_of(err))
+                    yield inference.PredictionResponse(sequence_id=sequence, status=status)
+
+    def _ask(self, request: Any, call: Call, sequence: str = "") -> Asked:
+        if not request.model_name:
+            raise InvalidRequest("Parameter model_name is required.")
+        headers = [pair for pair in call.metadata if pair[0] not in _OURS]
+        if sequence:
+            headers.append((_SEQUENCE_ID.encode(), sequence.encode("utf-8")))
+        headers += [(b"url_path", b""), (b"explain", b"False")]
+        fields = [Field(name, "", bytearray(value)) for name, value in request.input.items()]
+        row = Row(call.id, headers, fields)
+        return Asked(self._registry, call, Kind.PREDICT, request.model_name, request.model_version, row)
+
+
+def _sequence(request: Any) -> str | None:
+    """The id of a request's sequence; a new one where it begins a sequence and names none."""
+    if request.sequence_id:
+        return str(request.sequence_id)
+    begins = request.input.get(_SEQUENCE_START, b"").lower() == b"true"
+    return f"ts-seq-{uuid.uuid4()}" if begins else None

@@ -1,0 +1,136 @@
+"""The Open Inference Protocol over gRPC: tensors straight onto a model's graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torchport.server.dispatch.job import Kind
+from torchport.server.errors import InvalidRequest
+from torchport.server.grpc.calls import Call, Calls
+from torchport.server.grpc.messages import OPEN_INFERENCE, open_inference
+from torchport.server.grpc.predictions import Asked
+from torchport.server.models.registry import Registry
+from torchport.server.open_inference.metadata import MAIN_GRAPH, model_metadata, server_metadata
+from torchport.server.open_inference.tensors import (
+    datatype_of,
+    require_distinct,
+    tensor_of_bytes,
+    tensor_of_json,
+    values_of,
+)
+from torchport.server.wire import InferRow, Tensor
+
+_CONTENTS = {
+    "BOOL": "bool_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+}
+"""The field that holds a datatype's values. FP16 has none: it comes and goes as bytes."""
+
+
+class OpenInferenceService:
+    """`GRPCInferenceService`, under the protocol's own package and under TorchServe's."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    def handlers(self, calls: Calls) -> list[Any]:
+        """The services for a gRPC server."""
+        messages = open_inference
+        methods = {
+            "ServerLive": (messages.ServerLiveRequest, self._live),
+            "ServerReady": (messages.ServerReadyRequest, self._ready),
+            "ServerMetadata": (messages.ServerMetadataRequest, self._server),
+            "ModelReady": (messages.ModelReadyRequest, self._model_ready),
+            "ModelMetadata": (messages.ModelMetadataRequest, self._model),
+            "ModelInfer": (messages.ModelInferRequest, self._infer),
+        }
+        return [calls.service(f"{package}.GRPCInferenceService", unary=methods) for package in OPEN_INFERENCE]
+
+    async def _live(self, request: Any, call: Call) -> Any:
+        return open_inference.ServerLiveResponse(live=True)
+
+    async def _ready(self, request: Any, call: Call) -> Any:
+        return open_inference.ServerReadyResponse(ready=self._registry.is_ready)
+
+    async def _server(self, request: Any, call: Call) -> Any:
+        return open_inference.ServerMetadataResponse(**server_metadata())
+
+    async def _model_ready(self, request: Any, call: Call) -> Any:
+        version = self._registry.find(_named(request.name), request.version or None)
+        return open_inference.ModelReadyResponse(ready=bool(version.pool.ready))
+
+    async def _model(self, request: Any, call: Call) -> Any:
+        metadata = model_metadata(self._registry, _named(request.name), request.version or None)
+        return open_inference.ModelMetadataResponse(**metadata)
+
+    async def _infer(self, request: Any, call: Call) -> Any:
+        row = InferRow(_graph(request), _tensors(request), [wanted.name for wanted in request.outputs])
+        require_distinct("output", row.outputs)
+        name, number = _named(request.model_name), request.model_version
+        asked = Asked(self._registry, call, Kind.TENSORS, name, number, row)
+        answer = await asked.answer()
+        response = open_inference.ModelInferResponse(
+            model_name=name, model_version=asked.version.model.version, id=request.id
+        )
+        datatypes = {datatype_of(tensor.dtype) for tensor in answer.tensors}
+        # A client that sends bytes gets bytes.
+        raw = bool(request.raw_input_contents) or not datatypes <= set(_CONTENTS)
+        for tensor in answer.tensors:
+            _write(response, tensor, raw)
+        return response
+
+
+def _named(name: str) -> str:
+    if not name:
+        raise InvalidRequest("a model's name is required")
+    return name
+
+
+def _graph(request: Any) -> str:
+    if "graph" not in request.parameters:
+        return MAIN_GRAPH
+    parameter = request.parameters["graph"]
+    if not parameter.HasField("string_param"):
+        raise InvalidRequest("parameters.graph: a graph's name is expected, in string_param")
+    return str(parameter.string_param)
+
+
+def _tensors(request: Any) -> list[Tensor]:
+    inputs, raw = request.inputs, request.raw_input_contents
+    require_distinct("input", [given.name for given in inputs])
+    if not inputs:
+        raise InvalidRequest("the request has no inputs")
+    if raw and len(raw) != len(inputs):
+        raise InvalidRequest(f"raw_input_contents has {len(raw)} entries for {len(inputs)} inputs")
+    tensors = []
+    for index, given in enumerate(inputs):
+        shape = list(given.shape)
+        if raw:
+            if given.HasField("contents") and given.contents.ByteSize():
+                raise InvalidRequest(f"input {given.name!r} has contents beside raw_input_contents")
+            tensors.append(tensor_of_bytes(given.name, given.datatype, shape, raw[index]))
+            continue
+        field = _CONTENTS.get(given.datatype)
+        if field is None and given.datatype == "FP16":
+            raise InvalidRequest(f"input {given.name!r}: FP16 is expected in raw_input_contents")
+        values = list(getattr(given.contents, field)) if field else []
+        tensors.append(tensor_of_json(given.name, given.datatype, shape, values))
+    return tensors
+
+
+def _write(response: Any, tensor: Tensor, raw: bool) -> None:
+    datatype = datatype_of(tensor.dtype)
+    output = response.outputs.add(name=tensor.name, datatype=datatype, shape=tensor.shape)
+    if raw:
+        response.raw_output_contents.append(tensor.data)
+    else:
+        getattr(output.contents, _CONTENTS[datatype]).extend(values_of(tensor))

@@ -1,0 +1,138 @@
+"""The gRPC servers: one of inference, the Open Inference Protocol included, and one of management.
+
+    servers = GrpcServers(settings, access, registry, counts)
+    await servers.start()
+    servers.inference_port               # 7070, or what the system chose
+
+They run on the event loop of the front. What a message may weigh is what a body may.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from torchport.errors import ServerError
+from torchport.server.api.management import ManagementApi
+from torchport.server.api.tokens import Access, KeyKind
+from torchport.server.grpc.calls import Calls
+from torchport.server.grpc.health import HealthService
+from torchport.server.grpc.inference import InferenceService
+from torchport.server.grpc.management import ManagementService
+from torchport.server.grpc.messages import INFERENCE, MANAGEMENT, OPEN_INFERENCE
+from torchport.server.grpc.open_inference import OpenInferenceService
+from torchport.server.models.registry import Registry
+from torchport.server.models.statistics import RequestCounts
+from torchport.server.settings.address import Address
+from torchport.server.settings.settings import ServerSettings
+
+STOP_S = 5.0
+"""How long answers that are on their way may take when the server ends: the requests are answered before."""
+
+_FRAMING = 1 << 16
+"""What a message may weigh beyond the answer in it."""
+
+
+class GrpcServers:
+    """Both servers. `inference_port` and `management_port` are 0 until they listen."""
+
+    def __init__(
+        self, settings: ServerSettings, access: Access, registry: Registry, counts: RequestCounts
+    ) -> None:
+        self._settings = settings
+        log = settings.access_log
+        asking = Calls(access, KeyKind.INFERENCE, counts, access_log=log)
+        managing = Calls(access, KeyKind.MANAGEMENT, counts, access_log=log)
+        probing = Calls(access, None, counts, access_log=log)
+        names = [f"{INFERENCE}.InferenceAPIsService", f"{MANAGEMENT}.ManagementAPIsService"]
+        names += [f"{package}.GRPCInferenceService" for package in OPEN_INFERENCE]
+        health = HealthService(probing, lambda: registry.is_ready, names).handler()
+        rest = ManagementApi(settings, access, counts, registry)
+        self._inference = [
+            InferenceService(registry).handler(asking),
+            *OpenInferenceService(registry).handlers(asking),
+            health,
+        ]
+        self._management = [ManagementService(rest).handler(managing), health]
+        self._calls = (asking, managing, probing)
+        self._servers: list[Any] = []
+        self.inference_port = self.management_port = 0
+
+    async def start(self) -> None:
+        """Listen.
+
+        Raises:
+            ServerError: an address cannot be had, the certificate cannot be read, or clients are to have
+                one and could do without.
+        """
+        settings = self._settings
+        credentials = _credentials(settings)
+        self.inference_port = await self._listen(
+            "grpc_inference", settings.grpc_inference, self._inference, credentials
+        )
+        self.management_port = await self._listen(
+            "grpc_management", settings.grpc_management, self._management, credentials
+        )
+
+    async def _listen(self, name: str, address: Address, services: list[Any], credentials: Any) -> int:
+        settings = self._settings
+        server = grpc.aio.server(
+            maximum_concurrent_rpcs=settings.max_connections,
+            options=[
+                ("grpc.max_receive_message_length", settings.max_request_size),
+                ("grpc.max_send_message_length", settings.max_response_size + _FRAMING),
+                # Another server's port is not to be shared with it by accident.
+                ("grpc.so_reuseport", 0),
+            ],
+        )
+        server.add_generic_rpc_handlers(services)
+        try:
+            if credentials is None:
+                port = server.add_insecure_port(address.endpoint)
+            else:
+                port = server.add_secure_port(address.endpoint, credentials)
+        except RuntimeError as err:
+            raise ServerError(
+                f"gRPC cannot listen on {address.endpoint}: stop what listens there, choose another with "
+                f"{name}_port, or say --no-grpc"
+            ) from err
+        self._servers.append(server)
+        await server.start()
+        return int(port)
+
+    async def stop(self, grace: float) -> None:
+        """Take nothing new, let answers that are on their way arrive, close."""
+        for calls in self._calls:
+            calls.stopping.set()
+        await asyncio.gather(*(server.stop(min(grace, STOP_S)) for server in self._servers))
+
+
+def _credentials(settings: ServerSettings) -> Any:
+    """What TLS needs; None without it."""
+    addresses = (settings.grpc_inference, settings.grpc_management)
+    if not settings.enable_grpc_ssl:
+        if settings.client_ca_file is not None and not all(a.is_loopback for a in addresses):
+            raise ServerError(
+                "client_ca_file asks for certificates of clients, and gRPC without TLS has none: say "
+                "enable_grpc_ssl=true, or --no-grpc"
+            )
+        return None
+    if settings.certificate_file is None or settings.private_key_file is None:
+        raise ServerError("enable_grpc_ssl needs certificate_file and private_key_file, PEM files")
+    try:
+        # gRPC says of a bad one only that the port cannot be had.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(settings.certificate_file, settings.private_key_file)
+        if settings.client_ca_file is not None:
+            context.load_verify_locations(settings.client_ca_file)
+        pair = (settings.private_key_file.read_bytes(), settings.certificate_file.read_bytes())
+        authority = settings.client_ca_file.read_bytes() if settings.client_ca_file else None
+    except OSError as err:
+        raise ServerError(
+            f"certificate_file, private_key_file or client_ca_file cannot be read: {err}"
+        ) from err
+    return grpc.ssl_server_credentials([pair], authority, require_client_auth=authority is not None)

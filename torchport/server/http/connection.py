@@ -1,0 +1,263 @@
+"""HTTP/1.1 on uvloop and httptools: whole requests in, whole or chunked answers out.
+
+    connection.respond(200, b"content-type: application/json\\r\\n", b"{}")
+
+A request is handed on when all of it is there; those that a client sends ahead wait their turn, and
+no more is read while it does not take its answers. What a client may cost is bounded: headers, body,
+time for either, time to take an answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import cast
+
+from torchport.server.http.message import BODILESS, HttpRequest, head_of, refusal_of
+from torchport.server.http.reader import RequestReader
+from torchport.server.settings.settings import ServerSettings
+
+LINGER_S = 2.0
+"""How long what a refused client still sends is read and dropped, so that it gets to see the answer."""
+
+
+class HttpConnection(asyncio.Protocol):
+    """One connection. `handle` is given each request, and sees to it that `respond` is called once."""
+
+    def __init__(
+        self,
+        handle: Callable[[HttpRequest], None],
+        settings: ServerSettings,
+        connections: set[HttpConnection],
+    ) -> None:
+        self._handle, self._settings, self._connections = handle, settings, connections
+        self._reader = RequestReader(settings, self)
+        self._transport: asyncio.Transport = cast(asyncio.Transport, None)
+        self._waiting: deque[HttpRequest] = deque()
+        self._active: HttpRequest | None = None
+        self._refusal = 0
+        """The status of what is to be sent when all that came before it is answered."""
+        self._owes_continue = self._chunked = self._bodiless = self._closing = self._paused = False
+        self._idle_since: float | None = time.monotonic()
+        self._can_write = asyncio.Event()
+        self._can_write.set()
+        self._written = 0
+        self._unsent_since: float | None = None
+
+    # What the event loop calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._connections.add(self)
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if len(self._connections) > self._settings.max_connections:
+            self.refuse(503)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connections.discard(self)
+        self._closing = True
+        self._waiting.clear()
+        self._active = None
+        self._can_write.set()
+        self._reader.release()
+
+    def data_received(self, data: bytes) -> None:
+        self._reader.feed(data)
+
+    def eof_received(self) -> None:
+        """The client has hung up; nothing tells whether it would still read."""
+
+    def pause_writing(self) -> None:
+        self._can_write.clear()
+        self._control_reading()
+
+    def resume_writing(self) -> None:
+        self._can_write.set()
+        self._go_on()
+
+    # What the reader calls.
+
+    def taken(self, request: HttpRequest) -> None:
+        """A whole request is there."""
+        self._owes_continue = False
+        if self._active is None and not self._waiting and self._can_write.is_set():
+            self._begin(request)
+        else:
+            # Sent ahead: no more is read until its turn has come.
+            self._waiting.append(request)
+            self._control_reading()
+
+    def expected(self) -> None:
+        """The client wants to be told to send its body."""
+        self._owes_continue = True
+        self._go_on()
+
+    def refuse(self, status: int) -> None:
+        """Answer what is not read to its end, after everything that came before it, and close."""
+        if self._refusal or self.is_gone:
+            return
+        self._refusal = status
+        self._reader.end()
+        self._go_on()
+
+    def _begin(self, request: HttpRequest) -> None:
+        self._active, self._idle_since = request, None
+        self._chunked = self._bodiless = False
+        self._handle(request)
+
+    # Answering.
+
+    @property
+    def client(self) -> str:
+        """The client's address."""
+        peer = self._transport.get_extra_info("peername")
+        return str(peer[0]) if isinstance(peer, tuple) else "-"
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the client has hung up, or was cut off."""
+        return self._closing or self._transport.is_closing()
+
+    def respond(self, status: int, lines: bytes, body: bytes) -> None:
+        """Send a whole answer to the request at hand; `lines` are its headers, each with its line's end."""
+        request = self._active
+        if request is None or self.is_gone:
+            return
+        bodiless = status in BODILESS
+        framing = b"" if bodiless else b"content-length: %d\r\n" % len(body)
+        if not request.keep_alive:
+            framing += b"connection: close\r\n"
+        head = head_of(status, lines, framing)
+        self._write(head if bodiless or request.method == "HEAD" else head + body)
+        self._finish(request)
+
+    async def start_chunks(self, status: int, lines: bytes) -> None:
+        """Begin an answer whose length is not known."""
+        request = self._active
+        if request is None or self.is_gone:
+            return
+        self._bodiless = status in BODILESS
+        # HTTP/1.0 knows no chunks: there the end of the connection is the end of the answer.
+        self._chunked = request.chunks and not self._bodiless
+        framing = b"transfer-encoding: chunked\r\n" if self._chunked else b""
+        if not request.keep_alive:
+            framing += b"connection: close\r\n"
+        self._write(head_of(status, lines, framing))
+
+    async def send_chunk(self, piece: bytes) -> None:
+        """Send a piece; waits where the client takes them slower than they come."""
+        if piece and not self._bodiless and not self.is_gone:
+            self._write(b"%x\r\n%b\r\n" % (len(piece), piece) if self._chunked else piece)
+            await self._can_write.wait()
+
+    def end_chunks(self) -> None:
+        """End the answer."""
+        request = self._active
+        if request is not None and not self.is_gone:
+            if self._chunked:
+                self._write(b"0\r\n\r\n")
+            self._finish(request)
+
+    def abort(self) -> None:
+        """Cut the connection off: what was sent so far is not all that there should have been."""
+        self._closing = True
+        self._transport.abort()
+
+    def _write(self, data: bytes) -> None:
+        self._written += len(data)
+        self._transport.write(data)
+
+    def _finish(self, request: HttpRequest) -> None:
+        self._active = None
+        self._idle_since = time.monotonic()
+        if not request.keep_alive:
+            self.close()
+        elif self._waiting or self._refusal or self._owes_continue or self._paused:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Where nothing is being answered, and what was answered is taken: whatever comes next."""
+        if self._active is None and self._can_write.is_set() and not self.is_gone:
+            if self._waiting:
+                # Not deeper in the stack than the request before it.
+                self._active = self._waiting.popleft()
+                asyncio.get_running_loop().call_soon(self._begin_waiting, self._active)
+            elif self._refusal:
+                self._send_refusal()
+            elif self._owes_continue:
+                self._owes_continue = False
+                self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._control_reading()
+
+    def _begin_waiting(self, request: HttpRequest) -> None:
+        if not self.is_gone:
+            self._begin(request)
+
+    def _control_reading(self) -> None:
+        """Read on, or not: one request ahead at most, and none while the client does not take its answers."""
+        if self.is_gone:
+            return
+        wanted = self._can_write.is_set() and not self._waiting and not self._refusal
+        if wanted and self._paused:
+            self._paused = False
+            self._reader.restart_clock()
+            self._transport.resume_reading()
+        elif not wanted and not self._paused:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def _send_refusal(self) -> None:
+        self._write(refusal_of(self._refusal))
+        self._closing = True
+        if self._paused:
+            self._paused = False
+            self._transport.resume_reading()
+        # Closing at once would reset the connection, and with it the answer that is on its way.
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        asyncio.get_running_loop().call_later(LINGER_S, self._transport.close)
+
+    # Bounds on time, and the end.
+
+    def enforce_time_limits(self, now: float) -> None:
+        """Close the connection where its client takes longer than it may."""
+        if self._leaves_answers(now):
+            self.abort()
+        elif self._closing or self._refusal:
+            return
+        elif self._reader.is_reading and not self._paused:
+            if self._reader.is_late(now):
+                self.refuse(408)
+        elif self._idle_since is not None and now - self._idle_since > self._settings.keep_alive_timeout:
+            self.close()
+
+    def _leaves_answers(self, now: float) -> bool:
+        """Whether the client takes what it asked for slower than it would have to send a body."""
+        unsent = self._transport.get_write_buffer_size()
+        if not unsent:
+            self._unsent_since = None
+            return False
+        if self._unsent_since is None:
+            self._unsent_since, self._written = now, unsent
+        taken = self._written - unsent
+        allowed = self._settings.body_timeout + taken / self._settings.min_body_rate
+        return now - self._unsent_since > allowed
+
+    def close_when_idle(self) -> None:
+        """Close now, or with the answer that is under way."""
+        if self._active is None and not self._reader.is_reading:
+            self.close()
+        elif self._active is not None:
+            self._active.keep_alive = False
+
+    def close(self) -> None:
+        self._closing = True
+        self._reader.end()
+        self._transport.close()

@@ -1,0 +1,140 @@
+"""What goes over an HTTP connection: requests as they came, heads of answers, refusals as whole answers.
+
+head_of(200, header_lines([(b"content-type", b"application/json")]), b"content-length: 2\\r\\n")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Protocol
+
+Headers = Iterable[tuple[bytes, bytes]]
+
+BODILESS = (204, 304)
+"""Statuses whose answers have no body: a client would take one for the next answer's beginning."""
+
+_STATUS_LINES = {
+    status: b"HTTP/1.1 %d %b\r\n" % (status, HTTPStatus(status).phrase.encode())
+    for status in map(int, HTTPStatus)
+}
+_NO_CACHE = (
+    b"pragma: no-cache\r\n"
+    b"cache-control: no-cache; no-store, must-revalidate, private\r\n"
+    b"expires: Thu, 01 Jan 1970 00:00:00 UTC\r\n"
+    b"\r\n"
+)
+_REFUSALS = {
+    400: ("BadRequestException", "Invalid HTTP request received."),
+    405: ("MethodNotAllowedException", "This server is no proxy: CONNECT is not allowed."),
+    408: ("RequestTimeoutException", "The request did not arrive in time."),
+    413: ("RequestEntityTooLargeException", "The request's body is larger than max_request_size."),
+    417: ("BadRequestException", "Expect: 100-continue is all that may be expected."),
+    431: ("BadRequestException", "The request's headers are larger than max_header_size."),
+    500: ("InternalServerException", "The server failed; its log says more."),
+    501: ("BadRequestException", "Transfer-Encoding: chunked is all that is understood."),
+    503: ("ServiceUnavailableException", "Too many connections: try again later."),
+}
+
+
+class Responder(Protocol):
+    """Where the answer to the request at hand is sent: whole, or in pieces."""
+
+    @property
+    def client(self) -> str:
+        """The client's address."""
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the client has hung up, or was cut off."""
+
+    def respond(self, status: int, lines: bytes, body: bytes) -> None:
+        """Send a whole answer."""
+
+    async def start_chunks(self, status: int, lines: bytes) -> None:
+        """Begin an answer whose length is not known."""
+
+    async def send_chunk(self, piece: bytes) -> None:
+        """Send a piece."""
+
+    def end_chunks(self) -> None:
+        """End the answer."""
+
+    def abort(self) -> None:
+        """Cut the client off."""
+
+
+class HttpRequest:
+    """One request as it came. `headers` have the names that the client wrote; `by_name` has them in lower
+    case, and of a header that comes twice the first. A request without a responder is answered by value.
+
+    `chunks` says whether the client knows answers in pieces; one of HTTP/1.0 does not.
+    """
+
+    __slots__ = (
+        "_responder",
+        "body",
+        "by_name",
+        "chunks",
+        "headers",
+        "keep_alive",
+        "method",
+        "path",
+        "query",
+    )
+
+    def __init__(self, responder: Responder | None = None) -> None:
+        self._responder = responder
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.by_name: dict[bytes, bytes] = {}
+        self.method = ""
+        self.path = b""
+        self.query = b""
+        self.body = b""
+        self.keep_alive = self.chunks = True
+
+    @property
+    def responder(self) -> Responder:
+        """Where the answer is sent.
+
+        Raises:
+            RuntimeError: the request is answered by value.
+        """
+        if self._responder is None:
+            raise RuntimeError(f"{self.method} {self.path!r} is answered by value")
+        return self._responder
+
+    def add_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name, value))
+        self.by_name.setdefault(name.lower(), value)
+
+
+def header_lines(headers: Headers) -> bytes:
+    """Headers as they are sent. A line break in a value becomes a space: it would begin another header."""
+    return b"".join(_line(name, value) for name, value in headers)
+
+
+def _line(name: bytes, value: bytes) -> bytes:
+    line = b"%b: %b" % (name, value)
+    if b"\n" in line or b"\r" in line or b"\0" in line:
+        line = b" ".join(line.replace(b"\0", b" ").split())
+    return line + b"\r\n"
+
+
+def head_of(status: int, lines: bytes, framing: bytes) -> bytes:
+    """Everything before the body: status line, headers as `header_lines` makes them, framing."""
+    first = _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
+    return b"%b%b%b%b" % (first, lines, framing, _NO_CACHE)
+
+
+def refusal_of(status: int) -> bytes:
+    """The whole answer to a request that is not read to its end."""
+    kind, message = _REFUSALS[status]
+    body = f'{{\n  "code": {status},\n  "type": "{kind}",\n  "message": "{message}"\n}}\n'.encode()
+    lines = b"content-type: application/json\r\n"
+    if status == 503:
+        lines += b"retry-after: 1\r\n"
+    if status == 405:
+        lines += b"allow: GET, HEAD, POST, PUT, DELETE, OPTIONS\r\n"
+    framing = b"content-length: %d\r\nconnection: close\r\n" % len(body)
+    return head_of(status, lines, framing) + body

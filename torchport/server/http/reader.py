@@ -1,0 +1,241 @@
+"""Bytes of a connection to whole requests, by httptools; what cannot be one is refused.
+
+    reader = RequestReader(settings, owner)
+    reader.feed(data)                    # owner.taken(request), or owner.refuse(status)
+
+After a refusal nothing more is read. Framing is what requests are smuggled by: where it can be read in
+two ways, the parser refuses it, and a request to change the protocol changes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from functools import lru_cache
+from typing import Any, Protocol, cast
+
+import httptools
+
+from torchport.server.http.message import HttpRequest, Responder
+from torchport.server.settings.settings import ServerSettings
+
+logger = logging.getLogger(__name__)
+
+_METHODS = {name.encode(): name for name in ("POST", "GET", "PUT", "HEAD", "DELETE", "OPTIONS", "PATCH")}
+_SHORT_TARGET = 256
+
+
+def _parse_target(target: bytes) -> tuple[bytes, bytes]:
+    url = httptools.parse_url(target)
+    return url.path or b"/", url.query or b""
+
+
+# Most requests are to a few targets; long ones are not worth the memory.
+_parse_short_target = lru_cache(maxsize=256)(_parse_target)
+
+
+class Owner(Responder, Protocol):
+    """What is told of the requests, and answers them."""
+
+    def taken(self, request: HttpRequest) -> None:
+        """A whole request is there."""
+
+    def expected(self) -> None:
+        """The client wants to be told to send its body."""
+
+    def refuse(self, status: int) -> None:
+        """What comes cannot be a request: it is refused with this status."""
+
+
+class RequestReader:
+    """What one client sends."""
+
+    def __init__(self, settings: ServerSettings, owner: Owner) -> None:
+        self._settings, self._owner = settings, owner
+        self._parser = httptools.HttpRequestParser(self)
+        self._incoming: HttpRequest | None = None
+        self._url = b""
+        self._body: bytes | bytearray = b""
+        self._read = self._framing = self._span = 0
+        """Bytes of the last read; those since the request's beginning, or since the last of its body; those
+        of all reads that the request is in."""
+        self._in_body = self._skips_body = self._replays = self._ended = False
+        self._since: float | None = None
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether a request has begun and is not all there."""
+        return self._since is not None
+
+    def is_late(self, now: float) -> bool:
+        """Whether the request has taken longer than it may."""
+        if self._since is None:
+            return False
+        settings = self._settings
+        allowed = settings.header_timeout
+        if self._in_body:
+            allowed = settings.body_timeout + len(self._body) / settings.min_body_rate
+        return now - self._since > allowed
+
+    def restart_clock(self) -> None:
+        """Count from now: it was not the client that kept the request waiting."""
+        if self._since is not None:
+            self._since = time.monotonic()
+
+    def end(self) -> None:
+        """Take nothing more."""
+        self._ended = True
+        self._incoming, self._body, self._since = None, b"", None
+
+    def release(self) -> None:
+        """Let go of the parser: it knows this reader, and both would stay until the next collection."""
+        self.end()
+        self._parser = cast(Any, None)
+
+    def feed(self, data: bytes) -> None:
+        """Take what the client sent."""
+        if self._ended:
+            return
+        self._read = len(data)
+        self._framing += self._read
+        self._span += self._read
+        try:
+            self._parse(data)
+        except httptools.HttpParserCallbackError as err:
+            logger.error("a request could not be taken", exc_info=err.__context__ or err)
+            self._refuse(500)
+        except httptools.HttpParserError:
+            self._refuse(400)
+        if self._framing > self._settings.max_header_size:
+            self._refuse(431)
+
+    def _refuse(self, status: int) -> None:
+        if not self._ended:
+            self.end()
+            self._owner.refuse(status)
+
+    def _parse(self, data: bytes) -> None:
+        while data:
+            try:
+                self._parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as err:
+                # The request is answered as if it had not asked for another protocol.
+                data = data[err.args[0] :]
+                if self._ended:
+                    return
+                self._parser = httptools.HttpRequestParser(self)
+                if self._skips_body:
+                    self._read_body()
+
+    def _read_body(self) -> None:
+        """Bring a fresh parser to where the body begins, which the last one took for another protocol's."""
+        assert self._incoming is not None
+        framing = [
+            b"%b: %b\r\n" % (name, value)
+            for name, value in self._incoming.headers
+            if name.lower() in (b"content-length", b"transfer-encoding")
+        ]
+        self._skips_body, self._replays = False, True
+        self._parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % b"".join(framing))
+        self._replays = False
+
+    # What the parser calls.
+
+    def on_message_begin(self) -> None:
+        if self._replays or self._ended:
+            return
+        self._incoming = HttpRequest(self._owner)
+        self._url = self._body = b""
+        self._span = self._read
+        self._since = time.monotonic()
+
+    def on_url(self, url: bytes) -> None:
+        if not self._replays:
+            self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # Those after a chunked body are dropped: no proxy has looked at them.
+        request = self._incoming
+        if request is not None and not self._in_body:
+            if value and value[-1] <= 32:
+                value = value.rstrip(b" \t")
+            request.headers.append((name, value))
+            request.by_name.setdefault(name.lower(), value)
+
+    def on_headers_complete(self) -> None:
+        request, parser, settings = self._incoming, self._parser, self._settings
+        if request is None or self._replays:
+            return
+        if self._span > settings.max_header_size:
+            # What came with them may be of a body, or of other requests.
+            size = sum(len(name) + len(value) + 4 for name, value in request.headers)
+            if size + len(self._url) > settings.max_header_size:
+                self._refuse(431)
+        self._in_body, self._framing = True, 0
+        method = parser.get_method()
+        request.method = _METHODS.get(method) or method.decode("ascii")
+        if parser.get_http_version() in ("1.0", "0.9"):
+            request.chunks = request.keep_alive = False
+        else:
+            request.keep_alive = parser.should_keep_alive()
+        by_name = request.by_name
+        length, encoding = by_name.get(b"content-length"), by_name.get(b"transfer-encoding")
+        if length is not None:
+            if not length.isdigit():
+                self._refuse(400)
+            elif int(length) > settings.max_request_size:
+                self._refuse(413)
+        if encoding is not None and self._is_encoded_otherwise(request):
+            self._refuse(501)
+        if request.method == "CONNECT":
+            self._refuse(405)
+        self._take_target(request)
+        self._skips_body = (length is not None or encoding is not None) and parser.should_upgrade()
+        if b"expect" in by_name and request.chunks:
+            if by_name[b"expect"].lower() != b"100-continue":
+                self._refuse(417)
+            elif not self._ended:
+                self._owner.expected()
+
+    @staticmethod
+    def _is_encoded_otherwise(request: HttpRequest) -> bool:
+        """Whether the body is to be decoded by more than what puts chunks together."""
+        name = b"transfer-encoding"
+        return any(key.lower() == name and value.lower() != b"chunked" for key, value in request.headers)
+
+    def _take_target(self, request: HttpRequest) -> None:
+        if self._url == b"*" and request.method == "OPTIONS":
+            request.path = b"/"
+            return
+        try:
+            parse = _parse_short_target if len(self._url) < _SHORT_TARGET else _parse_target
+            request.path, request.query = parse(self._url)
+        except httptools.HttpParserInvalidURLError:
+            self._refuse(400)
+            return
+        if not request.path.startswith(b"/"):
+            self._refuse(400)
+
+    def on_body(self, body: bytes) -> None:
+        self._framing = 0
+        if self._ended:
+            return
+        if len(self._body) + len(body) > self._settings.max_request_size:
+            self._refuse(413)
+        elif not self._body:
+            self._body = body
+        elif isinstance(self._body, bytearray):
+            self._body += body
+        else:
+            self._body = bytearray(self._body) + body
+
+    def on_message_complete(self) -> None:
+        request = self._incoming
+        if request is None or self._skips_body:
+            return
+        body = self._body
+        request.body = body if isinstance(body, bytes) else bytes(body)
+        self._incoming, self._body, self._since = None, b"", None
+        self._in_body, self._framing = False, 0
+        self._owner.taken(request)

@@ -1,0 +1,82 @@
+"""A listening address: connections come, are watched, and end.
+
+server = HttpServer(handle, "127.0.0.1", 8080, settings)
+await server.start()
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+from torchport.server.http.connection import HttpConnection
+from torchport.server.http.message import HttpRequest
+from torchport.server.settings.settings import ServerSettings
+
+
+class HttpServer:
+    """One listening address. `handle` is given every request."""
+
+    def __init__(
+        self,
+        handle: Callable[[HttpRequest], None],
+        host: str,
+        port: int,
+        settings: ServerSettings,
+        tls: Any = None,
+    ) -> None:
+        self._handle, self._host, self._port, self._settings, self._tls = handle, host, port, settings, tls
+        self._connections: set[HttpConnection] = set()
+        self._server: asyncio.Server | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it really listens."""
+        assert self._server is not None
+        port = self._server.sockets[0].getsockname()[1]
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"{'https' if self._tls else 'http'}://{host}:{port}"
+
+    async def start(self) -> None:
+        """Listen.
+
+        Raises:
+            OSError: the address cannot be had.
+        """
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(
+            lambda: HttpConnection(self._handle, self._settings, self._connections),
+            self._host,
+            self._port,
+            ssl=self._tls,
+            # Until a handshake is over, a connection is in no count of ours.
+            ssl_handshake_timeout=self._settings.header_timeout if self._tls else None,
+            ssl_shutdown_timeout=self._settings.body_timeout if self._tls else None,
+            backlog=2048,
+        )
+        self._sweeper = loop.create_task(self._sweep())
+
+    async def stop(self, grace: float) -> None:
+        """Take no new connection, let those that wait have their answers, close."""
+        if self._server is None:
+            return
+        self._server.close()
+        deadline = time.monotonic() + grace
+        for connection in list(self._connections):
+            connection.close_when_idle()
+        while self._connections and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+        for connection in list(self._connections):
+            connection.close()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(0.5)
+            now = time.monotonic()
+            for connection in list(self._connections):
+                connection.enforce_time_limits(now)

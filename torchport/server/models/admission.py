@@ -1,0 +1,68 @@
+"""Whether an archive may be served here: its hashes, its certificate, and what this process's environment
+makes of its options. Found out before a worker starts, which could only fail again and again.
+"""
+
+from __future__ import annotations
+
+import os
+
+from torchport.archive.contents import ArchiveContents
+from torchport.archive.local_record import require_local_parity
+from torchport.errors import BackendError
+from torchport.server.errors import ArchiveRefused
+from torchport.server.settings.settings import ServerSettings
+from torchport.store.variants import Variant
+from torchport_runtime.options import BackendOptions
+
+
+def require_trusted(contents: ArchiveContents, settings: ServerSettings) -> bool:
+    """Whether the archive has a certificate: then all its hashes hold.
+
+    Raises:
+        ArchiveRefused: they do not; there is none, and the settings demand it; it does not carry what it
+            would be served with; or this machine has not proven it, and the settings demand that.
+        ArchiveError: nothing that holds was written down of it on this machine.
+    """
+    name = contents.path.name
+    if not contents.certificate:
+        for demand in ("require_certificate", "require_local_parity"):
+            if getattr(settings, demand):
+                raise ArchiveRefused(f"{name}: no parity.json, and {demand}=true: make it with torchport")
+        return False
+    if contents.problems:
+        raise ArchiveRefused(f"{name}: {'; '.join(contents.problems)}: package it again")
+    block = contents.config.get("torchport") or {}
+    try:
+        own, options = BackendOptions.from_config(block), BackendOptions.from_config(block, os.environ)
+    except BackendError as err:
+        raise ArchiveRefused(f"{name}: {err}") from err
+    _require_carried(contents, options)
+    if settings.require_local_parity:
+        _require_provable(name, own, options)
+        require_local_parity(contents.path, options.backend, options.precision, options.device)
+    return True
+
+
+def _require_carried(contents: ArchiveContents, options: BackendOptions) -> None:
+    carried = contents.variants
+    if contents.int8_certificate:
+        carried.append(Variant("onnxruntime", "int8"))
+    asked = Variant(options.backend, options.precision)
+    if asked not in carried:
+        raise ArchiveRefused(
+            f"{contents.path.name}: it does not carry {asked} (TORCHPORT_BACKEND, TORCHPORT_PRECISION or "
+            f"its own options), but {', '.join(map(str, carried)) or 'nothing'}"
+        )
+
+
+def _require_provable(name: str, own: BackendOptions, options: BackendOptions) -> None:
+    if options.precision == "int8":
+        raise ArchiveRefused(
+            f"{name}: require_local_parity=true, but what an archive is proven by again says nothing of the "
+            f"precision {options.precision}: serve it in float32"
+        )
+    if options.tensorrt != own.tensorrt:
+        raise ArchiveRefused(
+            f"{name}: require_local_parity=true, and TORCHPORT_TENSORRT says otherwise than the archive, of "
+            "which alone something was proven: unset it"
+        )

@@ -1,0 +1,146 @@
+"""How one model version is run: the archive's `model-config.yaml`, what registering it said, the
+server's defaults.
+
+    torchport_server:                # our own keys, beside TorchServe's
+      queue_timeout_ms: 0            # rows that waited longer are answered 503; 0: without limit
+      recycle_after_requests: 0      # a worker is replaced after so many; 0: never
+      recycle_above_mb: 0            # a worker is replaced above so much resident memory; 0: never
+      shared_worker: ""              # models with the same name here share one process; "": one of its own
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from torchport.server.errors import ArchiveRefused
+from torchport.server.settings.checks import MAX_WORKERS
+from torchport.server.settings.settings import ServerSettings
+from torchport_runtime.suggest import did_you_mean
+
+logger = logging.getLogger(__name__)
+
+_TORCHSERVE_KEYS = {
+    "minWorkers": "min_workers",
+    "maxWorkers": "max_workers",
+    "batchSize": "batch_size",
+    "maxBatchDelay": "max_batch_delay",
+    "responseTimeout": "response_timeout",
+    "startupTimeout": "startup_timeout",
+    "jobQueueSize": "job_queue_size",
+    "clientTimeoutInMills": "client_timeout_ms",
+    "maxRetryTimeoutInSec": "max_retry_timeout",
+    "deviceType": "device_type",
+    "deviceIds": "device_ids",
+}
+_UNSUPPORTED = (
+    "parallelType",
+    "parallelLevel",
+    "torchrun",
+    "continuousBatching",
+    "sequenceBatching",
+    "asyncCommunication",
+    "useJobTicket",
+    "useVenv",
+)
+_OWN_KEYS = ("queue_timeout_ms", "recycle_after_requests", "recycle_above_mb", "shared_worker")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """Settings of one model version. `max_batch_delay` is reported and never waited out: a free worker
+    takes what is there. Times are seconds unless their name says otherwise."""
+
+    min_workers: int = 1
+    max_workers: int = 1
+    batch_size: int = 1
+    max_batch_delay: int = 100
+    response_timeout: int = 120
+    startup_timeout: int = 120
+    job_queue_size: int = 100
+    client_timeout_ms: int = 0
+    max_retry_timeout: int = 300
+    device_type: str = ""
+    device_ids: tuple[int, ...] = ()
+    queue_timeout_ms: int = 0
+    recycle_after_requests: int = 0
+    recycle_above_mb: int = 0
+    shared_worker: str = ""
+
+    def to_json(self) -> dict[str, int]:
+        """What descriptions and snapshots tell of it, by TorchServe's names."""
+        return {
+            "minWorkers": self.min_workers,
+            "maxWorkers": self.max_workers,
+            "batchSize": self.batch_size,
+            "maxBatchDelay": self.max_batch_delay,
+            "responseTimeout": self.response_timeout,
+            "startupTimeout": self.startup_timeout,
+        }
+
+    def with_workers(self, least: int, most: int) -> ModelSettings:
+        return replace(self, min_workers=least, max_workers=most)
+
+
+def model_settings(
+    config: Mapping[str, Any],
+    server: ServerSettings,
+    *,
+    asked: Mapping[str, Any] | None = None,
+    known: Mapping[str, Any] | None = None,
+) -> ModelSettings:
+    """The settings of a version with this `model-config.yaml`.
+
+    `asked` is what registering it said: it wins for the batch's size and delay, and loses against the
+    archive elsewhere, as TorchServe has it. `known` is the server's `models={...}` entry.
+
+    Raises:
+        ArchiveRefused: a value of the wrong type, an unknown key of ours.
+    """
+    values: dict[str, Any] = {
+        "min_workers": 1,
+        "max_workers": 1,
+        "response_timeout": server.default_response_timeout,
+        "startup_timeout": server.default_startup_timeout,
+        "job_queue_size": server.job_queue_size,
+    }
+    said = {key: value for key, value in (asked or {}).items() if value is not None}
+    late: dict[str, Any] = {key: said.pop(key) for key in ("batch_size", "max_batch_delay") if key in said}
+    values |= said
+    for source, where in ((known or {}, "models in config.properties"), (config, "model-config.yaml")):
+        given = {_TORCHSERVE_KEYS[key]: value for key, value in source.items() if key in _TORCHSERVE_KEYS}
+        values |= {key: _checked(where, key, value) for key, value in given.items()}
+    unsupported = [key for key in _UNSUPPORTED if config.get(key)]
+    if unsupported:
+        logger.warning("model-config.yaml: %s: not supported, ignored", ", ".join(unsupported))
+    own = config.get("torchport_server") or {}
+    if not isinstance(own, Mapping):
+        raise ArchiveRefused(f"model-config.yaml: torchport_server: {own!r}, names and values are expected")
+    for key, value in own.items():
+        if key not in _OWN_KEYS:
+            hint = did_you_mean(str(key), _OWN_KEYS)
+            raise ArchiveRefused(f"model-config.yaml: torchport_server.{key} is not known: {hint}")
+        values[key] = _checked("model-config.yaml", key, value)
+    values |= late
+    if values["max_workers"] < values["min_workers"]:
+        values["max_workers"] = values["min_workers"]
+    return ModelSettings(**values)
+
+
+def _checked(where: str, key: str, value: Any) -> Any:
+    kind = next(f.type for f in fields(ModelSettings) if f.name == key)
+    if kind == "int":
+        least = 1 if key in ("batch_size", "job_queue_size", "response_timeout", "startup_timeout") else 0
+        most = MAX_WORKERS if key in ("min_workers", "max_workers") else 1 << 30
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            said = f"{key} is {repr(value)[:80]}"
+            raise ArchiveRefused(f"{where}: {said}: a whole number from {least} to {most} is expected")
+    elif kind == "str":
+        return str(value)
+    elif kind.startswith("tuple"):
+        if not isinstance(value, list) or not all(isinstance(v, int) for v in value):
+            raise ArchiveRefused(f"{where}: {key} is {repr(value)[:80]}: a list of whole numbers is expected")
+        return tuple(value)
+    return value

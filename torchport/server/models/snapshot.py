@@ -1,0 +1,79 @@
+"""Which models run, and how, kept over a restart: TorchServe's `model_snapshot`, in a file of its format.
+
+snapshot = Snapshots(folder, registry)
+snapshot.save()                      # logs/config/20261123-170105123-snapshot.cfg
+read_last(folder)
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from torchport.errors import TorchportError
+from torchport.properties import read_properties
+from torchport.server.models.registry import Registry
+from torchport.server.models.version import ModelVersion
+from torchport.server.settings.checks import require_snapshot
+from torchport.store.files import write_bytes
+
+logger = logging.getLogger(__name__)
+
+KEPT = 5
+"""How many snapshots are kept."""
+
+
+class Snapshots:
+    """Writes what the registry holds, whenever that has changed."""
+
+    def __init__(self, folder: Path, registry: Registry) -> None:
+        self._folder, self._registry = folder, registry
+
+    def save(self) -> None:
+        """Write a snapshot; a disk that is full costs the snapshot, not the server."""
+        # Names sort by time: in local time an hour comes twice.
+        name = f"{datetime.now(UTC):%Y%m%d-%H%M%S%f}"[:-3] + "-snapshot"
+        models: dict[str, Any] = {model: dict(found) for model, found in self._registry.unrestored.items()}
+        for model_name, model in self._registry.models.items():
+            for number, version in model.versions.items():
+                models.setdefault(model_name, {})[number] = _entry(version, number == model.default)
+        snapshot = {"name": f"{name}.cfg", "modelCount": len(models), "models": models}
+        text = f"model_snapshot={_escaped(json.dumps(snapshot))}\n"
+        try:
+            write_bytes(self._folder / f"{name}.cfg", text.encode())
+            for old in sorted(self._folder.glob("*-snapshot.cfg"))[:-KEPT]:
+                old.unlink(missing_ok=True)
+        except (OSError, TorchportError) as err:
+            logger.warning("no snapshot was written: %s", err)
+
+
+def _entry(version: ModelVersion, is_default: bool) -> dict[str, Any]:
+    settings = version.settings
+    entry: dict[str, Any] = {
+        "defaultVersion": is_default,
+        "marName": version.model.url,
+        **settings.to_json(),
+    }
+    if version.model.handler_given:
+        entry["handler"] = version.model.handler
+    return entry
+
+
+def read_last(folder: Path) -> dict[str, Any] | None:
+    """What the newest snapshot holds; None where there is none, or none that can be read."""
+    for path in sorted(folder.glob("*-snapshot.cfg"), reverse=True):
+        try:
+            value: dict[str, Any] = json.loads(read_properties(path).get("model_snapshot", ""))
+            require_snapshot(path.name, value)
+        except (TorchportError, ValueError, RecursionError) as err:
+            logger.warning("%s cannot be read: %s", path, err)
+            continue
+        return value
+    return None
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\")

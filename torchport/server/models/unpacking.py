@@ -1,0 +1,201 @@
+"""An archive of the store, looked at and unpacked; nothing of it has run by then.
+
+    model = unpack(url="linear-1.0.mar", store=Path("model_store"), folder=work, ...)
+
+Refused are archives that are damaged, too large, or would write outside of their folder, and those of
+torchport's whose hashes do not hold.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
+
+from torchport.archive.contents import ArchiveContents, extract, inspect_archive
+from torchport.errors import ArchiveError
+from torchport.server.errors import ArchiveNotFound, ArchiveRefused, Forbidden, InternalError, InvalidRequest
+from torchport.server.models.admission import require_trusted
+from torchport.server.models.unpacked import UnpackedModel
+from torchport.server.settings.settings import ServerSettings
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,126}")
+_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,62}")
+_HANDLER = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*(:[A-Za-z_][A-Za-z0-9_]*)?")
+"""`file.py`, `file.py:function`, `package.module`, or the name of one of TorchServe's own."""
+
+_FILES = ("configFile", "requirementsFile", "modelFile", "serializedFile")
+_REQUIRED = ("configFile", "requirementsFile")
+"""What of a manifest names a file; those that are read before the handler is asked are to be there."""
+
+INSTALL_TIMEOUT_S = 600
+
+
+def find_archive(url: str, settings: ServerSettings) -> Path:
+    """The file that `url` names: an archive's name in the store, or a `file://` URL of one there.
+
+    Raises:
+        InvalidRequest: `..`, or a scheme from which nothing is loaded.
+        Forbidden: a URL that `allowed_urls` does not allow, or a place outside of the store.
+        ArchiveNotFound: there is no such archive.
+    """
+    if not url:
+        raise InvalidRequest("empty url")
+    if ".." in url or "\0" in url:
+        raise InvalidRequest(f"Relative path is not allowed in url: {url}")
+    store = settings.model_store.resolve()
+    try:
+        parts = urlsplit(url)
+    except ValueError as err:
+        raise InvalidRequest(f"{url[:200]}: not a URL ({err})") from err
+    if parts.scheme and "://" in url:
+        if not any(_matches(pattern, url) for pattern in settings.allowed_urls):
+            raise Forbidden(f"Given URL {url} does not match any allowed URL(s)")
+        if parts.scheme != "file":
+            raise InvalidRequest(
+                f"{url}: models are loaded from the store only: put the archive into it and give its name"
+            )
+        path = Path(unquote(parts.path))
+    else:
+        path = store / url
+    try:
+        real = path.resolve()
+        found = real.is_file()
+    except (OSError, RuntimeError, ValueError) as err:  # RuntimeError: a link that leads to itself.
+        raise InvalidRequest(f"{url[:200]}: not a file's name ({err})") from err
+    if not real.is_relative_to(store):
+        raise Forbidden(f"{url} is outside of the model store")
+    if not found:
+        raise ArchiveNotFound(f"Model not found at: {url}")
+    return real
+
+
+def _matches(pattern: str, url: str) -> bool:
+    try:
+        return re.fullmatch(pattern, url, re.IGNORECASE) is not None
+    except re.error as err:
+        raise Forbidden(f"allowed_urls: {pattern!r} is no regular expression ({err})") from err
+
+
+def unpack(
+    url: str,
+    settings: ServerSettings,
+    work: Path,
+    *,
+    name: str | None = None,
+    handler: str | None = None,
+) -> UnpackedModel:
+    """Look at an archive and unpack it into a folder of its own below `work`.
+
+    `name` and `handler` win over what the archive says.
+
+    Raises:
+        ApiError: as `find_archive`; ArchiveRefused, with the reason, for what must not be run;
+            InternalError where there is no room for it.
+    """
+    path = find_archive(url, settings)
+    try:
+        before = _identity(path)
+        contents = inspect_archive(path)
+        certified = require_trusted(contents, settings)
+        model = _identified(contents, path, name, handler or "", settings.default_service_handler or "")
+        folder = Path(tempfile.mkdtemp(prefix=f"{model['name']}-{model['version']}-", dir=work))
+        try:
+            extract(path, folder)
+            if _identity(path) != before:
+                raise ArchiveRefused(f"{path.name} changed while it was read: try again")
+            if settings.install_py_dep_per_model:
+                _install_requirements(contents, folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+    except ArchiveError as err:
+        raise ArchiveRefused(str(err).replace(f"{path.parent}/", "")) from err
+    except OSError as err:
+        raise InternalError(f"{path.name} cannot be unpacked: {err.strerror or err}") from err
+    own = contents.config.get("torchport")
+    threads = own.get("threads") if isinstance(own, Mapping) else 0
+    return UnpackedModel(
+        name=model["name"],
+        version=model["version"],
+        url=url,
+        folder=folder,
+        handler=model["handler"],
+        envelope=settings.service_envelope,
+        runtime=str(contents.manifest.get("runtime", "python")),
+        config=contents.config,
+        thread_count=threads if isinstance(threads, int) else 0,
+        certified=certified,
+        handler_given=handler is not None,
+    )
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _identified(
+    contents: ArchiveContents, path: Path, name: str | None, handler: str, default_handler: str
+) -> dict[str, str]:
+    """Name, version and handler; names that a URL's path cannot carry are refused, and files elsewhere."""
+    found = {
+        "name": name or contents.name or path.name.removesuffix(".mar"),
+        "version": contents.version or "1.0",
+        "handler": handler or str(contents.manifest["model"].get("handler", "")),
+    }
+    for key, pattern in (("name", _NAME), ("version", _VERSION)):
+        if not pattern.fullmatch(found[key]):
+            raise ArchiveRefused(
+                f"{path.name}: model {key} {found[key][:80]!r}: letters, digits and . _ + - are expected"
+            )
+    if not found["handler"]:
+        if not default_handler:
+            raise ArchiveRefused(
+                f"{path.name}: its manifest names no handler, and default_service_handler is not set"
+            )
+        found["handler"] = default_handler
+    elif not _HANDLER.fullmatch(found["handler"]):
+        raise ArchiveRefused(
+            f"{path.name}: handler {found['handler'][:80]!r}: a file's name without a folder is expected"
+        )
+    names = {entry.name for entry in contents.entries}
+    for key in _FILES:
+        named = contents.manifest["model"].get(key)
+        if named and (not isinstance(named, str) or _leads_out(named)):
+            raise ArchiveRefused(f"{path.name}: its {key} {str(named)[:80]!r} leads out of the archive")
+        if named and key in _REQUIRED and named not in names:
+            raise ArchiveRefused(f"{path.name}: its {key} {named[:80]!r} is not in the archive")
+    return found
+
+
+def _leads_out(name: str) -> bool:
+    path = PurePosixPath(name)
+    return path.is_absolute() or ".." in path.parts or "\0" in name
+
+
+def _install_requirements(contents: ArchiveContents, folder: Path) -> None:
+    """`pip install` what the manifest's requirements file lists, into the model's own folder."""
+    name = contents.manifest["model"].get("requirementsFile")
+    if not name:
+        return
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--upgrade", "--target", str(folder)]
+    try:
+        done = subprocess.run(
+            [*command, "-r", str(folder / str(name))],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=INSTALL_TIMEOUT_S,
+        )
+    except subprocess.TimeoutExpired as err:
+        raise ArchiveRefused(f"{contents.name}: pip took longer than {INSTALL_TIMEOUT_S} s") from err
+    if done.returncode:
+        raise ArchiveRefused(
+            f"Custom pip package installation failed for model {contents.name}: {done.stderr.strip()[-600:]}"
+        )

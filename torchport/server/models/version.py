@@ -1,0 +1,306 @@
+"""One version of a model: its queue, its workers, and what happens when one of them dies.
+
+    version.submit(Kind.PREDICT, row, caller)          # caller.answered(...) or caller.failed(...) follows
+
+A free worker takes what waits, up to the batch size, at once. The rows of a batch that cost a worker
+its life are tried again one by one; a row that does it again is answered with an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+import uuid
+from collections.abc import Callable
+
+from torchport.server.dispatch.batch_queue import BatchQueue
+from torchport.server.dispatch.host import SharedHosts
+from torchport.server.dispatch.job import Caller, Job, Kind
+from torchport.server.dispatch.pool import WorkerPool
+from torchport.server.dispatch.worker import State, WorkerSpec
+from torchport.server.errors import DeadlineExceeded, InternalError, ServiceUnavailable
+from torchport.server.models.settings import ModelSettings
+from torchport.server.models.statistics import ModelStatistics
+from torchport.server.models.unpacked import UnpackedModel
+from torchport.server.wire import InferRow, Load, Row, Sample
+from torchport_runtime.options import available_cores
+
+logger = logging.getLogger(__name__)
+
+LOSSES = 2
+LOSSES_FROM_OUTSIDE = 3
+"""Workers that may die with a row, the first time among others, before it is blamed. A SIGKILL from outside
+may be an operator's, or the kernel's for want of memory: one more try tells."""
+
+
+class ModelVersion:
+    """A registered version. `samples_taken` is told of the handler's own metrics; `taken_gpus` tells the
+    devices of all workers of the server, one entry for each."""
+
+    def __init__(
+        self,
+        model: UnpackedModel,
+        settings: ModelSettings,
+        statistics: ModelStatistics,
+        hosts: SharedHosts,
+        *,
+        gpus: int = 0,
+        taken_gpus: Callable[[], list[int]] = list,
+        hidden_environment: str = "",
+        limit_max_image_pixels: bool = True,
+        decode_input: bool = True,
+        samples_taken: Callable[[ModelVersion, list[Sample]], None] = lambda version, samples: None,
+        changed: Callable[[], None] = lambda: None,
+        loaded_at_startup: bool = False,
+    ) -> None:
+        self.model, self.settings = model, settings
+        self.statistics = statistics
+        self.queue = BatchQueue(settings.job_queue_size)
+        self.loaded_at_startup = loaded_at_startup
+        self.in_flight = 0
+        self._closing = False
+        self._gpus, self._taken_gpus, self._hidden = gpus, taken_gpus, hidden_environment
+        self._limit_pixels, self._decode_input = limit_max_image_pixels, decode_input
+        self._samples_taken, self._changed = samples_taken, changed
+        self._dispatching = False
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._loop = asyncio.get_running_loop()
+        self.pool = WorkerPool(
+            self._worker_spec,
+            self,
+            hosts=hosts,
+            recycle_after=settings.recycle_after_requests,
+            recycle_above=settings.recycle_above_mb << 20,
+        )
+
+    # Asking.
+
+    def submit(
+        self,
+        kind: Kind,
+        row: Row | InferRow,
+        caller: Caller,
+        timeout: float | None = None,
+    ) -> Job:
+        """Put a request into the queue; `caller` is told what comes of it.
+
+        Args:
+            timeout: seconds after which the client does not want an answer any more.
+
+        Raises:
+            ServiceUnavailable: the queue is full, or there are no workers and none are to come.
+        """
+        self.require_room()
+        job = Job(kind, row, caller)
+        self.queue.put(job)
+        limit = self.settings.client_timeout_ms / 1000
+        if timeout is not None or limit:
+            limit = min(timeout or limit, limit or timeout or 0.0)
+            job.timer = self._loop.call_later(limit, self._expire, job)
+        self._dispatch_soon()
+        return job
+
+    def require_room(self) -> None:
+        """Refuse what cannot be taken now, before anything is made of it.
+
+        Raises:
+            ServiceUnavailable: the queue is full, or there are no workers and none are to come.
+        """
+        if self._closing or not (self.pool.wanted or self.pool.workers):
+            raise ServiceUnavailable(
+                f'Model "{self.model.name}" Version {self.model.version} has no worker to serve inference '
+                "request. Please use scale workers API to add workers."
+            )
+        if self.queue.is_full():
+            self.statistics.rejected += 1
+            raise ServiceUnavailable(
+                f'Model "{self.model.name}" Version {self.model.version}: {self.queue.limit} requests wait '
+                "already, which is as many as may (job_queue_size): try again later"
+            )
+
+    def _expire(self, job: Job) -> None:
+        if job.is_done:
+            return
+        self.queue.settle(job)
+        self.statistics.expired += 1
+        job.fail(DeadlineExceeded("no answer within the request's own time limit"))
+
+    # Dispatching.
+
+    def _dispatch_soon(self) -> None:
+        """Dispatch after this turn of the event loop, so that what arrived together travels together."""
+        if not self._dispatching:
+            self._dispatching = True
+            self._loop.call_soon(self._dispatch)
+
+    def _dispatch(self) -> None:
+        self._dispatching = False
+        while len(self.queue):
+            worker = self.pool.idle_worker()
+            if worker is None:
+                return
+            batch = self._take_batch()
+            if not batch:
+                self.pool.put_back(worker)
+                return
+            now = time.monotonic()
+            for job in batch:
+                self.statistics.queue_s.add(now - job.enqueued)
+            self.statistics.batch_rows.add(len(batch))
+            self.in_flight += len(batch)
+            self._empty.clear()
+            worker.work(batch)
+
+    def _take_batch(self) -> list[Job]:
+        while True:
+            batch = self.queue.take(self.settings.batch_size)
+            limit = self.settings.queue_timeout_ms / 1000
+            if not batch or not limit:
+                return batch
+            latest = time.monotonic() - limit
+            fresh = [job for job in batch if job.enqueued >= latest]
+            for job in batch:
+                if job.enqueued < latest:
+                    self.statistics.expired += 1
+                    job.fail(
+                        ServiceUnavailable(f"waited longer than {limit:g} s (queue_timeout_ms): try later")
+                    )
+            if fresh:
+                return fresh
+
+    # What the pool tells.
+
+    def worker_free(self) -> None:
+        if len(self.queue):
+            self._dispatch()
+        elif not self.in_flight:
+            self._empty.set()
+
+    def worker_lost(self) -> None:
+        self.statistics.restarts += 1
+
+    def batch_done(self, jobs: list[Job], samples: list[Sample]) -> None:
+        self.in_flight -= len(jobs)
+        now = time.monotonic()
+        statistics = self.statistics
+        for job in jobs:
+            statistics.inference_s.add(now - job.started)
+        statistics.completed += len(jobs)
+        self.sampled(samples)
+
+    def sampled(self, samples: list[Sample]) -> None:
+        if samples:
+            self._samples_taken(self, samples)
+
+    def batch_returned(self, jobs: list[Job]) -> None:
+        """Queue again what no worker had begun."""
+        self.in_flight -= len(jobs)
+        self.queue.put_back([job for job in jobs if not job.is_done])
+        self._dispatch_soon()
+
+    def batch_lost(self, jobs: list[Job], reason: str, *, blameless: bool, hung: bool) -> None:
+        """Try again what a dead worker had, row by row, but for a row that is to blame."""
+        self.in_flight -= len(jobs)
+        again = []
+        for job in jobs:
+            job.losses += 1
+            blamed = job.losses >= (LOSSES_FROM_OUTSIDE if blameless else LOSSES)
+            blamed = blamed or (hung and len(jobs) == 1) or job.streams
+            if blamed:
+                self._blame(job, reason)
+            else:
+                job.alone = True
+                again.append(job)
+        again = [job for job in again if not job.is_done]
+        self.statistics.retried += len(again)
+        self.queue.put_back(again)
+        self._dispatch_soon()
+
+    def _blame(self, job: Job, reason: str) -> None:
+        number = uuid.uuid4()
+        self.statistics.failed += 1
+        logger.error("request %s, incident %s: worker died: %s", getattr(job.row, "id", ""), number, reason)
+        job.fail(InternalError(f"Worker died. Incident {number}"))
+
+    def pool_changed(self) -> None:
+        if self._closing or not (self.pool.wanted or self.pool.workers):
+            self._refuse_waiting()
+        if not self.in_flight and not len(self.queue):
+            self._empty.set()
+        self._changed()
+
+    def _refuse_waiting(self) -> None:
+        if self.pool.workers:
+            return
+        for job in self.queue.drain():
+            job.fail(ServiceUnavailable(f'Model "{self.model.name}" has no worker left'))
+
+    # Managing.
+
+    def scale(self, least: int, most: int) -> None:
+        """Change the number of workers."""
+        self.settings = self.settings.with_workers(least, most)
+        self.pool.scale(least)
+
+    async def close(self, grace: float) -> None:
+        """Answer what waits, take nothing new, end the workers."""
+        self._closing = True
+        deadline = time.monotonic() + grace
+        try:
+            async with asyncio.timeout(grace):
+                while (len(self.queue) or self.in_flight) and self.pool.workers:
+                    self._empty.clear()
+                    await self._empty.wait()
+        except TimeoutError:
+            pass
+        await self.pool.close(max(0.0, deadline - time.monotonic()))
+        self._refuse_waiting()
+
+    def _worker_spec(self, workers: int) -> WorkerSpec:
+        model, settings = self.model, self.settings
+        share = settings.shared_worker
+        threads = str(model.thread_count or max(1, available_cores() // (1 if share else workers)))
+        environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        if "TORCHPORT_THREADS" not in os.environ and not model.thread_count:
+            environment["TORCHPORT_THREADS"] = threads
+        return WorkerSpec(
+            load=Load(
+                model=model.name,
+                version=model.version,
+                folder=str(model.folder),
+                handler=model.handler,
+                envelope=model.envelope,
+                batch_size=settings.batch_size,
+                gpu=self._next_gpu(),
+                limit_max_image_pixels=self._limit_pixels,
+                decode_input=self._decode_input,
+            ),
+            startup_timeout=settings.startup_timeout,
+            response_timeout=settings.response_timeout,
+            environment=environment,
+            hidden=self._hidden,
+            share=share,
+        )
+
+    def _next_gpu(self) -> int | None:
+        """The device with the fewest workers; of those that the model config names, where it does.
+
+        So a worker that takes a dead one's place takes its device, too.
+        """
+        if not self._gpus or self.settings.device_type == "cpu":
+            return None
+        return min(self.settings.device_ids or range(self._gpus), key=self._taken_gpus().count)
+
+    @property
+    def gpus(self) -> list[int]:
+        """The devices of its workers, one entry for each."""
+        alive = [w for w in self.pool.workers if w.state not in (State.STOPPING, State.GONE)]
+        return [w.spec.load.gpu for w in alive if w.spec.load.gpu is not None]
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it has the workers that it is to have, or one at least."""
+        return bool(self.pool.ready) or self.settings.min_workers == 0

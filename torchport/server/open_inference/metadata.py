@@ -1,0 +1,71 @@
+"""What the Open Inference Protocol tells of the server and of a model, over REST and gRPC alike."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from torchport.server.errors import ServiceUnavailable
+from torchport.server.models.registry import Registry
+from torchport.server.models.version import ModelVersion
+from torchport.server.open_inference.tensors import datatype_of
+from torchport.version import __version__
+
+EXTENSIONS = ["binary_tensor_data"]
+
+MAIN_GRAPH = "main"
+"""The graph that requests enter where their parameter `graph` says no other."""
+
+_PLATFORMS = {
+    "onnxruntime": "onnx_onnxv1",
+    "torchscript": "pytorch_torchscript",
+    "pt2": "pytorch_pt2",
+    "aotinductor": "pytorch_aotinductor",
+}
+
+
+def server_metadata() -> dict[str, Any]:
+    """The server's name, version and extensions of the protocol."""
+    return {"name": "torchport", "version": __version__, "extensions": EXTENSIONS}
+
+
+def model_metadata(registry: Registry, name: str, number: str | None) -> dict[str, Any]:
+    """A model's versions, platform, inputs and outputs; the last three are empty for an archive that
+    torchport did not make: it has no signature.
+
+    Raises:
+        ModelNotFound, ModelVersionNotFound: there is none.
+        ServiceUnavailable: no worker is there yet to say what the model takes.
+    """
+    version = registry.find(name, number)
+    if not version.pool.ready:
+        raise ServiceUnavailable(f'Model "{name}" has no worker yet that could describe it: try again later')
+    signatures: Mapping[str, Any] = version.pool.ready[0].signature
+    signature = signatures.get(MAIN_GRAPH, {})
+    return {
+        "name": name,
+        "versions": list(registry.model(name).versions),
+        "platform": _platform(version) if signature else "",
+        "inputs": _tensors(signature.get("inputs", {})),
+        "outputs": _tensors(signature.get("outputs", {})),
+    }
+
+
+def _tensors(specs: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """-1 stands for a dimension that requests choose."""
+    return [
+        {
+            "name": name,
+            "datatype": datatype_of(spec["dtype"]),
+            "shape": [size if isinstance(size, int) else -1 for size in spec["shape"]],
+        }
+        for name, spec in specs.items()
+    ]
+
+
+def _platform(version: ModelVersion) -> str:
+    config = version.model.config.get("torchport")
+    configured = config.get("backend") if isinstance(config, dict) else None
+    backend = os.environ.get("TORCHPORT_BACKEND") or configured or "onnxruntime"
+    return _PLATFORMS.get(str(backend), "")

@@ -1,0 +1,1 @@
+"""Reads `config.properties`, the environment and the command line into checked settings."""

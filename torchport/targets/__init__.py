@@ -1,0 +1,1 @@
+"""Where an archive runs: starts servers as child processes, and writes `serving.json` from their answers."""

@@ -1,0 +1,1 @@
+"""Reads a recipe and writes `weights.pt`, `training.json` and the assets."""

@@ -1,0 +1,3 @@
+"""Reads the artifacts and writes `parity.json`, `parity.html` and `evidence.npz`; verifies archives again on
+this machine.
+"""

@@ -1,0 +1,1 @@
+"""Reads a recipe's requests and compares the handler's answers of every backend."""

@@ -1,0 +1,257 @@
+"""Whether a recipe's handler answers with an export as with the trained model: what it decides of the
+recipe's requests and of held-out inputs, by every backend that ships, and over the model in float64.
+
+    compared = compare_answers(recipe, folder, graphs, opened, reference_kinds)
+    compared.summary()                   # [{"backend": "onnxruntime", "kind": "boxes", "agreed": 64, ...}]
+    compared.failures["torchscript"]     # ["torchscript on cpu, held-out 3: boxes: 4 of 5 boxes are ..."]
+
+What one graph computes is proven graph by graph. Boxes after suppression and sequences of tokens come of
+several runs and of thresholds between them: they are proven here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torchport.errors import RecipeError
+from torchport.model.eager import EagerBackend, moved_module
+from torchport.recipe.contract import Recipe, Request
+from torchport.recipe.handler import described_handler
+from torchport.recipe.loading import find_handler
+from torchport.recipe.requests import recipe_requests
+from torchport.recipe.user_code import running
+from torchport.store.folders import BuildFolder
+from torchport.verify.answers.decisions import KINDS, Decided, Part, decided, differing, score_difference
+from torchport.verify.answers.equality import as_served
+from torchport.verify.outputs.error_statistics import short
+from torchport.verify.outputs.reference import EAGER_MULTIPLE
+from torchport.verify.torch_threads import torch_threads_kept
+from torchport_runtime import Handler, InferenceRequest
+from torchport_runtime.backends.backend import Backend
+
+if TYPE_CHECKING:
+    from torch import nn
+
+HELD_OUT = 64
+"""Held-out inputs that are asked, evenly spread over all of them."""
+
+FIRST = 10
+"""Answers that differ are named in the certificate, up to so many of each backend."""
+
+WITNESSES = 4
+"""Times that the trained model is moved by as much as a backend may be off, where an answer differs: what
+it then decides otherwise by itself was no clear decision."""
+
+Backends = Mapping[str, Backend]
+"""By graph."""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    name: str
+    request: Request
+
+
+@dataclass
+class AnswerParity:
+    """`against` is what answers were held against: "float64", or why it is float32. `failures` are by
+    backend."""
+
+    against: str = ""
+    failures: dict[str, list[str]] = field(default_factory=dict)
+    _rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def summary(self) -> list[dict[str, Any]]:
+        """What the certificate says: a row for each backend, device and kind of answer."""
+        return [
+            {**row, "rate": row["agreed"] / row["compared"] if row["compared"] else None}
+            for row in self._rows
+        ]
+
+    def add(
+        self,
+        backend: str,
+        device: str,
+        asked: Sequence[_Asked],
+        got: Sequence[Decided],
+        model: _TrainedModel,
+    ) -> None:
+        """Count one backend's answers."""
+        rows: dict[str, dict[str, Any]] = {}
+        failures = self.failures.setdefault(backend, [])
+        suspects = [
+            index
+            for index, one in enumerate(got)
+            if not model.is_tie(index) and differing(one, model.truth[index], model.eager[index])
+        ]
+        ties = model.moved_ties(suspects)
+        for index, (sent, one) in enumerate(zip(asked, got, strict=True)):
+            truth = model.truth[index]
+            row = rows.setdefault(truth.kind, _empty(backend, device, truth.kind))
+            if model.is_tie(index) or index in ties:
+                row["ties"] += 1
+                continue
+            row["compared"] += 1
+            problem = differing(one, truth, model.eager[index]) if index in suspects else ""
+            if not problem:
+                row["agreed"] += 1
+                row["scores_apart"] = max(row["scores_apart"], short(score_difference(one, truth)))
+                continue
+            failures.append(f"{backend} on {device}, answer to {sent.name}: {problem}")
+            if len(row["first_differing"]) < FIRST:
+                row["first_differing"].append({"input": sent.name, "differs": problem})
+        self._rows += [rows[kind] for kind in KINDS if kind in rows]
+
+
+def compare_answers(
+    recipe: Recipe,
+    folder: BuildFolder,
+    graphs: Mapping[str, nn.Module],
+    opened: Mapping[tuple[str, str], Backends],
+    references: Mapping[str, str],
+) -> AnswerParity:
+    """Ask the handler everything with each of the opened backends, by name and device.
+
+    `references` says by graph what its outputs were held against, as `Reference.kind` does.
+
+    Raises:
+        RecipeError: the handler does not load, or the recipe's own code fails.
+    """
+    handler = described_handler(recipe, folder.path)
+    if handler.decides and handler.decides not in KINDS:
+        raise RecipeError(
+            f"handler {recipe.handler}: decides = {handler.decides!r}: one of {', '.join(KINDS)} is expected"
+        )
+    asked = _asked(recipe)
+    compared = AnswerParity()
+    with torch_threads_kept(recipe.options.thread_count), _quiet():
+        model = _TrainedModel(recipe, handler, graphs, asked, references)
+        compared.against = model.kind
+        for (backend, device), backends in opened.items():
+            compared.add(backend, device, asked, _decisions(recipe, handler, backends, asked), model)
+    return compared
+
+
+class _TrainedModel:
+    """What the handler decides over the model itself. `truth` is in float64, where it runs so."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        handler: Handler,
+        graphs: Mapping[str, nn.Module],
+        asked: Sequence[_Asked],
+        references: Mapping[str, str],
+    ) -> None:
+        self._recipe, self._handler, self._graphs, self._asked = recipe, handler, graphs, asked
+        self._witnesses: dict[int, list[Decided]] = {}
+        self.eager = self._decisions(graphs)
+        self.truth, self.kind = self.eager, next((k for k in references.values() if k != "float64"), "")
+        if not self.kind:
+            double = self._decisions(graphs, double=True)
+            refused = [i for i, one in enumerate(double) if _is_refusal(one) != _is_refusal(self.eager[i])]
+            if refused:
+                self.kind = f"float32: the handler does not answer {asked[refused[0]].name} in float64"
+            else:
+                self.truth, self.kind = double, "float64"
+                others = sum(self.is_tie(index) for index in range(len(asked)))
+                if others * 2 > len(asked):  # It shows its numbers' precision: that says nothing of ties.
+                    self.truth = self.eager
+                    self.kind = f"float32: the handler answers {others} of {len(asked)} otherwise in float64"
+
+    def is_tie(self, index: int) -> bool:
+        """Whether eager float32 itself decides otherwise than float64."""
+        return bool(differing(self.eager[index], self.truth[index], self.eager[index]))
+
+    def moved_ties(self, indices: Sequence[int]) -> set[int]:
+        """Those of some answers that the model decides otherwise when it is moved by a backend's bound."""
+        missing = [index for index in indices if index not in self._witnesses]
+        if missing:
+            asked = [self._asked[index] for index in missing]
+            for seed in range(WITNESSES):
+                moved = {n: moved_module(m, EAGER_MULTIPLE, seed) for n, m in self._graphs.items()}
+                for index, one in zip(missing, self._decisions(moved, asked), strict=True):
+                    self._witnesses.setdefault(index, []).append(one)
+        return {
+            index
+            for index in indices
+            if any(differing(one, self.truth[index], self.eager[index]) for one in self._witnesses[index])
+        }
+
+    def _decisions(
+        self, graphs: Mapping[str, nn.Module], asked: Sequence[_Asked] | None = None, *, double: bool = False
+    ) -> list[Decided]:
+        signatures = self._handler.signatures
+        backends = {
+            name: EagerBackend(module, signatures[name], double=double) for name, module in graphs.items()
+        }
+        return _decisions(self._recipe, self._handler, backends, self._asked if asked is None else asked)
+
+
+def spread(examples: int) -> list[int]:
+    """The places of at most `HELD_OUT` of so many examples, from the first on, evenly apart."""
+    count = min(HELD_OUT, examples)
+    return [index * examples // count for index in range(count)]
+
+
+def _asked(recipe: Recipe) -> list[_Asked]:
+    """The recipe's requests, and held-out inputs from the first to the last."""
+    with running(recipe.path, "heldout"):
+        examples = list(recipe.heldout())
+    return [
+        *(_Asked(f"request {index}", sent) for index, sent in enumerate(recipe_requests(recipe))),
+        *(_Asked(f"held-out {index}", examples[index].request) for index in spread(len(examples))),
+    ]
+
+
+def _decisions(
+    recipe: Recipe, handler: Handler, backends: Backends, asked: Sequence[_Asked]
+) -> list[Decided]:
+    """What the handler decides over some backends, in batches as a server under load puts them together."""
+    handler.backends = dict(backends)
+    found = []
+    for start in range(0, len(asked), recipe.serving.batch_size):
+        chunk = asked[start : start + recipe.serving.batch_size]
+        with running(find_handler(recipe), "answer"):
+            answers = handler.answer([InferenceRequest(sent.request.fields()) for sent in chunk])
+        for answer in answers:
+            if answer.status != 200:
+                found.append(_refusal(f"refused with {answer.status}"))
+                continue
+            try:
+                found.append(decided(as_served(answer), handler.decides))
+            except (TypeError, ValueError, RecursionError):  # NaN among the numbers, which JSON cannot say.
+                found.append(_refusal("nothing that JSON can say"))
+    return found
+
+
+_REFUSED = "(refused)"
+
+
+def _refusal(why: str) -> Decided:
+    return Decided((Part(_REFUSED, "json", why),), {})
+
+
+def _is_refusal(one: Decided) -> bool:
+    return any(part.path == _REFUSED for part in one.parts)
+
+
+def _empty(backend: str, device: str, kind: str) -> dict[str, Any]:
+    counts = {"compared": 0, "agreed": 0, "ties": 0, "scores_apart": 0.0, "first_differing": []}
+    return {"backend": backend, "device": device, "kind": kind, **counts}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """A handler logs what it refuses; here that is counted."""
+    logger = logging.getLogger("torchport_runtime")
+    before = logger.disabled, logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(before[1])

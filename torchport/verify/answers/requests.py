@@ -1,0 +1,158 @@
+"""Whether a recipe's handler reads requests as the recipe says, and answers each as if it were alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torchport.errors import BackendError, RecipeError
+from torchport.recipe.contract import Recipe, Request
+from torchport.recipe.handler import described_handler
+from torchport.recipe.inputs import random_inputs
+from torchport.recipe.loading import find_handler
+from torchport.recipe.requests import recipe_requests
+from torchport.recipe.user_code import running
+from torchport.recipe.variants import backend_options
+from torchport.store.folders import BuildFolder
+from torchport.verify.answers.equality import RTOL, as_served, same_answer
+from torchport.verify.torch_threads import torch_threads_kept
+from torchport_runtime import Handler, InferenceRequest, Signature
+from torchport_runtime.requests.batching import common_sizes, run_together
+
+
+def compare_requests(recipe: Recipe, folder: BuildFolder) -> tuple[int, list[str]]:
+    """Whether the handler turns each of the recipe's requests into the tensors that the recipe says, and
+    the exported model's outputs into an answer. Returns how many requests there were, and what failed.
+    """
+    path = find_handler(recipe)
+    handler = load_handler(recipe, folder.path)
+    failures = []
+    requests = recipe_requests(recipe)
+    for index, sent in enumerate(requests):
+        where = f"handler {recipe.handler}, request {index}"
+        request = InferenceRequest(sent.fields())
+        try:
+            with running(path, "decode"):
+                tensors = handler.read(request)
+                expected = handler.signatures[request.graph].with_defaults(dict(sent.tensors))
+                problems = list(_differences(tensors, expected))
+            failures += [f"{where}: {problem}" for problem in problems]
+            if not problems and handler.backends:
+                with running(path, "answer"):
+                    handler.encode(request, handler.infer(request.graph, tensors))
+        except RecipeError as err:
+            failures.append(f"{where}: {err}")
+    if handler.backends and not failures:
+        failures += _batch_mates(recipe, handler, requests)
+        failures += _padding(recipe, handler, requests)
+    return len(requests), failures
+
+
+def answered_requests(recipe: Recipe, folder: BuildFolder) -> Iterator[tuple[Request, Any]]:
+    """The recipe's requests, each with the handler's answer to it alone, where its backend loads."""
+    handler = load_handler(recipe, folder.path)
+    for sent in recipe_requests(recipe) if handler.backends else ():
+        (answer,) = handler.answer([InferenceRequest(sent.fields())])
+        yield (
+            sent,
+            as_served(answer),
+        )  # As a client would get it: JSON knows no tuples, and its keys are texts.
+
+
+def _batch_mates(recipe: Recipe, handler: Handler, requests: list[Request]) -> Iterator[str]:
+    """Requests whose answer is another among the others than alone: through padding that the model does
+    not mask, or an `infer` that mixes rows.
+    """
+    together = handler.answer([InferenceRequest(sent.fields()) for sent in requests])
+    for index, (sent, answer) in enumerate(zip(requests, together, strict=True)):
+        (alone,) = handler.answer([InferenceRequest(sent.fields())])
+        if alone.status != 200:
+            yield f"handler {recipe.handler}, request {index}: it is refused: {alone.value}"
+        elif answer.status != 200 or not same_answer(as_served(alone), as_served(answer)):
+            yield (
+                f"handler {recipe.handler}, request {index}: alone it is answered with "
+                f"{str(alone.value)[:200]}, in a batch with the recipe's other requests with "
+                f"{str(answer.value)[:200]}: does padding reach the answer?"
+            )
+
+
+def _differences(tensors: Any, expected: Mapping[str, np.ndarray]) -> Iterator[str]:
+    if set(tensors) != set(expected):
+        yield f"tensors {sorted(tensors)}, expected {sorted(expected)}"
+        return
+    for name, wanted in expected.items():
+        got = tensors[name]
+        if got.dtype != wanted.dtype or got.shape != wanted.shape:
+            yield f"{name!r} is {got.dtype}{list(got.shape)}, expected {wanted.dtype}{list(wanted.shape)}"
+        elif not np.array_equal(got, wanted):
+            worst = float(np.abs(got.astype(np.float64) - wanted.astype(np.float64)).max())
+            yield f"{name!r} differs from the recipe's tensor by up to {worst:.3g}"
+
+
+def _padding(recipe: Recipe, handler: Handler, requests: list[Request]) -> Iterator[str]:
+    """Requests that are answered otherwise beside the longest input there can be, which the handler's
+    `padding` fills them up to."""
+    for index, sent in enumerate(requests):
+        request = InferenceRequest(sent.fields())
+        tensors = handler.read(request)
+        signature = handler.signatures[request.graph]
+        longest = _longest_mate(signature, tensors, handler.padding)
+        if longest is None:
+            continue
+
+        def infer(inputs: dict[str, np.ndarray], graph: str = request.graph) -> dict[str, np.ndarray]:
+            return handler.infer(graph, inputs)
+
+        (alone,) = run_together(signature, [tensors], handler.padding, infer)
+        beside, _ = run_together(signature, [tensors, longest], handler.padding, infer)
+        for name, value in alone.items():
+            other = beside[name]
+            close = value.shape == other.shape and (
+                np.allclose(value, other, rtol=RTOL, atol=RTOL * _scale(value), equal_nan=True)
+                if value.dtype.kind == "f"
+                else np.array_equal(value, other)
+            )
+            if not close:
+                yield (
+                    f"handler {recipe.handler}, request {index}: {name!r} differs beside a longer request: "
+                    "the handler's padding reaches the answer: mask it in the model, or leave padding out"
+                )
+
+
+def _longest_mate(
+    signature: Signature, tensors: Mapping[str, np.ndarray], padding: Mapping[str, float]
+) -> dict[str, np.ndarray] | None:
+    """A row of random inputs whose padded dimensions are at their greatest; None where nothing is padded."""
+    if signature.batch_dim is None:
+        return None
+    sizes = {s: n for name, a in tensors.items() for s, n in signature.inputs[name].sizes(a.shape).items()}
+    shared = dict(common_sizes(signature, dict(tensors), padding))
+    free = set(sizes) - set(shared) - {signature.batch_dim}
+    if not free:
+        return None
+    greatest = {symbol: signature.dims[symbol][1] for symbol in free}
+    return random_inputs(signature, {**sizes, **greatest, signature.batch_dim: 1}, seed=0)
+
+
+def _scale(value: np.ndarray) -> float:
+    finite = np.abs(value[np.isfinite(value)])
+    return float(finite.max(initial=0.0))
+
+
+def load_handler(recipe: Recipe, folder: Path) -> Handler:
+    """The recipe's handler with signature, options, assets and, where it loads, the model of a build folder.
+
+    Raises:
+        RecipeError: the handler does not load, or its `setup` fails.
+    """
+    handler = described_handler(recipe, folder)
+    with (
+        suppress(BackendError),
+        torch_threads_kept(),
+    ):  # A graph that does not load is reported where it is compared.
+        handler.load(folder, backend_options(recipe, recipe.ships[0], "cpu"), dict(recipe.handler_options))
+    return handler

@@ -1,0 +1,146 @@
+"""An archive proven again in a process of its own: its handler is somebody's code, which may end, crash or
+hang the process that it is in, and the archives beside it are to be proven all the same.
+
+    prove_apart(store.archive("linear", "1.0")).record["passed"]
+
+What came of it is what the process wrote down when it was through, never how it ended. It leads a process
+group that ends with it, and it ends with the process that started it, by SIGKILL too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, cast
+
+from torchport.archive.local_record import record_path
+from torchport.child_process import end_with_parent, how_it_ended
+from torchport.errors import ArchiveError, TorchportError
+from torchport.store.files import read_json, write_json
+from torchport.verify.local.proving import LocalParity, prove_again
+
+TIMEOUT_S = 1800.0
+"""For all of one archive's backends and devices: many times what the largest takes, evidence being small."""
+
+_LAST_WORDS = 5
+"""Lines that are kept of what a process wrote, for the reason why it did not come to an end."""
+
+_LONGEST_LINE = 500
+_DRAIN_S = 0.5
+"""A process that has left the group may hold the pipes open: what is in them is waited for no longer."""
+
+
+def prove_apart(
+    archive: Path,
+    *,
+    force: bool = False,
+    timeout_s: float = TIMEOUT_S,
+    tell: Callable[[str], None] = lambda message: None,
+) -> LocalParity:
+    """What `prove_again` does, in a child process; call it on the main thread: on Linux a child dies with the
+    thread that started it.
+
+    Raises:
+        ArchiveError: as `prove_again`; or the process ended, or did not within `timeout_s` seconds, with
+            nothing said. No record of the archive is left then.
+        OSError: no process can be started, or nothing be written to the temporary folder.
+    """
+    with tempfile.TemporaryDirectory(prefix="torchport-proving-", ignore_cleanup_errors=True) as name:
+        outcome = Path(name) / "outcome.json"
+        ended = _run(archive, outcome, force, timeout_s, tell)
+        said = read_json(outcome)
+    if said is not None and "failure" in said:
+        raise ArchiveError(str(said["failure"]))
+    if said is not None and {"done", "record"} <= said.keys():
+        return LocalParity(bool(said["done"]), said["record"])
+    # It may have passed before, or have been through but for its last word.
+    record = record_path(archive)
+    try:
+        record.unlink(missing_ok=True)
+    except OSError as err:
+        ended += f"; and its record cannot be removed, do it yourself: {err}"
+    raise ArchiveError(f"{archive.name} was not proven: {ended}")
+
+
+def _run(archive: Path, outcome: Path, force: bool, timeout_s: float, tell: Callable[[str], None]) -> str:
+    """Run the child to its end; how it ended."""
+    command = [sys.executable, "-P", "-u", "-m", "torchport.verify.local.process", str(archive.absolute())]
+    last: deque[str] = deque(maxlen=_LAST_WORDS)
+    process = subprocess.Popen(
+        [*command, str(outcome), *(["--force"] if force else [])],
+        # What it unpacks goes with the folder, should it not come to remove it.
+        env=os.environ | {"TMPDIR": str(outcome.parent)},
+        stdin=subprocess.PIPE,  # Its lifeline: it ends where this end of it is closed.
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    lifeline, progress, rest = cast(tuple[IO[bytes], ...], (process.stdin, process.stdout, process.stderr))
+    readers = [
+        threading.Thread(target=_each_line, args=(stream, take), daemon=True)
+        for stream, take in ((progress, tell), (rest, last.append))
+    ]
+    try:
+        for reader in readers:
+            reader.start()
+        process.wait(timeout_s)
+        ended = f"its process {how_it_ended(process.returncode)} before it was through"
+    except subprocess.TimeoutExpired:
+        ended = f"it did not come to an end within {timeout_s:g} s (--timeout allows it more)"
+    finally:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        lifeline.close()
+        for reader in readers:
+            reader.join(_DRAIN_S)
+    words = " / ".join(filter(None, map(str.strip, last)))
+    return ended + (f"; its last words were: {words}" if words else "")
+
+
+def _each_line(stream: IO[bytes], take: Callable[[str], object]) -> None:
+    """In a thread: hand on every line, and what has no end in pieces."""
+    with stream:
+        while raw := stream.readline(_LONGEST_LINE):
+            take(raw.decode("utf-8", "replace").rstrip())
+
+
+def main() -> None:
+    """In the child: prove, and say what came of it."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("archive", type=Path)
+    parser.add_argument("outcome", type=Path)
+    parser.add_argument("--force", action="store_true")
+    given = parser.parse_args()
+    # Its own from here on: an archive's handler finds nothing to read.
+    lifeline = os.dup(0)
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    end_with_parent(lifeline)
+    # What a handler prints is no progress: standard output is told of that alone.
+    progress = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    try:
+        result = prove_again(
+            given.archive, force=given.force, tell=lambda message: print(message, file=progress, flush=True)
+        )
+        write_json(given.outcome, {"done": result.done, "record": result.record})
+    except TorchportError as err:
+        write_json(given.outcome, {"failure": str(err)})
+    except OSError as err:
+        write_json(given.outcome, {"failure": f"{given.archive.name} was not proven: {err}"})
+    # Not by the long way through the clean-up of torch, or of the handler: everything is said.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Reads a certificate and its measures and writes `parity.html`."""

@@ -1,0 +1,124 @@
+"""A graph that AOTInductor has compiled (`.aoti.pt2`): machine code, for the CPU that it was compiled on.
+
+    backend = AotInductorBackend(Path("main.aoti.pt2"), signature, BackendOptions(backend="aotinductor"))
+    built_for(Path("main.aoti.pt2"))["torch"]            # "2.15.0"
+
+The file says what it was compiled for. That is looked at before its code is: instructions that a processor
+does not have end a process without a word.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torchport_runtime.backends.torch import TorchBackend
+from torchport_runtime.errors import BackendError, SignatureError, one_line
+from torchport_runtime.options import BackendOptions
+
+BUILT_FOR = "extra/torchport.json"
+"""Below the package's own folder; the file format keeps `extra/` for what is not its own."""
+
+MAX_BYTES = 1 << 20
+"""Of that file: it lists a processor's instruction sets."""
+
+_CPUINFO = Path("/proc/cpuinfo")
+_INSTRUCTIONS = re.compile(
+    r"(sse|ssse|pni$|avx|amx|fma|f16c$|bmi|adx$|aes$|sha_ni$|sha512$|sm3$|sm4$|vaes$|v?pclmulqdq$|gfni$|movbe$|"
+    r"movdir|popcnt$|abm$|rdrand$|rdseed$|clwb$|clflushopt$|clzero$|xsave|fsgsbase$|3dnowprefetch$|serialize$|"
+    r"waitpkg$|cldemote$|enqcmd$|tsxldtrk$|lahf_lm$|rdpid$|cx16$|wbnoinvd$|uintr$|prefetch)"
+)
+"""Of the flags that Linux names on x86, those that a compiler may use; others are the kernel's, or say what
+the processor suffers from. On other processors all that it names count."""
+
+
+def built_here() -> dict[str, Any]:
+    """What an artifact that is compiled on this machine runs on: torch's version, instruction sets."""
+    import torch
+
+    return {
+        "torch": torch.__version__.partition("+")[0],
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "instructions": _instructions(),
+    }
+
+
+def built_for(path: Path) -> dict[str, Any]:
+    """What an artifact says it was compiled for. Loads nothing of it.
+
+    Raises:
+        BackendError: the file is damaged, or says nothing.
+    """
+    try:
+        with zipfile.ZipFile(path) as package:
+            found = [info for info in package.infolist() if info.filename.endswith(f"/{BUILT_FOR}")]
+            if len(found) != 1 or found[0].file_size > MAX_BYTES:
+                raise BackendError(f"{path.name} does not say what it was compiled for: export it again")
+            value = json.loads(package.read(found[0]))
+    except (OSError, ValueError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as err:
+        raise BackendError(f"{path.name}: torch cannot load it: {one_line(err)}") from err
+    if not isinstance(value, dict):
+        raise BackendError(f"{path.name}: what it was compiled for cannot be read: export it again")
+    return value
+
+
+def why_not_here(built: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
+    """Why code that was `built` so cannot run `here`; None where it can."""
+    for key, what in (("system", "for"), ("machine", "for"), ("torch", "with torch")):
+        if built.get(key) != here[key]:
+            return f"it was compiled {what} {built.get(key)}, this is {here[key]}"
+    missing = sorted(set(map(str, built.get("instructions") or ())) - set(here["instructions"]))
+    if missing:
+        return f"it was compiled for a processor that has {', '.join(missing[:8])}, which this one has not"
+    return None
+
+
+class AotInductorBackend(TorchBackend):
+    """A `.aoti.pt2` file. It computes on the CPU, and checks every input: its code does not, and would read
+    past the end of one that is too small."""
+
+    def _choose_device(self, options: BackendOptions) -> str:
+        if options.device.startswith("cuda"):
+            raise BackendError(
+                f"device {options.device!r} with backend 'aotinductor': these artifacts are compiled for the "
+                "CPU; ask for device cpu or auto, or for another backend"
+            )
+        return "cpu"
+
+    def _load(self, path: Path) -> Any:
+        reason = why_not_here(built_for(path), built_here())
+        if reason is not None:
+            raise BackendError(
+                f"{path.name} cannot run here: {reason}: export it on this kind of machine, or ask for "
+                "another backend"
+            )
+        from torch._inductor import aoti_load_package
+
+        return aoti_load_package(str(path))
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        try:
+            self._signature.check_input_shapes(inputs)
+        except SignatureError as err:
+            raise BackendError(f"{type(self).__name__} failed: {err}") from err
+        return super().run(inputs)
+
+
+def _instructions() -> list[str]:
+    """The first processor's, by the names that Linux has for them; its model's name elsewhere."""
+    lines = _CPUINFO.read_text(encoding="utf-8").splitlines() if _CPUINFO.is_file() else []
+    for line in lines:
+        name, _, text = line.partition(":")
+        if name.strip() == "flags":
+            return sorted(flag for flag in text.split() if _INSTRUCTIONS.match(flag))
+        if name.strip() == "Features":
+            return sorted(text.split())
+    return [platform.processor()]

@@ -1,0 +1,1 @@
+"""Reads requests into tensors, joins them to batches, and writes answers."""

@@ -1,0 +1,281 @@
+"""Live traffic, looked at twice: a sampled fraction of what a model answers is run again on a second backend.
+
+    shadow = Shadow(folder, signatures, options)           # options.shadow says which backend, and how much
+    backend = shadow.beside("main", signature, backend)    # answers as before, and lets the shadow look
+    shadow.report(context.metrics)
+
+No caller waits for it. The second backend lives in a process of its own, which takes what time the processors
+have left; rows are handed to it when their answer is on its way, and where it has enough to do they are
+dropped and counted. Metrics, as of any handler: `ShadowRows`, `ShadowDisagreements`, `ShadowDrops` and
+`ShadowMaxDifference`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torchport_runtime.backends.backend import Backend, Tensors
+from torchport_runtime.errors import BackendError
+from torchport_runtime.options import BackendOptions
+from torchport_runtime.shadow.allowance import Allowance
+from torchport_runtime.shadow.link import LOOK_LIMIT_S, LookTooLong, ShadowLink
+from torchport_runtime.shadow.messages import Looked, Sample, Start
+from torchport_runtime.shadow.metrics import add_counts, add_difference
+from torchport_runtime.shadow.sampler import Sampler
+from torchport_runtime.signature import Signature
+
+logger = logging.getLogger(__name__)
+
+ANSWER_FIRST_S = 0.01
+"""So long rows wait before they are handed over: their answer is written meanwhile."""
+MOST_SAMPLES, MOST_BYTES = 16, 64 << 20
+"""What may wait to be looked at; more is dropped."""
+START_TIMEOUT_S = 120.0
+LOOK_PROCESSOR_S = 30.0
+"""Processor time that one look may take, for each of its threads: more is a computation without an end."""
+LONG_WAIT_S = 600.0
+"""What would have to wait longer than this for its turn is dropped: there will be other rows by then."""
+RESTART_AFTER_S = 60.0
+"""The least time before a process that had to be ended is started again."""
+
+
+class Shadow:
+    """The second backend of one worker.
+
+    Raises:
+        BackendError: it does not start: an artifact, a library or a device that is not to be had.
+    """
+
+    def __init__(self, folder: Path, signatures: Mapping[str, Signature], options: BackendOptions) -> None:
+        shadowed = options.shadowed
+        if options.shadow is None or shadowed is None:
+            raise BackendError("no shadow is asked for in these options")
+        self.fraction = options.shadow.fraction
+        self._folder = folder
+        self._allowance = Allowance(options.shadow.share)
+        self._waiting: deque[tuple[Sample, int, int]] = deque()
+        """Each with its rows and its size in bytes."""
+        self._lock = threading.Lock()
+        self._work, self._closed = threading.Event(), threading.Event()
+        self._bytes = self._outstanding = 0
+        self._rows = self._disagreements = self._drops = 0
+        self._greatest = 0.0
+        self._has_reported = self._has_warned = self._takes_none = False
+        self._link: ShadowLink | None = None
+        exact = {options.precision, shadowed.precision} == {"float32"}
+        examples = options.shadow.examples
+        if examples and not Path(examples).is_dir():
+            raise BackendError(f"shadow.examples {examples!r} is no folder: make it, or leave it out")
+        self._start: Start = {
+            "folder": str(folder),
+            "options": shadowed.to_json(),
+            "signatures": {name: signature.to_json() for name, signature in signatures.items()},
+            "bounded_by": (options.backend, shadowed.backend) if exact else (),
+            "examples": examples,
+            "processor_s": LOOK_PROCESSOR_S * shadowed.thread_count,
+            "callers_wait": False,
+        }
+        started: Future[None] = Future()
+        # The process ends with this thread, which lives as long as the shadow; who calls may be any thread.
+        threading.Thread(target=self._live, args=(started,), name="shadow", daemon=True).start()
+        try:
+            started.result()
+        except BaseException:
+            self.close()
+            raise
+
+    def beside(self, graph: str, signature: Signature, backend: Backend) -> Backend:
+        """The backend, whose answers the shadow gets to see."""
+        return _Watched(self, graph, signature, backend)
+
+    @property
+    def pid(self) -> int:
+        """Of the second backend's process; 0 while there is none."""
+        link = self._link
+        return link.pid if link is not None else 0
+
+    @property
+    def has_news(self) -> bool:
+        """Whether something is to be reported, or will be soon."""
+        return bool(self._outstanding or self._rows or self._drops or not self._has_reported)
+
+    def offer(self, sample: Sample, rows: int) -> None:
+        """Take rows to be looked at later; drop them where too much waits."""
+        size = sum(array.nbytes for arrays in sample[1:] for array in arrays.values())
+        with self._lock:
+            full = len(self._waiting) >= MOST_SAMPLES or self._bytes + size > MOST_BYTES
+            if full or self._takes_none:
+                self._drops += rows
+                return
+            self._waiting.append((sample, rows, size))
+            self._bytes += size
+            self._outstanding += rows
+        self._work.set()
+
+    def report(self, metrics: Any) -> None:
+        """Tell what was found since the last report, by a handler's `context.metrics`."""
+        with self._lock:
+            rows, disagreements, drops = self._rows, self._disagreements, self._drops
+            self._rows = self._disagreements = self._drops = 0
+        is_first, self._has_reported = not self._has_reported, True
+        add_counts(
+            metrics,
+            {"ShadowRows": rows, "ShadowDisagreements": disagreements, "ShadowDrops": drops},
+            is_first=is_first,
+        )
+        if rows:
+            add_difference(metrics, self._greatest)
+
+    def close(self) -> None:
+        """End the second backend's process, whatever it is doing; what is offered from then on is dropped."""
+        self._closed.set()
+        self._drop_outstanding()
+        with self._lock:
+            # No more than that, for whoever calls has others to serve: the thread sees to the rest.
+            if self._link is not None:
+                self._link.kill()
+        self._work.set()
+
+    # In the thread of the process.
+
+    def _live(self, started: Future[None]) -> None:
+        try:
+            try:
+                self._open(START_TIMEOUT_S)
+            except Exception as err:  # Raised where the shadow is made, whatever it is.
+                started.set_exception(err)
+                return
+            started.set_result(None)
+            self._hand_over()
+        except Exception as err:  # Nobody else would see it, and its rows would never be counted.
+            self._lose(err)
+        finally:
+            self._end_process()
+
+    def _open(self, limit_s: float) -> ShadowLink:
+        """Start the process."""
+        link = ShadowLink(self._folder)
+        with self._lock:
+            self._link = link
+            if self._closed.is_set():
+                link.kill()
+        link.load(self._start, limit_s)
+        return link
+
+    def _end_process(self) -> None:
+        with self._lock:
+            link, self._link = self._link, None
+        if link is not None:
+            link.close()
+
+    def _hand_over(self) -> None:
+        """One sample after another to the process, and what it finds back."""
+        while not self._closed.is_set():
+            self._work.wait()
+            self._work.clear()
+            self._closed.wait(ANSWER_FIRST_S)
+            while self._waiting and not self._closed.is_set():
+                with self._lock:
+                    if not self._waiting:
+                        break
+                    sample, rows, size = self._waiting.popleft()
+                    self._bytes -= size
+                self._look(sample, rows)
+
+    def _look(self, sample: Sample, rows: int) -> None:
+        """Let the process look, and wait until its share has paid for that."""
+        began = time.monotonic()
+        problem: LookTooLong | None = None
+        try:
+            link = self._link or self._open_again()
+            looked = link.look(sample)
+        except LookTooLong as err:
+            problem = err
+            self._end_process()
+        else:
+            self._take(sample[0], rows, looked)
+        self._allowance.spend(time.monotonic() - began)
+        wait = self._allowance.wait_s()
+        if problem is not None:
+            wait = max(wait, RESTART_AFTER_S)
+            logger.error(
+                "shadow: %d rows of graph %s: %s: its process was ended, and is started again for what "
+                "comes in %.0f s, when its share has paid for this",
+                *(rows, sample[0], problem, wait),
+            )
+        self._rest(wait, drops=problem is not None or wait > LONG_WAIT_S)
+
+    def _open_again(self) -> ShadowLink:
+        """The process anew. Requests are being served meanwhile: it takes the time that they leave."""
+        self._start = {**self._start, "callers_wait": True}
+        return self._open(LOOK_LIMIT_S)
+
+    def _rest(self, seconds: float, *, drops: bool) -> None:
+        """Look at nothing for so long; `drops` says that nothing waits meanwhile."""
+        if drops:
+            self._drop_outstanding()
+        until = time.monotonic() + seconds
+        # In steps: it may be longer than what a system takes for one wait.
+        while (left := until - time.monotonic()) > 0 and not self._closed.wait(min(left, LONG_WAIT_S)):
+            pass
+        with self._lock:
+            self._takes_none = self._closed.is_set()
+
+    def _take(self, graph: str, rows: int, looked: Looked) -> None:
+        with self._lock:
+            if self._closed.is_set():
+                return  # They count as dropped by now.
+            self._outstanding -= rows
+            self._rows += rows
+            self._disagreements += looked.disagreeing
+            self._greatest = max(self._greatest, looked.greatest)
+        if looked.disagreeing and not self._has_warned:
+            self._has_warned = True
+            why = looked.problem or f"they differ by up to {looked.greatest:.3g}"
+            logger.warning("shadow: the backends disagree, first on graph %s: %s", graph, why)
+
+    def _lose(self, err: Exception) -> None:
+        """Serving goes on, and what would have been looked at is counted as dropped."""
+        if self._closed.is_set():
+            return
+        surprise = not isinstance(err, BackendError)
+        reason = f"{type(err).__name__}: {err}" if surprise else str(err)
+        logger.error("shadow: %s: off until this worker restarts", reason, exc_info=surprise)
+        self._drop_outstanding()
+
+    def _drop_outstanding(self) -> None:
+        """Count what waits, and what is being looked at, as dropped, and take no more."""
+        with self._lock:
+            self._takes_none = True
+            self._drops += self._outstanding
+            self._outstanding = self._bytes = 0
+            self._waiting.clear()
+
+
+class _Watched:
+    """A backend that answers, and offers some of its rows to the shadow."""
+
+    def __init__(self, shadow: Shadow, graph: str, signature: Signature, backend: Backend) -> None:
+        self._shadow, self._graph, self.unwatched = shadow, graph, backend
+        self._has_rows = signature.batch_dim is not None
+        self._sampler = Sampler(shadow.fraction)
+        self.device, self.provider = backend.device, backend.provider
+
+    def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
+        outputs = self.unwatched.run(inputs)
+        picked = self._sampler.take(len(next(iter(outputs.values()))) if self._has_rows else 1)
+        if picked:
+            # Copies: what is here now belongs to the caller.
+            at: Any = picked if self._has_rows else ...
+            copies = [{name: np.array(a[at]) for name, a in arrays.items()} for arrays in (inputs, outputs)]
+            self._shadow.offer((self._graph, copies[0], copies[1]), len(picked))
+        return outputs
