@@ -1,22 +1,27 @@
-"""Fixtures shared by the tests. Stages are run for real; those of the shipped recipes are kept in
-`.cache/test-store`, where a stage does again only what has changed."""
+"""Fixtures shared by the tests. Stages are run for real; what the shipped recipes become is kept, until the
+library changes, by `tests/kept_builds.py`."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import sysconfig
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.exporter_table import keep_table
+from tests.kept_builds import kept_build
 from torchport.export.exporting import export
 from torchport.package.packaging import package
 from torchport.recipe.contract import Recipe
 from torchport.recipe.loading import load_recipe
 from torchport.store.folders import BuildFolder, Store
+from torchport.targets import torchserve_setup
 from torchport.train.training import train
 from torchport.verify.verifying import verify
 
@@ -28,6 +33,18 @@ ROAD_FIXTURES = frozenset({"shipped", "linear_archive", "digits_archive", "built
 NOT_QUICK = ("road", "server", "serving", "slow", "gpu")
 
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Several test processes share the cores: the threads of one would wait for those of another.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from tests.distribution import LongestFirst
+
+    return LongestFirst(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark `road` what a fixture takes down the road, and `quick` what is marked with nothing slower."""
     for item in items:
@@ -35,6 +52,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("road")
         if not any(item.get_closest_marker(name) for name in NOT_QUICK):
             item.add_marker("quick")
+
+
+def pytest_runtest_setup() -> None:
+    keep_table()
 
 
 TINY = """
@@ -84,21 +105,31 @@ def environment_without_torchport(folder: Path, *absent: str) -> tuple[Path, Pat
     return python, packages
 
 
+@pytest.fixture(scope="session", autouse=True)
+def ports_apart() -> Iterator[None]:
+    """Give each test process ports of its own to choose from."""
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    index = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torchserve_setup, "UNASSIGNED_PORTS", torchserve_setup.UNASSIGNED_PORTS[index::count])
+        yield
+
+
 @pytest.fixture(scope="session")
-def shipped() -> Store:
-    """A store, kept between runs, with what the shipped recipes become."""
-    return Store(ROOT / ".cache" / "test-store")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store, this process's own, for what the shipped recipes become."""
+    return Store(tmp_path_factory.mktemp("shipped"))
 
 
 @pytest.fixture(scope="session")
 def linear_archive(shipped: Store) -> Path:
-    return run_stages(load_recipe("linear"), shipped)
+    return kept_build(run_stages, load_recipe("linear"), shipped)
 
 
 @pytest.fixture(scope="session")
 def digits_archive(shipped: Store) -> Path:
     """ResNet-18, trained in full: a minute on two cores, the first time."""
-    return run_stages(load_recipe("digits_resnet18"), shipped)
+    return kept_build(run_stages, load_recipe("digits_resnet18"), shipped)
 
 
 @pytest.fixture

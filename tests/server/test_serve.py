@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import shutil
 import signal
 import socket
@@ -22,6 +21,7 @@ from tests.server.archives import write_archive
 from tests.server.waiting import wait_until
 from torchport.store.folders import Store
 from torchport.targets.torchport_serve import start
+from torchport.targets.torchserve_setup import Ports
 
 pytestmark = pytest.mark.server
 
@@ -230,12 +230,8 @@ def echo(tmp_path_factory):
 
 
 def free_port():
-    """One below those that are given to whoever asks for any: it is free still when it is asked for."""
-    while True:
-        port = random.randrange(20_000, 32_768)
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
+    """One that is assigned to nothing else: it is free still when it is asked for."""
+    return Ports.free().inference
 
 
 def ask(server, model, **options):

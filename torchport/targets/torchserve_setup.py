@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import random
 import shutil
 import socket
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from torchport.errors import ServerError
@@ -20,6 +21,9 @@ _PORT_KEYS = {
     "grpc_inference_port": "grpc_inference",
     "grpc_management_port": "grpc_management",
 }
+
+UNASSIGNED_PORTS = range(10_000, 32_768)
+"""Ports that no system assigns by itself, to a client's connection or to port 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +39,21 @@ class Ports:
 
     @classmethod
     def free(cls) -> Ports:
-        """Ports that nobody listens on now."""
-        names = ("inference", "management", "metrics", "grpc_inference", "grpc_management", "worker")
-        with contextlib.ExitStack() as stack:
-            sockets = [stack.enter_context(socket.socket()) for _ in names]
-            for held in sockets:
-                held.bind(("127.0.0.1", 0))
-            return cls(**dict(zip(names, (s.getsockname()[1] for s in sockets), strict=True)))
+        """Ports that nothing listens on now, of `UNASSIGNED_PORTS`: still free when Java has started.
+
+        Raises:
+            ServerError: too few are free.
+        """
+        names = [field.name for field in fields(cls)]
+        found: list[int] = []
+        # A recipe's training has seeded the module's own generator.
+        for port in random.SystemRandom().sample(UNASSIGNED_PORTS, len(UNASSIGNED_PORTS)):
+            with socket.socket() as probe, contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                found.append(port)
+            if len(found) == len(names):
+                return cls(**dict(zip(names, found, strict=True)))
+        raise ServerError(f"a TorchServe needs {len(names)} free ports, and {len(found)} are free")
 
     @classmethod
     def starting_at(cls, inference: int) -> Ports:

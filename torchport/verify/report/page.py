@@ -11,12 +11,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torchport.store.variants import Variant
 from torchport.verify.report.charts import Series, curves, dots, growth, heat_map
 from torchport.verify.report.measures import QUANTILES, GraphMeasures
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 _SIZE = re.compile(r"([A-Za-z_]\w*)=(\d+)")
 _SWEPT = re.compile(r"[A-Za-z_]\w*=\d+(,? [A-Za-z_]\w*=\d+)*")
@@ -52,16 +56,21 @@ def with_wire(page: bytes, records: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def _render(template: str, **values: Any) -> str:
+    return str(_environment().get_template(template).render(**values))
+
+
+@cache
+def _environment() -> Environment:
+    """One for the process: it keeps the templates that it has compiled."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(
+    return Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(**values)
 
 
 def _graph(certificate: Mapping[str, Any], measured: GraphMeasures) -> dict[str, Any]:
