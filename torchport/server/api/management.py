@@ -132,9 +132,7 @@ class ManagementApi(Api):
             found.submit(Kind.DESCRIBE, Row(request.id, headers, []), waiter, request.timeout())
             answer = await waiter.answer
             if answer.error:
-                error = ApiError(answer.body.decode("utf-8", "replace"))
-                error.http_status, error.kind = answer.status, answer.error
-                raise error
+                raise ApiError.of(answer)
             if answer.body:
                 described["customizedMetadata"] = _metadata(answer.body)
         return Reply.of_json([described])

@@ -17,7 +17,7 @@ from torchport.server.api.base import Api, Reply, Request
 from torchport.server.api.open_inference_requests import LENGTH_HEADER, InferenceRequest, read_request
 from torchport.server.api.predictions import Predictions
 from torchport.server.dispatch.job import Job, Kind
-from torchport.server.errors import InternalError, ResourceNotFound
+from torchport.server.errors import AnswerTooLarge, ResourceNotFound
 from torchport.server.models.registry import Registry
 from torchport.server.models.statistics import RouteStatistics
 from torchport.server.models.version import ModelVersion
@@ -132,7 +132,5 @@ class _Inference:
         reply = self._asked.reply(model.name, model.version, answer.tensors)
         limit = self._api.settings.max_response_size
         if len(reply.body) > limit:
-            raise InternalError(
-                f"the model's answer is too large: {len(reply.body)} bytes, max_response_size is {limit}"
-            )
+            raise AnswerTooLarge(len(reply.body), limit)
         return reply

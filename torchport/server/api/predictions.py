@@ -19,7 +19,7 @@ from torchport.server.api.forms import fields_of
 from torchport.server.api.openapi import model_description
 from torchport.server.api.tracing import Tracing
 from torchport.server.dispatch.job import Job, Kind
-from torchport.server.errors import ApiError, InternalError
+from torchport.server.errors import AnswerTooLarge, ApiError
 from torchport.server.http.message import header_lines
 from torchport.server.models.registry import Registry
 from torchport.server.models.statistics import RouteStatistics
@@ -92,12 +92,10 @@ class Predictions:
     def reply_of(self, answer: Answer) -> Reply:
         """A worker's answer as it goes to the client."""
         if answer.error:
-            error = ApiError(answer.body.decode("utf-8", "replace"))
-            error.http_status, error.kind = answer.status, answer.error
-            return Reply.of_error(error)
-        if len(answer.body) > self.api.settings.max_response_size:
-            size = f"{len(answer.body)} bytes, max_response_size is {self.api.settings.max_response_size}"
-            return Reply.of_error(InternalError(f"the model's answer is too large: {size}"))
+            return Reply.of_error(ApiError.of(answer))
+        limit = self.api.settings.max_response_size
+        if len(answer.body) > limit:
+            return Reply.of_error(AnswerTooLarge(len(answer.body), limit))
         return Reply(_status(answer), answer.body, answer_lines(answer))
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncGenerator
 
 from torchport.server.dispatch.job import Kind, Waiter
-from torchport.server.errors import ApiError, InternalError
+from torchport.server.errors import AnswerTooLarge, ApiError
 from torchport.server.grpc.calls import Call
 from torchport.server.models.registry import Registry
 from torchport.server.wire import Answer, InferRow, Row
@@ -67,21 +67,13 @@ class Asked:
 
     def _checked(self, answer: Answer) -> Answer:
         if answer.error:
-            raise _error(answer.body.decode("utf-8", "replace"), answer.status, answer.error)
+            raise ApiError.of(answer)
         if not 200 <= answer.status < 400:
-            raise _error(_message(answer.body), answer.status, "InternalServerException")
+            raise ApiError(_message(answer.body), http_status=answer.status)
         size = len(answer.body) + sum(len(tensor.data) for tensor in answer.tensors)
         if size > self._limit:
-            raise InternalError(
-                f"the model's answer is too large: {size} bytes, max_response_size is {self._limit}"
-            )
+            raise AnswerTooLarge(size, self._limit)
         return answer
-
-
-def _error(message: str, status: int, kind: str) -> ApiError:
-    error = ApiError(message)
-    error.http_status, error.kind = status, kind
-    return error
 
 
 def _message(body: bytes) -> str:
