@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import time
 from collections.abc import Iterable
 from typing import Any
 from urllib.parse import parse_qsl
@@ -22,7 +21,6 @@ from torchport.server.dispatch.job import Job, Kind
 from torchport.server.errors import AnswerTooLarge, ApiError
 from torchport.server.http.message import header_lines
 from torchport.server.models.registry import Registry
-from torchport.server.models.statistics import RouteStatistics
 from torchport.server.wire import Answer, Field, Row
 
 logger = logging.getLogger(__name__)
@@ -79,14 +77,13 @@ class Predictions:
             fields = [*(Field(key, "", bytearray(text.encode())) for key, text in pairs), *fields]
         route = self._registry.model(name).route(number)
         row = Row(request.id, [*headers_for_handlers(request), *more], fields)
-        prediction = _Prediction(self, request, route)
+        prediction = _Prediction(self, request)
         if self.tracing is not None:
             prediction.span = self.tracing.begin(request, version.model.name, version.model.version)
         # Where the server says nothing of it, handlers take the client's word: then this decides the batch.
         explain = explain or (with_query and request.http.by_name.get(b"explain") == b"True")
         kind = Kind.EXPLAIN if explain else Kind.PREDICT
-        version.submit(kind, row, prediction, request.timeout())
-        route.requests += 1
+        version.submit(kind, row, prediction, request.timeout(), route=route)
         return None
 
     def reply_of(self, answer: Answer) -> Reply:
@@ -102,11 +99,10 @@ class Predictions:
 class _Prediction:
     """Waits for a worker's answer and sends it on."""
 
-    __slots__ = ("_api", "_pieces", "_predictions", "_request", "_route", "_waiting_bytes", "span")
+    __slots__ = ("_api", "_pieces", "_predictions", "_request", "_waiting_bytes", "span")
 
-    def __init__(self, predictions: Predictions, request: Request, route: RouteStatistics) -> None:
-        self._predictions, self._api = predictions, predictions.api
-        self._request, self._route = request, route
+    def __init__(self, predictions: Predictions, request: Request) -> None:
+        self._predictions, self._api, self._request = predictions, predictions.api, request
         self._pieces: asyncio.Queue[Answer | Exception | None] | None = None
         self._waiting_bytes = 0
         self.span: Any = None
@@ -117,11 +113,6 @@ class _Prediction:
         return self._request.http.responder.is_gone
 
     def answered(self, job: Job, answer: Answer) -> None:
-        route, now = self._route, time.monotonic()
-        route.inference_us += (now - job.enqueued) * 1e6
-        queue_s = job.started - job.enqueued
-        route.queue_us += queue_s * 1e6
-        self._api.counts.queue_ms = queue_s * 1e3
         if self._pieces is None:
             self._send(job, self._predictions.reply_of(answer))
             return

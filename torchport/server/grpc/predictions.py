@@ -9,7 +9,6 @@ A call that its client cancels takes its request out of the queue with it.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import AsyncGenerator
 
 from torchport.server.dispatch.job import Kind, Waiter
@@ -32,11 +31,10 @@ class Asked:
         self, registry: Registry, call: Call, kind: Kind, name: str, number: str, row: Row | InferRow
     ) -> None:
         self.version = registry.find(name, number or None)
-        self._route = registry.model(name).route(number or None)
+        route = registry.model(name).route(number or None)
         self._limit = registry.settings.max_response_size
         self._waiter = Waiter()
-        self._job = self.version.submit(kind, row, self._waiter, call.timeout())
-        self._route.requests += 1
+        self.version.submit(kind, row, self._waiter, call.timeout(), route=route)
 
     async def answer(self) -> Answer:
         """The model's answer, or the last piece of it.
@@ -44,11 +42,7 @@ class Asked:
         Raises:
             ApiError: whatever else came of it, an answer with the status of an error included.
         """
-        answer = await self._waiter.answer
-        now, job = time.monotonic(), self._job
-        self._route.inference_us += (now - job.enqueued) * 1e6
-        self._route.queue_us += (job.started - job.enqueued) * 1e6
-        return self._checked(answer)
+        return self._checked(await self._waiter.answer)
 
     async def pieces(self) -> AsyncGenerator[Answer, None]:
         """The pieces of an answer as they come, the last one included.

@@ -22,7 +22,7 @@ from torchport.server.dispatch.pool import WorkerPool
 from torchport.server.dispatch.worker import State, WorkerSpec
 from torchport.server.errors import DeadlineExceeded, InternalError, ServiceUnavailable
 from torchport.server.models.settings import ModelSettings
-from torchport.server.models.statistics import ModelStatistics
+from torchport.server.models.statistics import ModelStatistics, RouteStatistics
 from torchport.server.models.unpacked import UnpackedModel
 from torchport.server.wire import InferRow, Load, Row, Sample
 from torchport_runtime.options import available_cores
@@ -84,18 +84,23 @@ class ModelVersion:
         row: Row | InferRow,
         caller: Caller,
         timeout: float | None = None,
+        *,
+        route: RouteStatistics | None = None,
     ) -> Job:
-        """Put a request into the queue; `caller` is told what comes of it.
+        """Put a request into the queue; `caller` gets the answer or an error.
 
         Args:
-            timeout: seconds after which the client does not want an answer any more.
+            timeout: seconds after which the client no longer wants an answer.
+            route: counts the request and its answer; None for one that is no prediction.
 
         Raises:
-            ServiceUnavailable: the queue is full, or there are no workers and none are to come.
+            ServiceUnavailable: the queue is full, or there are no workers and none will start.
         """
         self.require_room()
-        job = Job(kind, row, caller)
+        job = Job(kind, row, caller, route=route)
         self.queue.put(job)
+        if route is not None:
+            route.asked()
         limit = self.settings.client_timeout_ms / 1000
         if timeout is not None or limit:
             limit = min(timeout or limit, limit or timeout or 0.0)
