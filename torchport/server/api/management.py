@@ -45,8 +45,7 @@ class ManagementApi(Api):
     def __init__(
         self, settings: ServerSettings, access: Access, counts: RequestCounts, registry: Registry
     ) -> None:
-        super().__init__(settings, access, counts)
-        self._description = Reply.of_json(management_description())
+        super().__init__(settings, access, counts, management_description())
         self._registry = registry
 
     def answer(self, request: Request) -> Reply | Coroutine[Any, Any, Reply] | None:
@@ -58,12 +57,9 @@ class ManagementApi(Api):
             return self._renew_key(request)
         if self._access.enabled:
             self._access.require(KeyKind.MANAGEMENT, request.http.by_name.get(b"authorization"))
-        if segments == ("",):
-            if request.method != "OPTIONS":
-                raise MethodNotAllowed("OPTIONS")
-            return self._description
-        if segments == ("api-description",):
-            return self._description
+        described = self.describe(request)
+        if described is not None:
+            return described
         if segments[0] == "models":
             return self._models(request, segments[1:])
         if segments[:2] == ("v1", "models") and len(segments) == 3:
