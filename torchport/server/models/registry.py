@@ -30,6 +30,7 @@ from torchport.server.models.statistics import ModelStatistics, RouteStatistics
 from torchport.server.models.unpacking import unpack
 from torchport.server.models.version import ModelVersion
 from torchport.server.models.work_folder import WorkFolder
+from torchport.server.models.worker_spec import WorkerDefaults
 from torchport.server.settings.settings import ServerSettings
 from torchport.server.wire import Sample
 from torchport.store.folders import version_key
@@ -64,7 +65,8 @@ class Registry:
         self._was_emptied = False
         self.unrestored: dict[str, dict[str, dict[str, Any]]] = {}
         """What a snapshot told of and could not be had, by model and version, for the next snapshot."""
-        self._gpus, self._changed, self._samples_taken = gpus, changed, samples_taken
+        self._worker_defaults = WorkerDefaults.of(settings, gpus)
+        self._changed, self._samples_taken = changed, samples_taken
         self._work = WorkFolder()
         self._hosts = SharedHosts()
         self._locks: dict[str, asyncio.Lock] = {}
@@ -74,7 +76,7 @@ class Registry:
     def default_workers(self) -> int:
         """Workers of a model that is there from the start and says nothing of them: as TorchServe, one for
         each device, or for each core."""
-        return self.settings.default_workers_per_model or self._gpus or available_cores()
+        return self.settings.default_workers_per_model or self._worker_defaults.gpus or available_cores()
 
     # Finding.
 
@@ -206,11 +208,8 @@ class Registry:
             settings,
             self.statistics.setdefault((name, number), ModelStatistics()),
             self._hosts,
-            gpus=self._gpus,
+            self._worker_defaults,
             taken_gpus=self._taken_gpus,
-            hidden_environment=self.settings.blacklist_env_vars,
-            limit_max_image_pixels=self.settings.limit_max_image_pixels,
-            decode_input=self.settings.decode_input_request,
             samples_taken=self._samples_taken,
             loaded_at_startup=asked.at_startup,
         )
