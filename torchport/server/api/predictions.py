@@ -1,4 +1,4 @@
-"""Predictions by REST: a request put onto a version's queue, and its answer sent back.
+"""Predictions by REST: puts a request into a version's queue, and sends its answer back.
 
 predictions = Predictions(api, registry)
 predictions.predict(request, "linear", None)         # the reply is sent when a worker has answered
@@ -40,11 +40,11 @@ _OURS = (
 _NOT_FOR_HANDLERS = frozenset([b"transfer-encoding", b"expect", b"describe"])
 
 _STREAMED = b"ts_stream_next: true\r\n"
-"""What TorchServe's clients may look for in an answer that comes in pieces."""
+"""Header of a streamed answer that TorchServe's clients may look for."""
 
 
 class Predictions:
-    """Asks models for an API, which sends what they answer."""
+    """Queues an API's requests to models, and sends their answers."""
 
     def __init__(self, api: Api, registry: Registry, tracing: Tracing | None = None) -> None:
         self.api, self.tracing = api, tracing
@@ -60,10 +60,10 @@ class Predictions:
         more: Iterable[tuple[bytes, bytes]] = (),
         with_query: bool = False,
     ) -> Reply | None:
-        """Ask a model.
+        """Queue a request to a model.
 
         Args:
-            more: headers that the handler is told beside the client's.
+            more: headers for the handler, after the client's.
             with_query: whether the query's parameters are fields for the handler.
         """
         request.allow(*_METHODS)
@@ -87,7 +87,7 @@ class Predictions:
         return None
 
     def reply_of(self, answer: Answer) -> Reply:
-        """A worker's answer as it goes to the client."""
+        """A worker's answer as a reply to the client."""
         if answer.error:
             return Reply.of_error(ApiError.of(answer))
         limit = self.api.settings.max_response_size
@@ -106,7 +106,7 @@ class _Prediction:
         self._pieces: asyncio.Queue[Answer | Exception | None] | None = None
         self._waiting_bytes = 0
         self.span: Any = None
-        """The request's span, where spans are made."""
+        """The request's tracing span; None if tracing is off."""
 
     @property
     def is_gone(self) -> bool:
@@ -166,9 +166,10 @@ class _Prediction:
 
 
 def headers_for_handlers(request: Request) -> list[tuple[bytes, bytes]]:
-    """The client's headers. The body has come whole: it has a length, and no encoding of its transfer.
+    """The client's headers as handlers get them.
 
-    `describe` is a word of the server's: handlers look for it in a batch's first row.
+    The body is complete: it has a length, and no transfer encoding. `describe` is a word between the server
+    and handlers, which look for it in a batch's first row.
     """
     headers, by_name = request.http.headers, request.http.by_name
     if not _NOT_FOR_HANDLERS.isdisjoint(by_name):
@@ -183,7 +184,7 @@ def _status(answer: Answer) -> int:
 
 
 def answer_lines(answer: Answer) -> bytes:
-    """The handler's headers, without those that the server writes and those that HTTP cannot carry."""
+    """The handler's headers, without those that the server writes or that HTTP cannot carry."""
     if not answer.headers and answer.content_type == "application/json":
         return JSON_LINE
     found: dict[bytes, bytes] = {}

@@ -1,4 +1,4 @@
-"""A request that came by gRPC, on its way to a model's worker.
+"""A gRPC request in a model's queue, and its answer.
 
     asked = Asked(registry, call, Kind.PREDICT, "linear", "", row)
     answer = await asked.answer()
@@ -24,7 +24,7 @@ class Asked:
     """A request in a version's queue.
 
     Raises:
-        ModelNotFound, ModelVersionNotFound, ServiceUnavailable: it cannot be asked.
+        ModelNotFound, ModelVersionNotFound, ServiceUnavailable: no queue can take the request.
     """
 
     def __init__(
@@ -37,10 +37,10 @@ class Asked:
         self.version.submit(kind, row, self._waiter, call.timeout(), route=route)
 
     async def answer(self) -> Answer:
-        """The model's answer, or the last piece of it.
+        """The model's answer, or its last piece.
 
         Raises:
-            ApiError: whatever else came of it, an answer with the status of an error included.
+            ApiError: the request failed, or the answer has the status of an error.
         """
         return self._checked(await self._waiter.answer)
 
@@ -71,8 +71,7 @@ class Asked:
 
 
 def _message(body: bytes) -> str:
-    """What a handler that answered with an error says: the message of an error in the server's shape, or
-    all of it."""
+    """The message of a handler's error: its `message` if it is in the server's form, else all of it."""
     text = body.decode("utf-8", "replace")
     try:
         said = json.loads(text)
