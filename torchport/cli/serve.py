@@ -82,7 +82,7 @@ def serve(
 
 
 def _given(**options: Path | str | bool | None) -> dict[str, str]:
-    """The options that are not None, as `config.properties` would write them."""
+    """The options that were given, as `config.properties` would write them; None: not given."""
     return {
         name: str(value).lower() if isinstance(value, bool) else str(value)
         for name, value in options.items()

@@ -24,16 +24,16 @@ from torchport.server.wire import Answer
 
 
 class OipApi:
-    """Answers what is asked under `/v2`."""
+    """Answers the requests under `/v2`."""
 
     def __init__(self, api: Api, predictions: Predictions, registry: Registry) -> None:
         self._api, self._predictions, self._registry = api, predictions, registry
 
     def answer(self, request: Request) -> Reply | Coroutine[Any, Any, Reply] | None:
-        """Answer one request, or see to it that the API's `send` is called.
+        """Answer one request, now or later: None says that the API's `send` will be called.
 
         Raises:
-            ApiError: what the client gets in the answer's place.
+            ApiError: the client gets it instead of an answer.
         """
         match request.segments[1:]:
             case []:
@@ -80,7 +80,7 @@ class OipApi:
 
 
 def takes_tensors(version: ModelVersion) -> bool:
-    """Whether the version has a signature to put tensors onto: whether torchport made its archive."""
+    """Whether the version has a signature for tensors: whether torchport made its archive."""
     ready = version.pool.ready
     return bool(ready[0].signature if ready else version.model.config.get("torchport"))
 

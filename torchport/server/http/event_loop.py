@@ -1,4 +1,4 @@
-"""The event loop of the server, and of whatever puts a load on one: uvloop's where it is installed.
+"""The event loop of a server and of its load tests: uvloop's if it is installed.
 
 with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
     runner.run(main())

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 LOSSES = 2
 LOSSES_FROM_OUTSIDE = 3
-"""Number of workers that die with a row until it is answered with an error, and no longer tried again.
+"""Number of workers that may die with a row; then it is answered with an error.
 
 A SIGKILL from outside may be an operator's, or the kernel's because memory ran out: it allows one more try.
 """
