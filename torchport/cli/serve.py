@@ -85,9 +85,10 @@ def serve(
 def _addresses(
     properties: dict[str, str], ports: dict[str, int | None], host: str | None
 ) -> dict[str, object]:
-    """The addresses with the host and the ports that were given; the rest as in the file.
+    """The addresses with the given host and ports.
 
-    Ports that neither names move along with that of inference, so that two servers can run side by side.
+    Others are as in the file. Ports that neither sets are shifted along with the inference port, so
+    that two servers can run side by side.
     """
     from torchport.server.settings.address import Address
     from torchport.server.settings.settings import ServerSettings
