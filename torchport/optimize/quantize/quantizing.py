@@ -34,8 +34,7 @@ from torchport.recipe.contract import Recipe
 from torchport.recipe.gate import Gate
 from torchport.store.files import read_json, write_bytes, write_json
 from torchport.store.folders import BuildFolder
-from torchport.store.versions import library_versions
-from torchport.version import __version__
+from torchport.store.versions import library_versions, record_head
 
 REPORT = "quantization.json"
 
@@ -141,9 +140,7 @@ def _certificate(
 ) -> dict[str, Any]:
     return {
         "format": FORMAT,
-        "torchport": __version__,
-        "recipe": recipe.name,
-        "version": recipe.version,
+        **record_head(recipe.name, recipe.version),
         "says": MEANING,
         "method": best.method,
         "means": METHODS[best.method],

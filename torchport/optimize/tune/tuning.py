@@ -38,8 +38,7 @@ from torchport.recipe.contract import Recipe
 from torchport.store import machine
 from torchport.store.files import write_bytes, write_json
 from torchport.store.folders import BuildFolder, Store
-from torchport.store.versions import library_versions
-from torchport.version import __version__
+from torchport.store.versions import library_versions, record_head
 from torchport_runtime.options import OVERRIDABLE
 
 MEANING = (
@@ -192,9 +191,7 @@ def _record(
     front = outcome.front()
     return {
         "format": FORMAT,
-        "torchport": __version__,
-        "recipe": recipe.name,
-        "version": recipe.version,
+        **record_head(recipe.name, recipe.version),
         "says": MEANING,
         "machine": machine.describe(),
         "cores": outcome.space.cores,
