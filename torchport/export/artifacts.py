@@ -34,23 +34,69 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 
+class Failures:
+    """Variants that could not be exported, sorted by whether the recipe can do without them.
+
+    `optional` has a reason by variant, such as `pt2 bfloat16`; the first graph's where several failed.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._required: dict[str, list[str]] = {}
+        self.optional: dict[str, str] = {}
+
+    def add(self, variant: Variant, graph: str, err: ExportError) -> None:
+        """Sort one variant's error."""
+        if is_optional(self._recipe, variant):
+            self.optional.setdefault(str(variant), f"graph {graph}: {err}")
+        else:
+            self._required.setdefault(str(err), []).append(variant.artifact(graph))
+
+    def require_only_optional(self) -> None:
+        """Refuse a recipe of which something required could not be made.
+
+        Raises:
+            ExportError: all such failures in one, each reason once.
+        """
+        if self._required:
+            recipe = self._recipe
+            raise ExportError(
+                f"{recipe.name} {recipe.version} cannot be exported as its recipe says:\n  "
+                + "\n  ".join(f"{', '.join(names)}: {reason}" for reason, names in self._required.items())
+                + f"\n(nothing was written; the recipe's backends are now {tuple(recipe.backends)}, its "
+                f"precisions {tuple(recipe.precisions)})"
+            )
+
+
 @dataclass
 class Artifacts:
-    """`contents` and `entries` of the export's record by file name; `failed` are the optional backends, and
-    `failed_precisions` the other optional variants, that could not be made, each with the reason. `guards`
-    are by graph what its program takes for granted of sizes (`torchport.export.guards`)."""
+    """Everything that was made. `contents` and `entries` of the export's record are by file name.
+
+    `failed` are the optional variants that could not be made, each with its reason. `guards` are by graph
+    what its program takes for granted of sizes (`torchport.export.guards`).
+    """
 
     contents: dict[str, bytes] = field(default_factory=dict)
     entries: dict[str, dict[str, Any]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
-    failed_precisions: dict[str, str] = field(default_factory=dict)
     guards: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
+    def add(self, variant: Variant, graph: str, content: bytes, facts: Mapping[str, Any]) -> None:
+        """Keep one artifact, and its entry for the record."""
+        name = variant.artifact(graph)
+        self.contents[name] = content
+        self.entries[name] = {
+            **variant.to_json(),
+            "graph": graph,
+            "sha256": sha256_bytes(content),
+            "bytes": len(content),
+            **facts,
+        }
+
     def drop_failed(self) -> None:
-        """Of what failed for one graph, no other graph's artifact is kept."""
-        lost = {*self.failed, *self.failed_precisions}
+        """Drop all graphs' artifacts of a variant that failed for one graph."""
         for name, entry in list(self.entries.items()):
-            if {entry["backend"], str(Variant.of(entry))} & lost:
+            if {entry["backend"], str(Variant.of(entry))} & set(self.failed):
                 del self.entries[name], self.contents[name]
 
 
@@ -65,15 +111,8 @@ def make_artifacts(
     Raises:
         ExportError: one that is not optional cannot be made; all failures in one.
     """
-    made = Artifacts()
-    failures: dict[str, list[str]] = {}
-    # The ONNX exporter may change the program that it is given: it comes last; and what is compiled comes
-    # after what is saved as it was captured.
-    order = {"aotinductor": 1, "onnxruntime": 2}
-    variants = sorted(
-        wanted_variants(recipe),
-        key=lambda v: (list(recipe.precisions).index(v.precision), order.get(v.backend, 0)),
-    )
+    made, failures = Artifacts(), Failures(recipe)
+    variants = _in_export_order(recipe)
     for graph, module in graphs.items():
         module = module.eval()
         signature = signatures[graph]
@@ -81,40 +120,34 @@ def make_artifacts(
         check_eager_outputs(recipe, graph, module, signature, inputs)
         exporter = _Exporter(recipe, module, in_order(module, signature, inputs), signature, inputs)
         for variant in variants:
-            name = variant.artifact(graph)
-            tell(f"exporting {name}")
+            tell(f"exporting {variant.artifact(graph)}")
             try:
                 if variant.precision != "float32":
                     check_eager_outputs(recipe, graph, module, signature, inputs, variant.precision)
                 content, facts = exporter.make(variant)
             except ExportError as err:
-                if variant.backend in recipe.optional_backends and variant.precision == "float32":
-                    made.failed.setdefault(variant.backend, f"graph {graph}: {err}")
-                elif is_optional(recipe, variant):
-                    made.failed_precisions.setdefault(str(variant), f"graph {graph}: {err}")
-                else:
-                    failures.setdefault(str(err), []).append(name)
+                failures.add(variant, graph, err)
                 continue
-            made.contents[name] = content
-            made.entries[name] = {
-                **variant.to_json(),
-                "graph": graph,
-                "sha256": sha256_bytes(content),
-                "bytes": len(content),
-                **facts,
-            }
+            made.add(variant, graph, content, facts)
         guards = exporter.guards()
         if guards:
             made.guards[graph] = guards
-    if failures:
-        raise ExportError(
-            f"{recipe.name} {recipe.version} cannot be exported as its recipe says:\n  "
-            + "\n  ".join(f"{', '.join(names)}: {reason}" for reason, names in failures.items())
-            + f"\n(nothing was written; the recipe's backends are now {tuple(recipe.backends)}, its "
-            f"precisions {tuple(recipe.precisions)})"
-        )
+    failures.require_only_optional()
+    made.failed = failures.optional
     made.drop_failed()
     return made
+
+
+def _in_export_order(recipe: Recipe) -> list[Variant]:
+    """The recipe's variants, by precision, then in the order in which one program serves them all."""
+    # The ONNX exporter may change the program that it is given: it comes last; and what is compiled comes
+    # after what is saved as it was captured.
+    order = {"aotinductor": 1, "onnxruntime": 2}
+    precisions = list(recipe.precisions)
+    return sorted(
+        wanted_variants(recipe),
+        key=lambda variant: (precisions.index(variant.precision), order.get(variant.backend, 0)),
+    )
 
 
 class _Exporter:

@@ -17,7 +17,7 @@ from typing import Any
 from torchport.errors import ExportError, StaleError
 from torchport.export.artifacts import make_artifacts
 from torchport.model.graphs import model_graphs
-from torchport.model.trained import require_training, trained_model
+from torchport.model.trained import rebuilt_model, require_training
 from torchport.recipe.contract import Recipe
 from torchport.store.files import write_bytes, write_json
 from torchport.store.folders import BuildFolder
@@ -52,8 +52,8 @@ def export(
         ExportError: the model cannot be exported as the recipe says; all backends' failures in one.
     """
     with folder.lock():
-        model = trained_model(recipe, folder)
         training = require_training(recipe, folder)
+        model = rebuilt_model(recipe, folder)
         inputs = {
             "format": FORMAT,
             "weights": training["weights_sha256"],
@@ -84,7 +84,6 @@ def export(
             "inputs": inputs,
             "artifacts": {**made.entries, "signature.json": signature_entry},
             "failed": made.failed,
-            **({"failed_precisions": made.failed_precisions} if made.failed_precisions else {}),
             **({"guards": made.guards} if made.guards else {}),
         }
         write_json(folder.export, record)
@@ -92,7 +91,7 @@ def export(
 
 
 def _precisions(recipe: Recipe) -> dict[str, Any]:
-    """What is to be written down of them: nothing where it is float32 alone, as before there were others."""
+    """The precision keys of the record. Empty for float32 only, so that older records stay valid."""
     if tuple(recipe.precisions) == ("float32",):
         return {}
     return {
