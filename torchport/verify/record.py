@@ -42,7 +42,7 @@ class Basis:
             return "it failed before"
         if before.get("rules") != RULES:
             return "parity asks for more than it did then"
-        changed = differences(before["binding"], dict(self.binding))
+        changed = differences(before["binding"], self.binding)
         if changed:
             return f"changed since: {', '.join(changed)}"
         if before["libraries"] != self.libraries:
