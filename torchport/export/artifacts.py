@@ -7,11 +7,9 @@ made.contents["main.bfloat16.pt2"]
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from torchport.errors import ExportError
 from torchport.export.aotinductor import export_aotinductor
@@ -19,6 +17,7 @@ from torchport.export.guards import guarded_sizes, holds_at
 from torchport.export.onnx import export_onnx, to_onnx
 from torchport.export.program import capture, export_program, in_order, save_program
 from torchport.export.torchscript import export_torchscript
+from torchport.export.traced_graph import TracedGraph
 from torchport.export.traced_sizes import first_difference, other_sizes, same_answers
 from torchport.model.outputs import check_eager_outputs
 from torchport.recipe.contract import Recipe
@@ -118,7 +117,7 @@ def make_artifacts(
         signature = signatures[graph]
         inputs = example_inputs(signature)
         check_eager_outputs(recipe, graph, module, signature, inputs)
-        exporter = _Exporter(recipe, module, in_order(module, signature, inputs), signature, inputs)
+        exporter = _Exporter(TracedGraph(recipe, module, signature, inputs))
         for variant in variants:
             tell(f"exporting {variant.artifact(graph)}")
             try:
@@ -153,16 +152,9 @@ def _in_export_order(recipe: Recipe) -> list[Variant]:
 class _Exporter:
     """One graph for every variant; a program is captured once for each precision."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        module: nn.Module,
-        ordered: nn.Module,
-        signature: Signature,
-        inputs: Mapping[str, np.ndarray],
-    ) -> None:
-        self._recipe, self._module, self._ordered = recipe, module, ordered
-        self._signature, self._inputs = signature, inputs
+    def __init__(self, graph: TracedGraph) -> None:
+        self._graph = graph
+        self._ordered = replace(graph, module=in_order(graph.module, graph.signature, graph.inputs))
         self._programs: dict[str, ExportedProgram] = {}
         self._guards: dict[str, dict[str, Any]] = {}
 
@@ -172,11 +164,11 @@ class _Exporter:
 
     def make(self, variant: Variant) -> tuple[bytes, dict[str, Any]]:
         """One artifact, and what is to be recorded about it."""
-        recipe, precision = self._recipe, variant.precision
+        precision = variant.precision
         if variant.backend == "torchscript":
-            module = self._module if recipe.torchscript == "script" else self._ordered
-            content = export_torchscript(recipe, module, self._signature, self._inputs, precision)
-            return content, {"method": recipe.torchscript}
+            method = self._graph.recipe.torchscript
+            graph = self._graph if method == "script" else self._ordered
+            return export_torchscript(graph, precision), {"method": method}
         program = self._program(precision)
         if variant.backend == "pt2":
             return save_program(program), {}
@@ -190,21 +182,22 @@ class _Exporter:
         Raises:
             ExportError: it is right at the traced sizes alone.
         """
-        content, facts = export_onnx(program, self._signature)
-        traced = self._signature.check_input_shapes(self._inputs)
-        sizes = other_sizes(self._signature, traced, partial(holds_at, program, self._signature))
+        signature = self._graph.signature
+        content, facts = export_onnx(program, signature)
+        traced = signature.check_input_shapes(self._graph.inputs)
+        sizes = other_sizes(signature, traced, partial(holds_at, program, signature))
         if sizes is None:
             return content, facts
-        inputs = random_inputs(self._signature, sizes, seed=1)
+        inputs = random_inputs(signature, sizes, seed=1)
         try:
-            other = capture(self._recipe, self._ordered, self._signature, inputs, precision)
-            twin = to_onnx(other, self._signature).SerializeToString()
+            other = capture(replace(self._ordered, inputs=inputs), precision)
+            twin = to_onnx(other, signature).SerializeToString()
         except ExportError:  # At sizes that the model does not take after all; parity asks it at its own.
             return content, facts
         found = first_difference(content, twin)
         if found is None or same_answers(content, twin, inputs):
             return content, facts
-        where = line_in_trace(found.trace, self._recipe)
+        where = line_in_trace(found.trace, self._graph.recipe)
         at, and_at = (", ".join(f"{symbol}={size}" for symbol, size in s.items()) for s in (traced, sizes))
         raise ExportError(
             f"{where + ': ' if where else ''}the ONNX graph holds the sizes that it was traced with: "
@@ -215,7 +208,8 @@ class _Exporter:
 
     def _program(self, precision: str) -> ExportedProgram:
         if precision not in self._programs:
-            program = export_program(self._recipe, self._ordered, self._signature, self._inputs, precision)
-            self._guards |= {guard["holds_where"]: guard for guard in guarded_sizes(program, self._signature)}
+            program = export_program(self._ordered, precision)
+            guards = guarded_sizes(program, self._graph.signature)
+            self._guards |= {guard["holds_where"]: guard for guard in guards}
             self._programs[precision] = program
         return self._programs[precision]

@@ -9,14 +9,12 @@ nothing compressed, so that the same inputs give the same bytes.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -45,13 +43,11 @@ from torchport.store.folders import BuildFolder, Store
 from torchport.store.hashing import sha256_bytes, sha256_file
 from torchport.store.serving_record import read_records
 from torchport.store.variants import Variant, has_passed
+from torchport.store.zips import reproducible_zip
 from torchport.verify.evidence import FILE
 from torchport.verify.report.page import with_wire
 from torchport_runtime import BackendOptions
 from torchport_runtime.options import HALF_PRECISIONS
-
-EPOCH = (1980, 1, 1, 0, 0, 0)
-"""The earliest date that a zip entry can have."""
 
 CREATED_ON = "01/01/1980 00:00:00"
 
@@ -265,11 +261,6 @@ def _layout(
 
 
 def _zip(folder: Path) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for path in sorted(folder.rglob("*"), key=lambda p: p.relative_to(folder).as_posix()):
-            if path.is_file():
-                entry = zipfile.ZipInfo(path.relative_to(folder).as_posix(), date_time=EPOCH)
-                entry.external_attr = 0o644 << 16
-                archive.writestr(entry, path.read_bytes())
-    return buffer.getvalue()
+    """The folder's files as a zip, sorted by name, each readable by all."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return reproducible_zip(((name, (folder / name).read_bytes()) for name in names), permissions=0o644)

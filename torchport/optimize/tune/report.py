@@ -14,6 +14,7 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 from torchport.optimize.tune.search import Outcome, Point
+from torchport.verify.report.templates import render
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 860, 460, 64, 24, 34, 46
 KINDS = 6
@@ -102,15 +103,6 @@ def picture(outcome: Outcome) -> str:
 
 def page(record: Mapping[str, Any], drawn: str) -> str:
     """The picture, and every figure of `tuning.json`."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("torchport.optimize.tune", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     points = sorted(record["points"], key=lambda p: (-p["rounds"], -p["per_second"]))
     keys = list(record["default"])
     named = [
@@ -121,7 +113,7 @@ def page(record: Mapping[str, Any], drawn: str) -> str:
         }
         for p in points
     ]
-    return environment.get_template("tuning.html.j2").render(record=record, drawn=drawn, points=named)
+    return render("torchport.optimize.tune", "tuning.html.j2", record=record, drawn=drawn, points=named)
 
 
 def _axes(plane: _Plane) -> list[str]:
