@@ -37,15 +37,15 @@ def train(
 
 def export(recipe: Recipe, store: Store, force: bool) -> bool:
     from torchport.export.exporting import export as run
+    from torchport.model.exported import failed_variants
 
     with show.working("exporting") as tell:
         result = run(recipe, store.build(recipe.name, recipe.version), force=force, tell=tell)
     artifacts = result.record["artifacts"]
     sizes = [f"{n} {decimal(e['bytes'])}" for n, e in artifacts.items() if "bytes" in e]
     show.stage("export", result.done, result.why, ", ".join(sizes))
-    record = result.record
-    for backend, why in {**record.get("failed", {}), **record.get("failed_precisions", {})}.items():
-        show.say(f"  without {backend}: {why}")
+    for variant, why in failed_variants(result.record).items():
+        show.say(f"  without {variant}: {why}")
     return result.done
 
 

@@ -21,12 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 from torchport.errors import ExportError
 from torchport.export.program import gist, quiet
+from torchport.store.zips import reproducible_zip
 from torchport_runtime.backends.aotinductor import BUILT_FOR, built_here
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
-
-EPOCH = (1980, 1, 1, 0, 0, 0)
 
 CONFIG = {
     # The number of threads is the server's to choose, and not the exporting machine's.
@@ -74,12 +73,8 @@ def _with_facts(content: bytes, built: dict[str, Any]) -> bytes:
     Sources contain paths.
     """
     source = zipfile.ZipFile(io.BytesIO(content))
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as target:
-        kept = [info for info in source.infolist() if not info.filename.endswith(".cpp")]
-        for info in kept:
-            target.writestr(zipfile.ZipInfo(info.filename, date_time=EPOCH), source.read(info))
-        root = kept[0].filename.partition("/")[0]
-        text = json.dumps(built, indent=2, sort_keys=True)
-        target.writestr(zipfile.ZipInfo(f"{root}/{BUILT_FOR}", date_time=EPOCH), text)
-    return buffer.getvalue()
+    kept = [info for info in source.infolist() if not info.filename.endswith(".cpp")]
+    root = kept[0].filename.partition("/")[0]
+    text = json.dumps(built, indent=2, sort_keys=True)
+    entries = [(info.filename, source.read(info)) for info in kept]
+    return reproducible_zip([*entries, (f"{root}/{BUILT_FOR}", text.encode())])

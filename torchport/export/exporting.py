@@ -18,7 +18,7 @@ from typing import Any
 from torchport.errors import ExportError, StaleError
 from torchport.export.artifacts import make_artifacts
 from torchport.model.graphs import model_graphs
-from torchport.model.trained import require_training, trained_model
+from torchport.model.trained import rebuilt_model, require_training
 from torchport.recipe.contract import Recipe
 from torchport.store.files import write_bytes, write_json
 from torchport.store.folders import BuildFolder
@@ -56,8 +56,8 @@ def export(
         ExportError: the model cannot be exported as the recipe says; all backends' failures in one.
     """
     with folder.lock():
-        model = trained_model(recipe, folder)
         training = require_training(recipe, folder)
+        model = rebuilt_model(recipe, folder)
         inputs = {
             "format": FORMAT,
             "weights": training["weights_sha256"],
@@ -88,7 +88,6 @@ def export(
             "inputs": inputs,
             "artifacts": {**made.entries, "signature.json": signature_entry},
             "failed": made.failed,
-            **({"failed_precisions": made.failed_precisions} if made.failed_precisions else {}),
             **({"guards": made.guards} if made.guards else {}),
         }
         write_json(folder.export, record)
@@ -96,7 +95,7 @@ def export(
 
 
 def _precisions(recipe: Recipe) -> dict[str, Any]:
-    """The precision keys of `export.json`. Empty for float32 only, so that old records stay valid."""
+    """The precision keys of the record. Empty for float32 only, so that older records stay valid."""
     if tuple(recipe.precisions) == ("float32",):
         return {}
     return {

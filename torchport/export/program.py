@@ -12,15 +12,16 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from torchport.errors import ExportError
 from torchport.export.recurrent import recurrent_layers_as_loops
+from torchport.export.traced_graph import TracedGraph
 from torchport.export.traced_sizes import first_differing_trace, other_sizes
 from torchport.model.half_precision import default_dtype, half_dtype, in_half
-from torchport.recipe.contract import Recipe
 from torchport.recipe.inputs import random_inputs
 from torchport.recipe.user_code import line_in_trace, where_in_user_code
 from torchport_runtime import Signature
@@ -56,23 +57,17 @@ def in_order(module: nn.Module, signature: Signature, inputs: Mapping[str, np.nd
     return Ordered().eval()
 
 
-def export_program(
-    recipe: Recipe,
-    module: nn.Module,
-    signature: Signature,
-    inputs: Mapping[str, np.ndarray],
-    precision: str = "float32",
-) -> ExportedProgram:
-    """Capture a model with every symbolic dimension dynamic, and check its dimensions.
+def export_program(graph: TracedGraph, precision: str = "float32") -> ExportedProgram:
+    """torch.export with every symbolic dimension dynamic, its dimensions compared with the signature's.
 
     Raises:
         ExportError: torch.export cannot take the model, or a dimension came out fixed.
     """
-    program = capture(recipe, module, signature, inputs, precision)
+    program = capture(graph, precision)
     try:
-        _check_program(program, signature)
+        _check_program(program, graph.signature)
     except ExportError as err:
-        where = _where_fixed(program, recipe, module, signature, inputs, precision)
+        where = _where_fixed(program, graph, precision)
         if not where:
             raise
         raise ExportError(f"{where}: {err}") from err
@@ -82,16 +77,9 @@ def export_program(
     return program
 
 
-def capture(
-    recipe: Recipe,
-    module: nn.Module,
-    signature: Signature,
-    inputs: Mapping[str, np.ndarray],
-    precision: str = "float32",
-) -> ExportedProgram:
-    """Capture a model by torch.export at the sizes of `inputs`.
-
-    Its operations know their lines in the user's code, which are paths of this machine.
+def capture(graph: TracedGraph, precision: str = "float32") -> ExportedProgram:
+    """A model as torch.export sees it at the sizes of `inputs`. Its operations know their lines in the
+    user's code, which are paths of this machine.
 
     Raises:
         ExportError: torch.export cannot take the model.
@@ -99,6 +87,7 @@ def capture(
     import torch
     from torch.export import Dim
 
+    module, signature = graph.module, graph.signature
     dynamic: tuple[Any, ...] = tuple(
         {axis: Dim.AUTO for axis, size in enumerate(spec.shape) if is_dynamic(size, signature)}
         for spec in signature.inputs.values()
@@ -112,10 +101,10 @@ def capture(
     own_dtype = default_dtype(half_dtype(precision) if is_half else None)
     try:
         with quiet(), recurrent_layers_as_loops(), own_dtype:
-            return torch.export.export(module, positional(inputs), dynamic_shapes=dynamic)
+            return torch.export.export(module, positional(graph.inputs), dynamic_shapes=dynamic)
     except Exception as err:  # torch.export raises UserError, TorchRuntimeError, guards' and ops' own.
         raise ExportError(
-            f"{where_in_user_code(err, recipe)}: torch.export cannot take it: {gist(err)}: rewrite "
+            f"{where_in_user_code(err, graph.recipe)}: torch.export cannot take it: {gist(err)}: rewrite "
             "that line with torch operations (torch.where, torch.cond), or leave pt2 and onnxruntime "
             "out of the recipe's backends"
         ) from err
@@ -134,26 +123,17 @@ def _check_program(program: ExportedProgram, signature: Signature) -> None:
     )
 
 
-def _where_fixed(
-    program: ExportedProgram,
-    recipe: Recipe,
-    module: nn.Module,
-    signature: Signature,
-    inputs: Mapping[str, np.ndarray],
-    precision: str,
-) -> str:
-    """The user's line where captures at two sizes begin to differ.
-
-    Empty if unknown.
-    """
-    sizes = other_sizes(signature, signature.check_input_shapes(inputs))
+def _where_fixed(program: ExportedProgram, graph: TracedGraph, precision: str) -> str:
+    """The user's line from which on captures at two sizes differ; empty if it cannot be told."""
+    signature = graph.signature
+    sizes = other_sizes(signature, signature.check_input_shapes(graph.inputs))
     if sizes is None:
         return ""
     try:
-        other = capture(recipe, module, signature, random_inputs(signature, sizes, seed=0), precision)
+        other = capture(replace(graph, inputs=random_inputs(signature, sizes, seed=0)), precision)
     except ExportError:
         return ""
-    return line_in_trace(first_differing_trace(program, other), recipe)
+    return line_in_trace(first_differing_trace(program, other), graph.recipe)
 
 
 @contextmanager

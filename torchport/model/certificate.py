@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +68,19 @@ def requirements(recipe: Recipe) -> bytes:
     return "".join(f"{line}\n" for line in recipe.requirements).encode()
 
 
-def require_certificate(recipe: Recipe, folder: BuildFolder) -> dict[str, Any]:
-    """The passing certificate of exactly the files in the folder.
+def require_certificate(
+    recipe: Recipe, folder: BuildFolder, bound: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The passing certificate of exactly what is in the folder now.
+
+    `bound` is the folder's `binding`, where a stage has made it under the same lock.
 
     Raises:
         StaleError: the certificate is missing, it did not pass, or something it is bound to has changed; the
             message names each.
     """
     again = f"torchport verify {folder.name}"
-    bound_now = binding(recipe, folder)
+    bound = binding(recipe, folder) if bound is None else bound
     certificate = folder.certificate()
     if certificate is None:
         raise StaleError(f"{folder.name} {folder.version} has no certificate: {again}")
@@ -84,7 +89,7 @@ def require_certificate(recipe: Recipe, folder: BuildFolder) -> dict[str, Any]:
         raise StaleError(f"{folder.name} {folder.version} did not pass parity: {first}")
     if not has_evidence(folder, certificate):
         raise StaleError(f"{folder.name} {folder.version}: the certificate's evidence is not there: {again}")
-    changed = differences(certificate.get("binding", {}), bound_now)
+    changed = differences(certificate.get("binding", {}), bound)
     if changed:
         raise StaleError(
             f"{folder.name} {folder.version}: the certificate is not of these bytes; since it was made "
@@ -102,7 +107,7 @@ def has_evidence(folder: BuildFolder, certificate: dict[str, Any]) -> bool:
     )
 
 
-def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Names of what differs between two bindings, files by their own names."""
     changed = []
     for key in sorted(set(before) | set(now)):

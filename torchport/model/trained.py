@@ -26,6 +26,15 @@ def trained_model(recipe: Recipe, folder: BuildFolder) -> nn.Module:
         TrainingError: the weights do not fit the model that the recipe builds.
     """
     require_training(recipe, folder)
+    return rebuilt_model(recipe, folder)
+
+
+def rebuilt_model(recipe: Recipe, folder: BuildFolder) -> nn.Module:
+    """As `trained_model`, after `require_training` under the same lock: the files are not hashed again.
+
+    Raises:
+        TrainingError: the weights do not fit the model that the recipe builds.
+    """
     with running(recipe.path, "build"):
         model = recipe.build()
     load_weights(model, folder.weights)

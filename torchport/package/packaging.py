@@ -10,15 +10,13 @@ the same bytes.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,13 @@ import yaml
 
 from torchport.archive.contents import inspect_archive
 from torchport.errors import ArchiveError, RecipeError
-from torchport.model.certificate import REQUIREMENTS, require_certificate, requirements, runtime_folder
+from torchport.model.certificate import (
+    REQUIREMENTS,
+    binding,
+    require_certificate,
+    requirements,
+    runtime_folder,
+)
 from torchport.model.exported import exported_backends, exported_variants, not_exported
 from torchport.model.int8_certificate import CERTIFICATE as INT8_CERTIFICATE
 from torchport.model.int8_certificate import int8_files, read_int8_certificate, require_int8
@@ -40,13 +44,11 @@ from torchport.store.folders import BuildFolder, Store
 from torchport.store.hashing import sha256_bytes, sha256_file
 from torchport.store.serving_record import read_records
 from torchport.store.variants import Variant, has_passed
+from torchport.store.zips import reproducible_zip
 from torchport.verify.evidence import FILE
 from torchport.verify.report.page import with_wire
 from torchport_runtime import BackendOptions
 from torchport_runtime.options import HALF_PRECISIONS
-
-EPOCH = (1980, 1, 1, 0, 0, 0)
-"""The date of every zip entry: the earliest one possible."""
 
 CREATED_ON = "01/01/1980 00:00:00"
 
@@ -101,9 +103,10 @@ def package(
     asked = replace(default, backend=backends[0], precision=precision or default.precision)
     asked.model_config(recipe, shadow)  # What it is asked for wrongly is told before anything else.
     with folder.lock():
-        tuning = tuning_of(recipe, folder, backends=given, precision=precision)
+        bound = binding(recipe, folder)
+        tuning = tuning_of(recipe, folder, backends=given, precision=precision, bound=bound)
         config = (tuning.configuration or asked).model_config(recipe, shadow)
-        content = archive_content(recipe, folder, backends, config)
+        content = archive_content(recipe, folder, backends, config, bound)
         digest = sha256_bytes(content)
         path = store.archive(recipe.name, recipe.version)
         remove_strays(path.parent, path.name)
@@ -149,11 +152,17 @@ def require_exported(recipe: Recipe, folder: BuildFolder, backends: Sequence[str
 
 
 def archive_content(
-    recipe: Recipe, folder: BuildFolder, backends: Sequence[str], config: dict[str, Any]
+    recipe: Recipe,
+    folder: BuildFolder,
+    backends: Sequence[str],
+    config: dict[str, Any],
+    bound: Mapping[str, Any] | None = None,
 ) -> bytes:
     """The archive's bytes, made of verified artifacts.
 
     `config` is its `model-config.yaml`.
+
+    `bound` is the folder's `binding`, where a stage has made it under the same lock.
 
     Raises:
         StaleError, RecipeError, ArchiveError: as `package`.
@@ -170,14 +179,15 @@ def archive_content(
             f"shadow {watching.backend!r} is not among the backends that the archive carries: "
             f"{', '.join(backends)}"
         )
-    certificate = require_certificate(recipe, folder)
+    bound = binding(recipe, folder) if bound is None else bound
+    certificate = require_certificate(recipe, folder, bound)
     chosen = [Variant(options.backend, options.precision)]
     chosen += [Variant(watching.backend, watching.precision)] if watching is not None else []
     quantised = "onnxruntime" in backends and (
         any(v.precision == "int8" for v in chosen) or read_int8_certificate(folder) is not None
     )
     if quantised:
-        require_int8(recipe, folder)
+        require_int8(recipe, folder, bound)
     carried = [*int8_files(recipe), INT8_CERTIFICATE] if quantised else []
     proven = [
         v for v in exported_variants(recipe, folder) if v.backend in backends and has_passed(certificate, v)
@@ -263,11 +273,6 @@ def _layout(
 
 
 def _zip(folder: Path) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for path in sorted(folder.rglob("*"), key=lambda p: p.relative_to(folder).as_posix()):
-            if path.is_file():
-                entry = zipfile.ZipInfo(path.relative_to(folder).as_posix(), date_time=EPOCH)
-                entry.external_attr = 0o644 << 16
-                archive.writestr(entry, path.read_bytes())
-    return buffer.getvalue()
+    """The folder's files as a zip, sorted by name, each readable by all."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return reproducible_zip(((name, (folder / name).read_bytes()) for name in names), permissions=0o644)

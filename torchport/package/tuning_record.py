@@ -10,7 +10,7 @@ certificate is bound to.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,13 +39,20 @@ class Tuning:
     why_not: str = ""
 
 
-def tuning_binding(recipe: Recipe, folder: BuildFolder, configuration: Configuration) -> dict[str, Any]:
-    """The digests that a tuning to this configuration must contain.
+def tuning_binding(
+    recipe: Recipe,
+    folder: BuildFolder,
+    configuration: Configuration,
+    bound: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The digests that a tuning to this configuration must carry.
+
+    `bound` is the folder's `binding`, where a stage has made it under the same lock.
 
     Raises:
         StaleError: not trained or not exported, or an artifact is not what was exported.
     """
-    bound = binding(recipe, folder)
+    bound = dict(binding(recipe, folder) if bound is None else bound)
     int8 = folder.path / INT8_CERTIFICATE
     if configuration.precision == "int8" and int8.is_file():
         bound |= {"int8": {INT8_CERTIFICATE: sha256_file(int8)}}
@@ -60,11 +67,17 @@ def read_tuning(folder: BuildFolder) -> dict[str, Any] | None:
 
 
 def tuning_of(
-    recipe: Recipe, folder: BuildFolder, *, backends: Sequence[str] = (), precision: str | None = None
+    recipe: Recipe,
+    folder: BuildFolder,
+    *,
+    backends: Sequence[str] = (),
+    precision: str | None = None,
+    bound: Mapping[str, Any] | None = None,
 ) -> Tuning:
     """The tuning of what is in the folder now.
 
-    With `backends` (the first serves) and `precision`, only a tuning to these applies.
+    With `backends` (the first serves) or `precision`, only a tuning to these counts. `bound` is as in
+    `tuning_binding`.
 
     Raises:
         StaleError: as `tuning_binding`.
@@ -78,7 +91,7 @@ def tuning_of(
         _require_measurable(recipe, chosen, record["cores"])
     except (TypeError, ValueError, BackendError) as err:
         return Tuning(why_not=f"what it has chosen cannot be: {err}")
-    changed = differences(record["binding"], tuning_binding(recipe, folder, chosen))
+    changed = differences(record["binding"], tuning_binding(recipe, folder, chosen, bound))
     if changed:
         return Tuning(why_not=f"since it was measured these have changed: {', '.join(changed)}")
     if backends and backends[0] != chosen.backend:

@@ -12,6 +12,9 @@ from torchport.recipe.contract import Recipe
 from torchport.store.variants import Variant
 from torchport_runtime.options import BACKEND_PRECISIONS, BackendOptions
 
+INT8 = Variant("onnxruntime", "int8")
+"""INT8 graphs run by ONNX Runtime, on the CPU only."""
+
 
 def wanted_variants(recipe: Recipe) -> Iterator[Variant]:
     """Every backend of a recipe in every precision that both have; float32 first."""
@@ -45,8 +48,3 @@ def backend_options(recipe: Recipe, backend: str, device: str | None = None) -> 
 def variant_options(recipe: Recipe, variant: Variant, device: str | None = None) -> BackendOptions:
     """The recipe's options for a variant: `backend_options` in its precision."""
     return replace(backend_options(recipe, variant.backend, device), precision=variant.precision)
-
-
-def int8_options(recipe: Recipe) -> BackendOptions:
-    """Options of a recipe's INT8 graphs: on the CPU, with its threads and optimisations."""
-    return replace(backend_options(recipe, "onnxruntime", "cpu"), precision="int8")

@@ -1,6 +1,8 @@
-"""Versions of the libraries that were used for a result."""
+"""Versions of torchport and of the libraries that had a part in a result."""
 
 from importlib.metadata import PackageNotFoundError, version
+
+from torchport.version import __version__
 
 _ONNXRUNTIME = ("onnxruntime-gpu", "onnxruntime")
 
@@ -19,3 +21,8 @@ def library_versions(*names: str) -> dict[str, str]:
             except PackageNotFoundError:
                 continue
     return found
+
+
+def record_head(name: str, version: str) -> dict[str, str]:
+    """The first keys of a stage's record: by which torchport, of which recipe and version."""
+    return {"torchport": __version__, "recipe": name, "version": version}

@@ -25,7 +25,7 @@ from torchport.recipe.gate import Gate
 from torchport.recipe.handler import handler_class
 from torchport.recipe.loading import find_handler
 from torchport.recipe.user_code import running
-from torchport.recipe.variants import backend_options, int8_options
+from torchport.recipe.variants import INT8, backend_options, variant_options
 from torchport.store.folders import BuildFolder
 from torchport_runtime import BackendOptions, Handler
 from torchport_runtime.backends.backend import open_backend
@@ -127,7 +127,7 @@ class Workbench:
             content = graph.quantized(method, leave=[layer for of, layer in left if of == name])
             size += len(content)
             (folder / f"{name}{INT8_SUFFIX}").write_bytes(content)
-        handler = self._open(folder, int8_options(self._recipe))
+        handler = self._open(folder, variant_options(self._recipe, INT8, "cpu"))
         both = {"float32": self._float32, "int8": handler}
         taken = interleaved_seconds(both, self._batches[:1], rounds=1, at_least=QUICK_SECONDS)
         if taken["float32"] < HOPELESS * taken["int8"]:
@@ -164,7 +164,8 @@ class Workbench:
     def speeds(self, candidates: Sequence[Candidate]) -> list[float]:
         """Throughputs as multiples of float32's, measured thoroughly and side by side."""
         handlers = {
-            str(i): self._open(c.folder, int8_options(self._recipe)) for i, c in enumerate(candidates)
+            str(i): self._open(c.folder, variant_options(self._recipe, INT8, "cpu"))
+            for i, c in enumerate(candidates)
         }
         taken = interleaved_seconds(
             {"float32": self._float32, **handlers}, self._batches, rounds=FULL_ROUNDS, at_least=FULL_SECONDS
@@ -185,7 +186,7 @@ class Workbench:
             alone = self._work / f"{name}.alone{INT8_SUFFIX}"
             for layer in graph.layers:
                 alone.write_bytes(graph.quantized(method, only=[layer]))
-                got = open_backend(alone, signature, int8_options(self._recipe)).run(inputs)
+                got = open_backend(alone, signature, variant_options(self._recipe, INT8, "cpu")).run(inputs)
                 errors[name, layer] = sum(relative_error(got[key], expected[key]) for key in expected)
         return sorted(errors, key=lambda layer: -errors[layer])
 

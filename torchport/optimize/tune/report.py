@@ -15,6 +15,7 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 from torchport.optimize.tune.search import Outcome, Point
+from torchport.verify.report.templates import render
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 860, 460, 64, 24, 34, 46
 KINDS = 6
@@ -108,16 +109,7 @@ def picture(outcome: Outcome) -> str:
 
 
 def page(record: Mapping[str, Any], drawn: str) -> str:
-    """The picture, and every figure of `tuning.json`, as HTML."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("torchport.optimize.tune", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    """The picture, and every figure of `tuning.json`."""
     points = sorted(record["points"], key=lambda p: (-p["rounds"], -p["per_second"]))
     keys = list(record["default"])
     named = [
@@ -128,7 +120,7 @@ def page(record: Mapping[str, Any], drawn: str) -> str:
         }
         for p in points
     ]
-    return environment.get_template("tuning.html.j2").render(record=record, drawn=drawn, points=named)
+    return render("torchport.optimize.tune", "tuning.html.j2", record=record, drawn=drawn, points=named)
 
 
 def _axes(plane: _Plane) -> list[str]:

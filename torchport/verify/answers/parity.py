@@ -5,7 +5,7 @@ with those over the model in float64:
 
     compared = compare_answers(recipe, folder, graphs, opened, reference_kinds)
     compared.summary()                   # [{"backend": "onnxruntime", "kind": "boxes", "agreed": 64, ...}]
-    compared.failures["torchscript"]     # ["torchscript on cpu, held-out 3: boxes: 4 of 5 boxes are ..."]
+    compared.failures[Variant("pt2")]    # ["pt2 on cpu, answer to held-out 3: boxes: 4 of 5 boxes are ..."]
 
 The outputs of single graphs are compared in `torchport.verify.outputs`. Boxes after suppression and
 sequences of tokens depend on several runs and on thresholds between them: they are compared here.
@@ -27,6 +27,7 @@ from torchport.recipe.loading import find_handler
 from torchport.recipe.requests import recipe_requests
 from torchport.recipe.user_code import running
 from torchport.store.folders import BuildFolder
+from torchport.store.variants import Variant
 from torchport.verify.answers.decisions import KINDS, Decided, Part, decided, differing, score_difference
 from torchport.verify.answers.equality import as_served
 from torchport.verify.outputs.error_statistics import short
@@ -60,13 +61,10 @@ class _Asked:
 
 @dataclass
 class AnswerParity:
-    """Counts and failures of the compared answers.
-
-    `against` is the reference: "float64", or why it is float32. `failures` are by backend.
-    """
+    """Comparison of answers. `against` is "float64", or why the answers were compared with float32's."""
 
     against: str = ""
-    failures: dict[str, list[str]] = field(default_factory=dict)
+    failures: dict[Variant, list[str]] = field(default_factory=dict)
     _rows: list[dict[str, Any]] = field(default_factory=list)
 
     def summary(self) -> list[dict[str, Any]]:
@@ -78,15 +76,15 @@ class AnswerParity:
 
     def add(
         self,
-        backend: str,
+        variant: Variant,
         device: str,
         asked: Sequence[_Asked],
         got: Sequence[Decided],
         model: _TrainedModel,
     ) -> None:
-        """Count one backend's answers on one device."""
+        """Count one variant's answers."""
         rows: dict[str, dict[str, Any]] = {}
-        failures = self.failures.setdefault(backend, [])
+        failures = self.failures.setdefault(variant, [])
         suspects = [
             index
             for index, one in enumerate(got)
@@ -95,7 +93,7 @@ class AnswerParity:
         ties = model.moved_ties(suspects)
         for index, (sent, one) in enumerate(zip(asked, got, strict=True)):
             truth = model.truth[index]
-            row = rows.setdefault(truth.kind, _empty(backend, device, truth.kind))
+            row = rows.setdefault(truth.kind, _empty(variant, device, truth.kind))
             if model.is_tie(index) or index in ties:
                 row["ties"] += 1
                 continue
@@ -105,7 +103,7 @@ class AnswerParity:
                 row["agreed"] += 1
                 row["scores_apart"] = max(row["scores_apart"], short(score_difference(one, truth)))
                 continue
-            failures.append(f"{backend} on {device}, answer to {sent.name}: {problem}")
+            failures.append(f"{variant} on {device}, answer to {sent.name}: {problem}")
             if len(row["first_differing"]) < FIRST:
                 row["first_differing"].append({"input": sent.name, "differs": problem})
         self._rows += [rows[kind] for kind in KINDS if kind in rows]
@@ -115,12 +113,12 @@ def compare_answers(
     recipe: Recipe,
     folder: BuildFolder,
     graphs: Mapping[str, nn.Module],
-    opened: Mapping[tuple[str, str], Backends],
+    opened: Mapping[tuple[Variant, str], Backends],
     references: Mapping[str, str],
 ) -> AnswerParity:
     """Compare the handler's answers by each opened backend with the trained model's.
 
-    `opened` has the backends by name and device. `references` has each graph's reference, as
+    `opened` has the backends by variant and device. `references` has each graph's reference, as
     `Reference.kind` names it.
 
     Raises:
@@ -136,8 +134,8 @@ def compare_answers(
     with torch_threads_kept(recipe.options.thread_count), _quiet():
         model = _TrainedModel(recipe, handler, graphs, asked, references)
         compared.against = model.kind
-        for (backend, device), backends in opened.items():
-            compared.add(backend, device, asked, _decisions(recipe, handler, backends, asked), model)
+        for (variant, device), backends in opened.items():
+            compared.add(variant, device, asked, _decisions(recipe, handler, backends, asked), model)
     return compared
 
 
@@ -248,9 +246,9 @@ def _is_refusal(one: Decided) -> bool:
     return any(part.path == _REFUSED for part in one.parts)
 
 
-def _empty(backend: str, device: str, kind: str) -> dict[str, Any]:
+def _empty(variant: Variant, device: str, kind: str) -> dict[str, Any]:
     counts = {"compared": 0, "agreed": 0, "ties": 0, "scores_apart": 0.0, "first_differing": []}
-    return {"backend": backend, "device": device, "kind": kind, **counts}
+    return {"backend": str(variant), "device": device, "kind": kind, **counts}
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from torchport.store.variants import Variant
 from torchport.store.versions import library_versions
 from torchport.verify.answers.equality import same_answer
 from torchport.verify.evidence import FILE, Evidence, ProvenCase, read_evidence
+from torchport.verify.outputs.error_statistics import absolute_error, same_values
 from torchport.version import __version__
 from torchport_runtime.options import BackendOptions
 
@@ -195,11 +196,10 @@ def _compare(model: ArchivedModel, case: ProvenCase) -> Iterator[tuple[float, st
             )
             continue
         finite = np.isfinite(expected)
-        if not np.array_equal(got[~finite].astype(np.float64), expected[~finite], equal_nan=True):
+        if not same_values(got[~finite].astype(np.float64), expected[~finite]):
             yield np.inf, f"{where}: output {name!r}: NaN or Inf is not where the trained model has it"
             continue
-        error = float(np.abs(got[finite].astype(np.float64) - expected[finite]).max(initial=0.0))
-        error = np.inf if np.isnan(error) else error  # NaN where there is a number.
+        error = float(absolute_error(got, expected, finite).max(initial=0.0))
         too_much = f"{where}: output {name!r}: error {error:.3g} exceeds the bound {bound:.3g}"
         yield error / bound, "" if error <= bound else too_much
 

@@ -38,6 +38,20 @@ def figures(array: np.ndarray, truth: np.ndarray, scale: float) -> dict[str, flo
     return {name: short(float(value)) for name, value in values.items()}
 
 
+def absolute_error(array: np.ndarray, expected: np.ndarray, judged: np.ndarray) -> np.ndarray:
+    """Each value's error in float64: 0 where it is not judged, Inf where a judged one is not finite."""
+    error = np.zeros(array.shape)
+    with np.errstate(invalid="ignore"):
+        error[judged] = np.abs(array[judged].astype(np.float64) - expected[judged])
+    error[judged & ~np.isfinite(array)] = np.inf
+    return error
+
+
+def same_values(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two arrays hold the same values; NaN counts as equal to NaN."""
+    return np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
+
+
 def ulp_distance(array: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Number of floats of the array's dtype between it and the truth.
 

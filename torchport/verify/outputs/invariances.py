@@ -18,6 +18,7 @@ import numpy as np
 
 from torchport.errors import BackendError, SignatureError
 from torchport.verify.outputs.cases import THREADS, Case
+from torchport.verify.outputs.error_statistics import same_values
 from torchport.verify.outputs.ledger import Ledger
 from torchport_runtime.backends.backend import Backend
 
@@ -89,7 +90,7 @@ class Invariances:
             if self._answer(backend, label, other) is None:
                 continue
             for name, array in first.items():
-                if not _same(array, kept[name]):
+                if not same_values(array, kept[name]):
                     self._ledger.fail(
                         label, f"output {name!r} changed after it was given, when the graph ran again"
                     )
@@ -125,7 +126,7 @@ class Invariances:
         """Compare two answers to the same input."""
         for name, array in again.items():
             before = first[name]
-            if array.shape == before.shape and _same(array, before):
+            if array.shape == before.shape and same_values(array, before):
                 continue
             bound = self._ledger.reference.truth(case.name, name).bound
             if array.shape == before.shape and np.allclose(array, before, rtol=0, atol=bound, equal_nan=True):
@@ -163,10 +164,6 @@ class Invariances:
             self._ledger.fail(label, str(err))
             return None
         return outputs
-
-
-def _same(one: np.ndarray, other: np.ndarray) -> bool:
-    return np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
 
 
 def _strided(array: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ import numpy as np
 
 from torchport.errors import BackendError
 from torchport.model.eager import EagerBackend, ModuleOutput
+from torchport.verify.outputs.error_statistics import absolute_error
 from torchport.verify.outputs.reference import error_bound
 from torchport_runtime import BackendOptions, Signature
 
@@ -99,13 +100,13 @@ def first_wrong(layers: Sequence[LayerError]) -> LayerError | None:
 def _compare(output: ModuleOutput, truth: np.ndarray, candidates: Sequence[_Value]) -> LayerError:
     finite = np.isfinite(output.value) & np.isfinite(truth)
     expected = truth[finite].astype(np.float64)
-    eager_error = float(np.abs(output.value[finite].astype(np.float64) - expected).max(initial=0.0))
+    eager_error = float(absolute_error(output.value, truth, finite).max(initial=0.0))
     scale = float(np.abs(expected).max(initial=0.0))
 
     def distance(value: _Value) -> float:
         if not np.array_equal(np.isfinite(value.array), np.isfinite(output.value)):
             return np.inf
-        return float(np.abs(value.array[finite].astype(np.float64) - expected).max(initial=0.0))
+        return float(absolute_error(value.array, truth, finite).max(initial=0.0))
 
     errors = [distance(value) for value in candidates]
     error = min(errors)

@@ -15,7 +15,7 @@ import numpy as np
 from torchport.verify.outputs.cases import Case
 from torchport.verify.outputs.decisions import Decisions
 from torchport.verify.outputs.diagnosis import describe, mistaken_for
-from torchport.verify.outputs.error_statistics import figures, short
+from torchport.verify.outputs.error_statistics import absolute_error, figures, same_values, short
 from torchport.verify.outputs.reference import Reference, Truth
 from torchport.verify.outputs.rms_error import TypicalError
 from torchport_runtime import Signature
@@ -137,17 +137,13 @@ class Ledger:
         bound = truth.bound
         finite = np.isfinite(eager)
         lost = ~finite & ~beyond
-        if not np.array_equal(array[lost], eager[lost], equal_nan=True):
+        if not same_values(array[lost], eager[lost]):
             self.fail(label, f"output {name!r}: NaN or Inf is not where eager PyTorch has it")
         # Beyond a half precision's range a backend may do better than eager, by a wider intermediate, but
         # what it then gives has to be true.
         finite = finite | (beyond & np.isfinite(array))
         self._beyond_range += int(beyond.sum())
-        error = np.zeros(array.shape)
-        with np.errstate(invalid="ignore"):
-            error[finite] = np.abs(array[finite].astype(np.float64) - expected[finite])
-        stray = finite & ~np.isfinite(array)
-        error[stray] = np.inf
+        error = absolute_error(array, expected, finite)
         worst = float(error.max(initial=0.0))
         self.rows.append({"case": label, "output": name, "error": short(worst), "bound": short(bound)})
         if not worst <= bound:

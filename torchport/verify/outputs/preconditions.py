@@ -13,6 +13,7 @@ import numpy as np
 
 from torchport.model.eager import EagerBackend
 from torchport.verify.outputs.cases import BATCH_ROWS
+from torchport.verify.outputs.error_statistics import same_values
 from torchport.verify.outputs.reference import Reference
 from torchport_runtime import Signature
 
@@ -42,7 +43,7 @@ def _unusable(backend: EagerBackend, reference: Reference) -> Iterator[str]:
         for name, again in backend.run(case.inputs).items():
             where = f"{case.name}: output {name!r}"
             first = reference.eager(case.name, name)
-            if not np.array_equal(first, again, equal_nan=first.dtype.kind == "f"):
+            if not same_values(first, again):
                 yield (
                     f"{where} is another each time for the same input: dropout or noise inside forward? "
                     "Draw noise in the handler, use nn.Dropout, which eval() turns off"
