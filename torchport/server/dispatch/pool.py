@@ -186,9 +186,9 @@ class WorkerPool:
         return [worker for worker in self._alive() if self._is_due(worker, spec)]
 
     def _is_due(self, worker: WorkerProcess, spec: WorkerSpec) -> bool:
-        worn = self._recycle_after and worker.served >= self._recycle_after
-        fat = self._recycle_above and worker.memory > self._recycle_above
-        return bool(worn or fat or worker.spec.environment != spec.environment)
+        over_age = self._recycle_after and worker.served >= self._recycle_after
+        over_memory = self._recycle_above and worker.memory > self._recycle_above
+        return bool(over_age or over_memory or worker.spec.environment != spec.environment)
 
     # What workers tell.
 
