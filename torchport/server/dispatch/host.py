@@ -249,7 +249,7 @@ class WorkerHost(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_cut_off = True
         if self._exit_code is not None:
-            self._bury()
+            self._finalize()
         elif not self.is_ending:
             # As a rule it is ending by itself, and its exit code will say how. One that closed the channel
             # and lives on is of no use.
@@ -260,12 +260,12 @@ class WorkerHost(asyncio.Protocol):
         """The process has ended. What it wrote before that is read first: answers may be among it."""
         self._exit_code = code
         if self._is_cut_off:
-            self._bury()
+            self._finalize()
         else:
             # A child of its own may hold the channel open; then there is no end of it to wait for.
-            asyncio.get_running_loop().call_later(0.2, self._bury)
+            asyncio.get_running_loop().call_later(0.2, self._finalize)
 
-    def _bury(self) -> None:
+    def _finalize(self) -> None:
         if self._exit_code is None:
             return
         code, self._exit_code = self._exit_code, None
