@@ -68,7 +68,7 @@ class ShadowLink:
                 start_new_session=True,
             )
         except OSError as err:
-            self._hang_up()
+            self._disconnect()
             raise BackendError(f"the shadow backend's process cannot be started: {err}") from err
         finally:
             theirs.close()
@@ -123,10 +123,10 @@ class ShadowLink:
     def close(self) -> None:
         """End the process, and wait for its end."""
         self._process.kill()
-        self._hang_up()
+        self._disconnect()
         self._process.wait()
 
-    def _hang_up(self) -> None:
+    def _disconnect(self) -> None:
         self._connection.close()
         os.close(self._lifeline)
 

@@ -150,7 +150,7 @@ class WorkerHost(asyncio.Protocol):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
 
-    def hang_up(self) -> None:
+    def disconnect(self) -> None:
         """Close this end: a process that waits for an order ends then; the lifeline sees to any other."""
         self.is_ending = True
         if self._transport is not None:
@@ -173,7 +173,7 @@ class WorkerHost(asyncio.Protocol):
             return
         self._waiting = deque(entry for entry in self._waiting if entry[0] is not member)
         if not self.members:
-            self.hang_up()
+            self.disconnect()
         elif not self.is_ending:
             self._write(Unload(member.slot))
             if self._current is member:

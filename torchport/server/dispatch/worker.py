@@ -164,7 +164,7 @@ class WorkerProcess:
         if self._host is None or len(self._host.members) <= 1:
             # Its end is told by `host_gone`, when it has really come.
             if self._host is not None:
-                self._host.hang_up()
+                self._host.disconnect()
             return
         self._host.remove(self)
         asyncio.get_running_loop().call_soon(self._gone, "")
