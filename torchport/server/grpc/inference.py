@@ -12,7 +12,7 @@ from torchport.server.dispatch.job import Kind
 from torchport.server.errors import ApiError, InvalidRequest
 from torchport.server.grpc.calls import Call, Calls, code_of, details_of
 from torchport.server.grpc.messages import INFERENCE, inference
-from torchport.server.grpc.predictions import Asked
+from torchport.server.grpc.predictions import PendingCall
 from torchport.server.models.registry import Registry
 from torchport.server.wire import Field, Row
 
@@ -66,7 +66,7 @@ class InferenceService:
                     status = inference.Status(code=code_of(err).value[0], message=details_of(err))
                     yield inference.PredictionResponse(sequence_id=sequence, status=status)
 
-    def _ask(self, request: Any, call: Call, sequence: str = "") -> Asked:
+    def _ask(self, request: Any, call: Call, sequence: str = "") -> PendingCall:
         if not request.model_name:
             raise InvalidRequest("Parameter model_name is required.")
         headers = [pair for pair in call.metadata if pair[0] not in _OURS]
@@ -75,7 +75,7 @@ class InferenceService:
         headers += [(b"url_path", b""), (b"explain", b"False")]
         fields = [Field(name, "", bytearray(value)) for name, value in request.input.items()]
         row = Row(call.id, headers, fields)
-        return Asked(self._registry, call, Kind.PREDICT, request.model_name, request.model_version, row)
+        return PendingCall(self._registry, call, Kind.PREDICT, request.model_name, request.model_version, row)
 
 
 def _sequence(request: Any) -> str | None:

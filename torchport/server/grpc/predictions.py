@@ -1,6 +1,6 @@
 """A request that came by gRPC, on its way to a model's worker.
 
-    asked = Asked(registry, call, Kind.PREDICT, "linear", "", row)
+    asked = PendingCall(registry, call, Kind.PREDICT, "linear", "", row)
     answer = await asked.answer()
 
 A call that its client cancels takes its request out of the queue with it.
@@ -21,7 +21,7 @@ from torchport.server.wire import Answer, InferRow, Row
 _END = Answer(status=200, body=b"")
 
 
-class Asked:
+class PendingCall:
     """A request in a version's queue.
 
     Raises:
