@@ -38,7 +38,7 @@ from torchport.server.models.statistics import RequestCounts
 from torchport.server.models.version import ModelVersion
 from torchport.server.settings.address import Address
 from torchport.server.settings.settings import ServerSettings
-from torchport.server.wire import Sample
+from torchport.server.wire import MetricValue
 from torchport.store.files import write_json
 from torchport.version import __version__
 from torchport_runtime.backends.backend import cuda_device_count
@@ -213,7 +213,7 @@ class _Server:
         if self._keeps_snapshots and self._is_restored and not self._stop.is_set():
             self._snapshots.save()
 
-    def _add_samples(self, version: ModelVersion, samples: list[Sample]) -> None:
+    def _add_samples(self, version: ModelVersion, samples: list[MetricValue]) -> None:
         self._collector.add_samples(version, samples)
 
     # The end.

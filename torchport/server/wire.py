@@ -103,7 +103,7 @@ class Answer(msgspec.Struct, array_like=True):
     tensors: list[Tensor] = []
 
 
-class Sample(msgspec.Struct, array_like=True):
+class MetricValue(msgspec.Struct, array_like=True):
     """A value of one of the handler's own metrics. `kind` is counter, gauge or histogram."""
 
     name: str
@@ -144,7 +144,7 @@ class Answered(msgspec.Struct, array_like=True, tag=14):
     slot: int
     batch: int
     answers: list[Answer]
-    samples: list[Sample]
+    samples: list[MetricValue]
     memory: int
 
 
@@ -152,7 +152,7 @@ class Sampled(msgspec.Struct, array_like=True, tag=15):
     """The handler's metrics between two batches: what it does after it has answered."""
 
     slot: int
-    samples: list[Sample]
+    samples: list[MetricValue]
 
 
 Order = Load | Unload | Predict | Infer

@@ -19,7 +19,7 @@ from typing import Protocol
 from torchport.server.dispatch.host import SharedHosts
 from torchport.server.dispatch.job import Job
 from torchport.server.dispatch.worker import State, WorkerProcess, WorkerSpec
-from torchport.server.wire import Sample
+from torchport.server.wire import MetricValue
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +38,8 @@ class Observer(Protocol):
 
     def worker_lost(self) -> None: ...
 
-    def batch_done(self, jobs: list[Job], samples: list[Sample]) -> None: ...
-    def sampled(self, samples: list[Sample]) -> None: ...
+    def batch_done(self, jobs: list[Job], samples: list[MetricValue]) -> None: ...
+    def sampled(self, samples: list[MetricValue]) -> None: ...
 
     def batch_returned(self, jobs: list[Job]) -> None: ...
 
@@ -203,7 +203,7 @@ class WorkerPool:
         self._tell_change()
         self._observer.worker_free()
 
-    def worker_answered(self, worker: WorkerProcess, jobs: list[Job], samples: list[Sample]) -> None:
+    def worker_answered(self, worker: WorkerProcess, jobs: list[Job], samples: list[MetricValue]) -> None:
         if worker.state is State.READY:
             self._idle.append(worker)
         self._observer.batch_done(jobs, samples)
@@ -211,7 +211,7 @@ class WorkerPool:
             self._replace_one()
         self._observer.worker_free()
 
-    def worker_sampled(self, samples: list[Sample]) -> None:
+    def worker_sampled(self, samples: list[MetricValue]) -> None:
         self._observer.sampled(samples)
 
     def worker_gone(self, worker: WorkerProcess, jobs: list[Job], reason: str) -> None:

@@ -30,11 +30,11 @@ from torchport.server.wire import (
     InferRow,
     Load,
     Loaded,
+    MetricValue,
     Partial,
     Predict,
     Report,
     Row,
-    Sample,
     Sampled,
 )
 
@@ -71,8 +71,8 @@ class Owner(Protocol):
 
     def worker_ready(self, worker: WorkerProcess) -> None: ...
 
-    def worker_answered(self, worker: WorkerProcess, jobs: list[Job], samples: list[Sample]) -> None: ...
-    def worker_sampled(self, samples: list[Sample]) -> None: ...
+    def worker_answered(self, worker: WorkerProcess, jobs: list[Job], samples: list[MetricValue]) -> None: ...
+    def worker_sampled(self, samples: list[MetricValue]) -> None: ...
 
     def worker_gone(self, worker: WorkerProcess, jobs: list[Job], reason: str) -> None: ...
 

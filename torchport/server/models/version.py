@@ -24,7 +24,7 @@ from torchport.server.errors import DeadlineExceeded, InternalError, ServiceUnav
 from torchport.server.models.settings import ModelSettings
 from torchport.server.models.statistics import ModelStatistics
 from torchport.server.models.unpacked import UnpackedModel
-from torchport.server.wire import InferRow, Load, Row, Sample
+from torchport.server.wire import InferRow, Load, MetricValue, Row
 from torchport_runtime.options import available_cores
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class ModelVersion:
         hidden_environment: str = "",
         limit_max_image_pixels: bool = True,
         decode_input: bool = True,
-        samples_taken: Callable[[ModelVersion, list[Sample]], None] = lambda version, samples: None,
+        samples_taken: Callable[[ModelVersion, list[MetricValue]], None] = lambda version, samples: None,
         changed: Callable[[], None] = lambda: None,
         loaded_at_startup: bool = False,
     ) -> None:
@@ -182,7 +182,7 @@ class ModelVersion:
     def worker_lost(self) -> None:
         self.statistics.restarts += 1
 
-    def batch_done(self, jobs: list[Job], samples: list[Sample]) -> None:
+    def batch_done(self, jobs: list[Job], samples: list[MetricValue]) -> None:
         self.in_flight -= len(jobs)
         now = time.monotonic()
         statistics = self.statistics
@@ -191,7 +191,7 @@ class ModelVersion:
         statistics.completed += len(jobs)
         self.sampled(samples)
 
-    def sampled(self, samples: list[Sample]) -> None:
+    def sampled(self, samples: list[MetricValue]) -> None:
         if samples:
             self._samples_taken(self, samples)
 

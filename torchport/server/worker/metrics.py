@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from torchport.server.wire import Sample
+from torchport.server.wire import MetricValue
 
 logger = logging.getLogger(__name__)
 
@@ -25,10 +25,10 @@ class Metrics:
     def __init__(self, model_name: str) -> None:
         self.model_name = model_name
         self.request_ids: Any = None
-        self._samples: list[Sample] = []
+        self._samples: list[MetricValue] = []
         self._known: dict[tuple[str, str], Metric] = {}
 
-    def take(self) -> list[Sample]:
+    def take(self) -> list[MetricValue]:
         """What was added since the last call."""
         taken, self._samples = self._samples, []
         return taken
@@ -145,7 +145,7 @@ class Metrics:
         if kind == "counter" and value < 0:
             logger.error("metric %s: a counter goes up, and not by %s", name, value)
             return
-        self._samples.append(Sample(str(name), kind, unit, float(value), labels))
+        self._samples.append(MetricValue(str(name), kind, unit, float(value), labels))
 
 
 class Metric:

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from torchport.server.wire import Answer, Field, InferRow, Load, Row, Sample
+from torchport.server.wire import Answer, Field, InferRow, Load, MetricValue, Row
 from torchport.server.worker.answers import answers_of, failed
 from torchport.server.worker.context import Context, RequestProcessor
 from torchport.server.worker.entry_point import EntryPoint, load_entry_point
@@ -126,7 +126,7 @@ class LoadedModel:
         """Whether a handler that torchport made looks at answers once more (its `shadow`)."""
         return bool(getattr(getattr(self._entry.owner, "shadow", None), "has_news", False))
 
-    def take_samples(self) -> list[Sample]:
+    def take_samples(self) -> list[MetricValue]:
         """The handler's own metrics since the last call, and what its shadow has found."""
         report = getattr(getattr(self._entry.owner, "shadow", None), "report", None)
         if self.has_news and callable(report):
