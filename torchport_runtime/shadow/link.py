@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from torchport_runtime.errors import BackendError
-from torchport_runtime.shadow.messages import Looked, Sample, Start
+from torchport_runtime.shadow.messages import Looked, SampledRows, Start
 
 LOOK_LIMIT_S = 300
 """So long one look may take. It is that long because the process has only the time that nobody else wants:
@@ -96,7 +96,7 @@ class ShadowLink:
         if problem:
             raise BackendError(f"shadow: {problem}")
 
-    def look(self, sample: Sample) -> Looked:
+    def look(self, sample: SampledRows) -> Looked:
         """Have these rows run again.
 
         Raises:

@@ -12,7 +12,7 @@ import numpy as np
 
 Arrays: TypeAlias = dict[str, np.ndarray]
 
-Sample: TypeAlias = tuple[str, Arrays, Arrays]
+SampledRows: TypeAlias = tuple[str, Arrays, Arrays]
 """Graph, inputs and outputs of rows that the first backend has answered."""
 
 Start: TypeAlias = dict[str, Any]

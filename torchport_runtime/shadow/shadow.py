@@ -28,7 +28,7 @@ from torchport_runtime.errors import BackendError
 from torchport_runtime.options import BackendOptions
 from torchport_runtime.shadow.allowance import Allowance
 from torchport_runtime.shadow.link import LOOK_LIMIT_S, LookTooLong, ShadowLink
-from torchport_runtime.shadow.messages import Looked, Sample, Start
+from torchport_runtime.shadow.messages import Looked, SampledRows, Start
 from torchport_runtime.shadow.metrics import add_counts, add_difference
 from torchport_runtime.shadow.sampler import Sampler
 from torchport_runtime.signature import Signature
@@ -62,7 +62,7 @@ class Shadow:
         self.fraction = options.shadow.fraction
         self._folder = folder
         self._allowance = Allowance(options.shadow.share)
-        self._waiting: deque[tuple[Sample, int, int]] = deque()
+        self._waiting: deque[tuple[SampledRows, int, int]] = deque()
         """Each with its rows and its size in bytes."""
         self._lock = threading.Lock()
         self._work, self._closed = threading.Event(), threading.Event()
@@ -108,7 +108,7 @@ class Shadow:
         """Whether something is to be reported, or will be soon."""
         return bool(self._outstanding or self._rows or self._drops or not self._has_reported)
 
-    def offer(self, sample: Sample, rows: int) -> None:
+    def offer(self, sample: SampledRows, rows: int) -> None:
         """Take rows to be looked at later; drop them where too much waits."""
         size = sum(array.nbytes for arrays in sample[1:] for array in arrays.values())
         with self._lock:
@@ -191,7 +191,7 @@ class Shadow:
                     self._bytes -= size
                 self._look(sample, rows)
 
-    def _look(self, sample: Sample, rows: int) -> None:
+    def _look(self, sample: SampledRows, rows: int) -> None:
         """Let the process look, and wait until its share has paid for that."""
         began = time.monotonic()
         problem: LookTooLong | None = None
