@@ -25,7 +25,7 @@ from torchport_runtime.backends.backend import open_backend
 from torchport_runtime.errors import BackendError
 from torchport_runtime.shadow import link as shadow_link
 from torchport_runtime.shadow import shadow as shadow_module
-from torchport_runtime.shadow.allowance import AT_ONCE_S, Allowance
+from torchport_runtime.shadow.allowance import AT_ONCE_S, CpuBudget
 from torchport_runtime.shadow.comparison import Allowed, compare
 from torchport_runtime.shadow.sampler import Sampler
 from torchport_runtime.shadow.shadow import MOST_SAMPLES, Shadow
@@ -297,7 +297,7 @@ def test_what_is_too_much_is_dropped_and_counted(watched):
 
 
 def test_no_more_time_is_taken_than_the_share_allows():
-    allowance = Allowance(0.01)
+    allowance = CpuBudget(0.01)
     assert allowance.wait_s() == 0
     allowance.spend(AT_ONCE_S + 0.02)
     # What was taken too much has to come in at a hundredth of the time that passes: two seconds.

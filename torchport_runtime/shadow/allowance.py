@@ -1,6 +1,6 @@
 """How much time a shadow may take: a share of what passes.
 
-allowance = Allowance(0.01)
+allowance = CpuBudget(0.01)
 allowance.spend(0.2)
 allowance.wait_s()                   # 15.0: what is above AT_ONCE_S has to come in again first
 """
@@ -13,7 +13,7 @@ AT_ONCE_S = 0.05
 """Time that may be taken at once, where none was for a while."""
 
 
-class Allowance:
+class CpuBudget:
     """Time that may be taken: `share` of what passes. What takes long because others keep the processors is
     charged for all of that, and comes less often when they do."""
 

@@ -26,7 +26,7 @@ import numpy as np
 from torchport_runtime.backends.backend import Backend, Tensors
 from torchport_runtime.errors import BackendError
 from torchport_runtime.options import BackendOptions
-from torchport_runtime.shadow.allowance import Allowance
+from torchport_runtime.shadow.allowance import CpuBudget
 from torchport_runtime.shadow.link import LOOK_LIMIT_S, LookTooLong, ShadowLink
 from torchport_runtime.shadow.messages import Looked, SampledRows, Start
 from torchport_runtime.shadow.metrics import add_counts, add_difference
@@ -61,7 +61,7 @@ class Shadow:
             raise BackendError("no shadow is asked for in these options")
         self.fraction = options.shadow.fraction
         self._folder = folder
-        self._allowance = Allowance(options.shadow.share)
+        self._cpu_budget = CpuBudget(options.shadow.share)
         self._waiting: deque[tuple[SampledRows, int, int]] = deque()
         """Each with its rows and its size in bytes."""
         self._lock = threading.Lock()
@@ -203,8 +203,8 @@ class Shadow:
             self._end_process()
         else:
             self._take(sample[0], rows, looked)
-        self._allowance.spend(time.monotonic() - began)
-        wait = self._allowance.wait_s()
+        self._cpu_budget.spend(time.monotonic() - began)
+        wait = self._cpu_budget.wait_s()
         if problem is not None:
             wait = max(wait, RESTART_AFTER_S)
             logger.error(
