@@ -398,7 +398,7 @@ def test_what_goes_wrong_in_the_shadow_is_told_and_its_rows_are_counted(watched,
     shadow, backend = start(1)
     process = psutil.Process(shadow.pid)
     # Nothing that can be sent to another process.
-    shadow.offer(("main", {"x": np.array([lambda: 0])}, {}), 3)
+    shadow.enqueue(("main", {"x": np.array([lambda: 0])}, {}), 3)
     assert reported(shadow, 3)["ShadowDrops"] == 3
     assert_ends(process)
     ask(backend, 2)

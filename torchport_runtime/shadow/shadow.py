@@ -108,7 +108,7 @@ class Shadow:
         """Whether something is to be reported, or will be soon."""
         return bool(self._outstanding or self._rows or self._drops or not self._has_reported)
 
-    def offer(self, sample: SampledRows, rows: int) -> None:
+    def enqueue(self, sample: SampledRows, rows: int) -> None:
         """Take rows to be looked at later; drop them where too much waits."""
         size = sum(array.nbytes for arrays in sample[1:] for array in arrays.values())
         with self._lock:
@@ -277,5 +277,5 @@ class _Watched:
             # Copies: what is here now belongs to the caller.
             at: Any = picked if self._has_rows else ...
             copies = [{name: np.array(a[at]) for name, a in arrays.items()} for arrays in (inputs, outputs)]
-            self._shadow.offer((self._graph, copies[0], copies[1]), len(picked))
+            self._shadow.enqueue((self._graph, copies[0], copies[1]), len(picked))
         return outputs
