@@ -114,10 +114,10 @@ class MetricValue(msgspec.Struct, array_like=True):
 
 
 class Loaded(msgspec.Struct, array_like=True, tag=11):
-    """The model is loaded and warm; `describes` says what runs it, for the log."""
+    """The model is loaded and warm; `description` says what runs it, for the log."""
 
     slot: int
-    describes: str
+    description: str
     signature: bytes
 
 

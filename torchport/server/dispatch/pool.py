@@ -238,7 +238,7 @@ class WorkerPool:
             return
         self.failed_starts += 1
         pause = BACKOFF_S[min(self.failed_starts, len(BACKOFF_S)) - 1]
-        logger.warning("%s is started again in %g s", worker.describes, pause)
+        logger.warning("%s is started again in %g s", worker.description, pause)
         self._cancel_retry()
         self._retry = asyncio.get_running_loop().call_later(pause, self._try_again)
 

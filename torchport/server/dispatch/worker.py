@@ -113,7 +113,7 @@ class WorkerProcess:
         return self._host.pid if self._host else 0
 
     @property
-    def describes(self) -> str:
+    def description(self) -> str:
         return f"worker {self.slot} of {self.spec.load.model} {self.spec.load.version}"
 
     def resident_bytes(self) -> int:
@@ -132,7 +132,7 @@ class WorkerProcess:
                 environment=self.spec.environment,
                 hidden=self.spec.hidden,
                 python=self.spec.python,
-                name=f"shared worker {share}" if share else self.describes,
+                name=f"shared worker {share}" if share else self.description,
             )
             if share:
                 self._hosts.keep(share, host)
@@ -220,7 +220,7 @@ class WorkerProcess:
             self.loaded = True
             self.load_seconds = (datetime.now(UTC) - self.started_at).total_seconds()
             self.signature = msgspec.json.decode(report.signature) if report.signature else {}
-            logger.info("%s is ready, pid %d, %s", self.describes, self.pid, report.describes)
+            logger.info("%s is ready, pid %d, %s", self.description, self.pid, report.description)
             if self.state is State.STARTING:
                 self.state = State.READY
                 self.owner.worker_ready(self)
@@ -262,5 +262,5 @@ class WorkerProcess:
         self.state = State.GONE
         jobs, self._jobs = self._jobs, []
         if reason:
-            logger.warning("%s, pid %d, is gone: %s", self.describes, self.pid, reason)
+            logger.warning("%s, pid %d, is gone: %s", self.description, self.pid, reason)
         self.owner.worker_gone(self, jobs, reason)

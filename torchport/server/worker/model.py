@@ -62,7 +62,7 @@ class LoadedModel:
         return cls(order, entry, context, metrics)
 
     @property
-    def describes(self) -> str:
+    def description(self) -> str:
         """What runs the model, for the log."""
         backends = getattr(self._entry.owner, "backends", None)
         if not isinstance(backends, dict):

@@ -88,7 +88,7 @@ class Models:
             self._send(LoadFailed(order.slot, reason, traceback.format_exc(limit=-20)))
             self._spaces.pop(order.slot, None)
             return
-        self._send(Loaded(order.slot, model.describes, model.signature))
+        self._send(Loaded(order.slot, model.description, model.signature))
 
     def _predict(self, order: Predict) -> None:
         slot, batch = order.slot, order.batch
