@@ -329,9 +329,11 @@ def stuck(watched, monkeypatch):
     folder, start = watched
     (folder / "main.pt").write_bytes(stuck_artifact())
 
-    def start_stuck(processor_s=shadow_module.LOOK_PROCESSOR_S, look_limit_s=shadow_link.LOOK_LIMIT_S):
-        monkeypatch.setattr(shadow_module, "LOOK_PROCESSOR_S", processor_s)
-        monkeypatch.setattr(shadow_link, "LOOK_LIMIT_S", look_limit_s)
+    def start_stuck(
+        processor_s=shadow_module.COMPARE_PROCESSOR_S, compare_limit_s=shadow_link.COMPARE_LIMIT_S
+    ):
+        monkeypatch.setattr(shadow_module, "COMPARE_PROCESSOR_S", processor_s)
+        monkeypatch.setattr(shadow_link, "COMPARE_LIMIT_S", compare_limit_s)
         monkeypatch.setattr(shadow_module, "RESTART_AFTER_S", 0.1)
         return start(1)
 
@@ -366,7 +368,7 @@ def test_a_look_without_an_end_is_ended_counted_and_the_process_started_again(st
 @pytest.mark.parametrize("rows", [1, 1_000_000])
 def test_a_look_that_waits_for_ever_has_an_end_too(stuck, caplog, rows):
     """Whether it waits for the answer, or for a large sample to be taken at all."""
-    shadow, backend = stuck(look_limit_s=1)
+    shadow, backend = stuck(compare_limit_s=1)
     process = psutil.Process(shadow.pid)
     process.suspend()
     ask(backend, 1, rows)

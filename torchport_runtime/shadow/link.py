@@ -2,7 +2,7 @@
 
     link = ShadowLink(folder)
     link.load(start, START_TIMEOUT_S)        # its backend is there
-    looked = link.look(sample)
+    result = link.compare(sample)
     link.close()
 
 Use it in the thread that made it: on Linux the process ends with that thread. Only `kill` is for all.
@@ -21,16 +21,16 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from torchport_runtime.errors import BackendError
-from torchport_runtime.shadow.messages import Looked, SampledRows, Start
+from torchport_runtime.shadow.messages import SampledRows, ShadowResult, Start
 
-LOOK_LIMIT_S = 300
+COMPARE_LIMIT_S = 300
 """So long one look may take. It is that long because the process has only the time that nobody else wants:
 what computes, and does not end, is ended far sooner, by the processor time that it takes."""
 END_S = 10.0
 """So long a process that has closed its connection may take to end."""
 
 
-class LookTooLong(BackendError):
+class ComparisonTimeout(BackendError):
     """A look that came to no end. Its process is of no more use."""
 
 
@@ -48,7 +48,7 @@ class ShadowLink:
     def __init__(self, folder: Path) -> None:
         ours, theirs = socket.socketpair()
         # A process that does not read must not hold a large sample for ever: writing has a limit, too.
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", LOOK_LIMIT_S, 0))
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", COMPARE_LIMIT_S, 0))
         # Nobody writes to it: its end, which no clean-up is needed for, says that this process is gone.
         lifeline, self._lifeline = os.pipe()
         self._connection = Connection(ours.detach())
@@ -96,24 +96,24 @@ class ShadowLink:
         if problem:
             raise BackendError(f"shadow: {problem}")
 
-    def look(self, sample: SampledRows) -> Looked:
+    def compare(self, sample: SampledRows) -> ShadowResult:
         """Have these rows run again.
 
         Raises:
-            LookTooLong: it does not come to an end.
+            ComparisonTimeout: it does not come to an end.
             ShadowGone: the process has ended.
         """
         try:
             self._connection.send(sample)
-            if self._connection.poll(LOOK_LIMIT_S):
-                return Looked(*self._connection.recv())
-            raise LookTooLong(f"no result within {LOOK_LIMIT_S} s")
+            if self._connection.poll(COMPARE_LIMIT_S):
+                return ShadowResult(*self._connection.recv())
+            raise ComparisonTimeout(f"no result within {COMPARE_LIMIT_S} s")
         except BlockingIOError as err:
-            raise LookTooLong(f"no rows were taken within {LOOK_LIMIT_S} s") from err
+            raise ComparisonTimeout(f"no rows were taken within {COMPARE_LIMIT_S} s") from err
         except (EOFError, OSError) as err:
             code = self._exit_code()
             if code == -signal.SIGPROF:
-                raise LookTooLong(f"more than {self._processor_s:g} s of processor time") from err
+                raise ComparisonTimeout(f"more than {self._processor_s:g} s of processor time") from err
             raise ShadowGone(f"its process is gone (exit code {code}, {err!r})") from err
 
     def kill(self) -> None:

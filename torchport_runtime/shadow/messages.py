@@ -21,7 +21,7 @@ bounds hold between the two), `examples`, `processor_s` (what one look may take)
 loads while requests are served, which it is not to hold up). The answer is "", or why it cannot be."""
 
 
-class Looked(NamedTuple):
+class ShadowResult(NamedTuple):
     """The answer to a sample: rows, how many of them disagree, the greatest difference, and why the second
     backend gave nothing, if it did not. It travels as a plain tuple."""
 

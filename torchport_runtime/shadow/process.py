@@ -29,7 +29,7 @@ from torchport_runtime.backends.backend import Backend, open_backend
 from torchport_runtime.errors import BackendError
 from torchport_runtime.options import BackendOptions
 from torchport_runtime.shadow.comparison import Allowed, Difference, compare
-from torchport_runtime.shadow.messages import Arrays, Looked
+from torchport_runtime.shadow.messages import Arrays, ShadowResult
 from torchport_runtime.signature import Signature
 
 logger = logging.getLogger(__name__)
@@ -72,18 +72,18 @@ class SecondBackend:
         }
         return cls(signatures, backends, allowed, start["examples"])
 
-    def look(self, graph: str, inputs: Arrays, outputs: Arrays) -> Looked:
+    def compare(self, graph: str, inputs: Arrays, outputs: Arrays) -> ShadowResult:
         """Run the rows again and compare."""
         signature = self.signatures[graph]
         try:
             again = self.backends[graph].run(inputs)
         except BackendError as err:
             rows = len(next(iter(outputs.values()))) if signature.batch_dim is not None else 1
-            return Looked(rows, rows, math.inf, str(err))
+            return ShadowResult(rows, rows, math.inf, str(err))
         difference = compare(signature, outputs, again, self.allowed[graph])
         if self.examples and difference.disagreeing:
             self._keep(graph, inputs, outputs, again, difference)
-        return Looked(difference.rows, difference.disagreeing, difference.greatest)
+        return ShadowResult(difference.rows, difference.disagreeing, difference.greatest)
 
     def _keep(
         self, graph: str, inputs: Arrays, first: Arrays, second: Arrays, difference: Difference
@@ -135,9 +135,9 @@ def main() -> None:
         while True:
             sample = connection.recv()
             signal.setitimer(signal.ITIMER_PROF, start["processor_s"])
-            looked = second.look(*sample)
+            result = second.compare(*sample)
             signal.setitimer(signal.ITIMER_PROF, 0)
-            connection.send(tuple(looked))
+            connection.send(tuple(result))
     # Not by the long way through torch's clean-up: who comes last at everything would be long about it.
     os._exit(0)
 

@@ -1,4 +1,4 @@
-"""Live traffic, looked at twice: a sampled fraction of what a model answers is run again on a second backend.
+"""Live traffic, result at twice: a sampled fraction of what a model answers is run again on a second backend.
 
     shadow = Shadow(folder, signatures, options)           # options.shadow says which backend, and how much
     backend = shadow.beside("main", signature, backend)    # answers as before, and lets the shadow look
@@ -27,8 +27,8 @@ from torchport_runtime.backends.backend import Backend, Tensors
 from torchport_runtime.errors import BackendError
 from torchport_runtime.options import BackendOptions
 from torchport_runtime.shadow.allowance import CpuBudget
-from torchport_runtime.shadow.link import LOOK_LIMIT_S, LookTooLong, ShadowLink
-from torchport_runtime.shadow.messages import Looked, SampledRows, Start
+from torchport_runtime.shadow.link import COMPARE_LIMIT_S, ComparisonTimeout, ShadowLink
+from torchport_runtime.shadow.messages import SampledRows, ShadowResult, Start
 from torchport_runtime.shadow.metrics import add_counts, add_difference
 from torchport_runtime.shadow.sampler import Sampler
 from torchport_runtime.signature import Signature
@@ -40,7 +40,7 @@ ANSWER_FIRST_S = 0.01
 MOST_SAMPLES, MOST_BYTES = 16, 64 << 20
 """What may wait to be looked at; more is dropped."""
 START_TIMEOUT_S = 120.0
-LOOK_PROCESSOR_S = 30.0
+COMPARE_PROCESSOR_S = 30.0
 """Processor time that one look may take, for each of its threads: more is a computation without an end."""
 LONG_WAIT_S = 600.0
 """What would have to wait longer than this for its turn is dropped: there will be other rows by then."""
@@ -81,7 +81,7 @@ class Shadow:
             "signatures": {name: signature.to_json() for name, signature in signatures.items()},
             "bounded_by": (options.backend, shadowed.backend) if exact else (),
             "examples": examples,
-            "processor_s": LOOK_PROCESSOR_S * shadowed.thread_count,
+            "processor_s": COMPARE_PROCESSOR_S * shadowed.thread_count,
             "callers_wait": False,
         }
         started: Future[None] = Future()
@@ -189,20 +189,20 @@ class Shadow:
                         break
                     sample, rows, size = self._waiting.popleft()
                     self._bytes -= size
-                self._look(sample, rows)
+                self._compare(sample, rows)
 
-    def _look(self, sample: SampledRows, rows: int) -> None:
+    def _compare(self, sample: SampledRows, rows: int) -> None:
         """Let the process look, and wait until its share has paid for that."""
         began = time.monotonic()
-        problem: LookTooLong | None = None
+        problem: ComparisonTimeout | None = None
         try:
             link = self._link or self._open_again()
-            looked = link.look(sample)
-        except LookTooLong as err:
+            result = link.compare(sample)
+        except ComparisonTimeout as err:
             problem = err
             self._end_process()
         else:
-            self._take(sample[0], rows, looked)
+            self._take(sample[0], rows, result)
         self._cpu_budget.spend(time.monotonic() - began)
         wait = self._cpu_budget.wait_s()
         if problem is not None:
@@ -217,7 +217,7 @@ class Shadow:
     def _open_again(self) -> ShadowLink:
         """The process anew. Requests are being served meanwhile: it takes the time that they leave."""
         self._start = {**self._start, "callers_wait": True}
-        return self._open(LOOK_LIMIT_S)
+        return self._open(COMPARE_LIMIT_S)
 
     def _rest(self, seconds: float, *, drops: bool) -> None:
         """Look at nothing for so long; `drops` says that nothing waits meanwhile."""
@@ -230,17 +230,17 @@ class Shadow:
         with self._lock:
             self._takes_none = self._closed.is_set()
 
-    def _take(self, graph: str, rows: int, looked: Looked) -> None:
+    def _take(self, graph: str, rows: int, result: ShadowResult) -> None:
         with self._lock:
             if self._closed.is_set():
                 return  # They count as dropped by now.
             self._outstanding -= rows
             self._rows += rows
-            self._disagreements += looked.disagreeing
-            self._greatest = max(self._greatest, looked.greatest)
-        if looked.disagreeing and not self._has_warned:
+            self._disagreements += result.disagreeing
+            self._greatest = max(self._greatest, result.greatest)
+        if result.disagreeing and not self._has_warned:
             self._has_warned = True
-            why = looked.problem or f"they differ by up to {looked.greatest:.3g}"
+            why = result.problem or f"they differ by up to {result.greatest:.3g}"
             logger.warning("shadow: the backends disagree, first on graph %s: %s", graph, why)
 
     def _lose(self, err: Exception) -> None:
