@@ -13,7 +13,7 @@ from collections import deque
 
 from torchport.server.dispatch.job import Job
 
-LOOK_S = 0.005
+SEARCH_EVERY_S = 0.005
 """A full queue is searched for those whose clients have hung up, but not for every request that comes."""
 
 
@@ -24,7 +24,7 @@ class BatchQueue:
         self.limit = limit
         self._jobs: deque[Job] = deque()
         self._waiting = 0
-        self._looked = 0.0
+        self._searched_at = 0.0
 
     def __len__(self) -> int:
         """How many wait for an answer."""
@@ -35,8 +35,8 @@ class BatchQueue:
         if self._waiting < self.limit:
             return False
         now = time.monotonic()
-        if now - self._looked > LOOK_S:
-            self._looked = now
+        if now - self._searched_at > SEARCH_EVERY_S:
+            self._searched_at = now
             self._forget_gone()
         return self._waiting >= self.limit
 
