@@ -17,7 +17,7 @@ from torchport.child_process import end_with_parent
 from torchport.server.wire import HEADER, MAX_FRAME, decode_order, encode_frame
 
 _READ_SIZE = 1 << 16
-NEWS_EVERY_S = 0.05
+PENDING_EVERY_S = 0.05
 """How often a worker without work asks whether its handlers have something to tell."""
 
 
@@ -29,8 +29,8 @@ def main() -> None:
 
     models = Models(channel.send)
     while True:
-        while models.has_news and not channel.has_order(NEWS_EVERY_S):
-            models.tell_news()
+        while models.has_pending_metrics and not channel.has_order(PENDING_EVERY_S):
+            models.send_pending_metrics()
         models.obey(channel.receive())
 
 

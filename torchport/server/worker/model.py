@@ -122,14 +122,14 @@ class LoadedModel:
             close()
 
     @property
-    def has_news(self) -> bool:
+    def has_pending_metrics(self) -> bool:
         """Whether a handler that torchport made looks at answers once more (its `shadow`)."""
         return bool(getattr(getattr(self._entry.owner, "shadow", None), "has_news", False))
 
     def take_samples(self) -> list[MetricValue]:
         """The handler's own metrics since the last call, and what its shadow has found."""
         report = getattr(getattr(self._entry.owner, "shadow", None), "report", None)
-        if self.has_news and callable(report):
+        if self.has_pending_metrics and callable(report):
             report(self._context.metrics)
         return self._metrics.take()
 

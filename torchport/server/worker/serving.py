@@ -61,11 +61,11 @@ class Models:
             self._spaces.pop(order.slot, None)
 
     @property
-    def has_news(self) -> bool:
+    def has_pending_metrics(self) -> bool:
         """Whether a handler is at something after its answers, and will tell of it."""
-        return any(model.has_news for model in self._models.values())
+        return any(model.has_pending_metrics for model in self._models.values())
 
-    def tell_news(self) -> None:
+    def send_pending_metrics(self) -> None:
         """Send what handlers have found since their last answers."""
         for slot, model in self._models.items():
             with self._space(slot):
