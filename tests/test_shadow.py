@@ -28,8 +28,8 @@ from torchport_runtime.shadow import shadow as shadow_module
 from torchport_runtime.shadow.allowance import AT_ONCE_S, CpuBudget
 from torchport_runtime.shadow.comparison import Allowed, compare
 from torchport_runtime.shadow.sampler import Sampler
-from torchport_runtime.shadow.shadow import MOST_SAMPLES, Shadow
-from torchport_runtime.shadow_options import LEAST_SHARE, ShadowOptions
+from torchport_runtime.shadow.shadow import MAX_SAMPLES, Shadow
+from torchport_runtime.shadow_options import MIN_SHARE, ShadowOptions
 
 OPTIONS = {"backend": "torchscript", "fraction": 0.1}
 
@@ -288,12 +288,12 @@ def test_what_is_too_much_is_dropped_and_counted(watched):
     _, start = watched
     shadow, backend = start(1)
     os.kill(shadow.pid, signal.SIGSTOP)
-    ask(backend, MOST_SAMPLES + 20)
+    ask(backend, MAX_SAMPLES + 20)
     os.kill(shadow.pid, signal.SIGCONT)
-    values = reported(shadow, MOST_SAMPLES + 20)
+    values = reported(shadow, MAX_SAMPLES + 20)
     # One may be on its way already, beside those that wait.
     assert values["ShadowDrops"] in (19, 20)
-    assert values["ShadowRows"] + values["ShadowDrops"] == MOST_SAMPLES + 20
+    assert values["ShadowRows"] + values["ShadowDrops"] == MAX_SAMPLES + 20
 
 
 def test_no_more_time_is_taken_than_the_share_allows():
@@ -380,7 +380,7 @@ def test_a_look_that_waits_for_ever_has_an_end_too(stuck, caplog, rows):
 
 def test_nothing_waits_for_a_turn_that_is_far_away(watched):
     _, start = watched
-    shadow, backend = start(1, share=LEAST_SHARE)
+    shadow, backend = start(1, share=MIN_SHARE)
     process = psutil.Process(shadow.pid)
     process.suspend()
     began = time.monotonic()

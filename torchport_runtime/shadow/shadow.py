@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 ANSWER_FIRST_S = 0.01
 """So long rows wait before they are handed over: their answer is written meanwhile."""
-MOST_SAMPLES, MOST_BYTES = 16, 64 << 20
+MAX_SAMPLES, MAX_BYTES = 16, 64 << 20
 """What may wait to be looked at; more is dropped."""
 START_TIMEOUT_S = 120.0
 COMPARE_PROCESSOR_S = 30.0
@@ -112,7 +112,7 @@ class Shadow:
         """Take rows to be looked at later; drop them where too much waits."""
         size = sum(array.nbytes for arrays in sample[1:] for array in arrays.values())
         with self._lock:
-            full = len(self._waiting) >= MOST_SAMPLES or self._bytes + size > MOST_BYTES
+            full = len(self._waiting) >= MAX_SAMPLES or self._bytes + size > MAX_BYTES
             if full or self._takes_none:
                 self._drops += rows
                 return
