@@ -1,4 +1,4 @@
-"""The server's errors, by the names that TorchServe gives them in `{"code", "type", "message"}`.
+"""Errors of the server, as `{"code", "type", "message"}` with TorchServe's names.
 
 raise ModelNotFound("linaer")
 """
@@ -11,7 +11,7 @@ from torchport.errors import TorchportError
 
 
 class ApiError(TorchportError):
-    """An error that a client gets as it is. `kind` is the answer's `type`."""
+    """An error whose message the client gets; `kind` is the answer's `type`."""
 
     http_status = 500
     kind = "InternalServerException"
@@ -41,7 +41,7 @@ class ResourceNotFound(ApiError):
 
 
 class MethodNotAllowed(ApiError):
-    """`allowed` are the methods that the resource takes, where it is known at all."""
+    """The resource does not take this method; `allowed` names those it takes."""
 
     http_status = 405
     kind = "MethodNotAllowedException"
@@ -75,7 +75,7 @@ class InvalidModelVersion(ApiError):
 
 
 class InvalidKey(ApiError):
-    """No token, or one that is wrong or expired; TorchServe answers 400."""
+    """The token is missing, wrong or expired; 400, as on TorchServe."""
 
     http_status = 400
     kind = "InvalidKeyException"
@@ -87,7 +87,7 @@ class InvalidKey(ApiError):
 
 
 class Forbidden(ApiError):
-    """A URL outside of what models may be loaded from."""
+    """A request that the configuration forbids, such as for a foreign URL."""
 
     http_status = 403
     kind = "IllegalArgumentException"
@@ -116,7 +116,7 @@ class RequestTooLarge(ApiError):
 
 
 class ServiceUnavailable(ApiError):
-    """Try again later; `Retry-After` says when."""
+    """The server is overloaded or not ready; `Retry-After` says when to retry."""
 
     http_status = 503
     kind = "ServiceUnavailableException"
@@ -126,7 +126,7 @@ class ServiceUnavailable(ApiError):
 
 
 class DeadlineExceeded(ApiError):
-    """The client's own time limit passed before there was an answer."""
+    """The request's time limit passed before the answer was ready."""
 
     http_status = 504
     kind = "RequestTimeoutException"

@@ -1,8 +1,9 @@
-"""Runs a server from its start to its end.
+"""Runs a server from start to shutdown.
 
     run(settings, run_folder=Path(".run/serve-8080"), snapshots=True)
 
-SIGTERM and SIGINT: health turns 503, what was taken is answered, exit 0. A second one ends at once.
+On SIGTERM or SIGINT the health check turns 503, accepted requests are answered, and the exit code is 0. A
+second signal ends the server at once.
 """
 
 from __future__ import annotations
@@ -49,11 +50,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LIFELINE = "TORCHPORT_SERVER_LIFELINE"
-"""Number of a file descriptor whose end is this server's: whoever started it holds the other side."""
+"""Environment variable with the file descriptor of a pipe. When the starter closes the pipe, the server
+ends."""
 
 
 def run(settings: ServerSettings, *, run_folder: Path, snapshots: bool) -> int:
-    """Serve until a signal says to end; the exit code.
+    """Serve until a signal arrives; return the exit code.
 
     Raises:
         ServerError: the settings are unsafe or wrong, an address is taken.
@@ -73,7 +75,10 @@ def run(settings: ServerSettings, *, run_folder: Path, snapshots: bool) -> int:
 
 
 def _allow_connections(settings: ServerSettings) -> None:
-    """Raise the limit on open files to what the connections may need, as far as the system lets us."""
+    """Raise the limit on open files to what all connections may need.
+
+    The system's hard limit is the maximum.
+    """
     try:
         import resource
     except ImportError:  # Windows has none.
@@ -96,7 +101,10 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 class _Server:
-    """One server. What can be wrong with the settings is found before anything is started."""
+    """One server: its APIs, models and addresses.
+
+    Making it checks the settings, before anything is started.
+    """
 
     def __init__(self, settings: ServerSettings, run_folder: Path, snapshots: bool) -> None:
         self.settings, self._run_folder, self._keeps_snapshots = settings, run_folder, snapshots
@@ -122,9 +130,9 @@ class _Server:
         self._servers: list[HttpServer] = []
         self._grpc: GrpcServers | None = None
         self._is_restored = False
-        """Whether what the last snapshot tells of has been registered, or could not be."""
+        """Whether each model of the start, or of the snapshot, has been registered or has failed."""
         self._record: dict[str, Any] = {"loaded": False, "failures": {}}
-        """What `server.json` tells whoever started the server."""
+        """Content of `server.json`, which the starter of the server reads."""
 
     async def run(self) -> int:
         self._listen_to_signals()
@@ -185,7 +193,7 @@ class _Server:
         await self._grpc.start()
 
     def _announce(self) -> None:
-        """Say where it listens, to people and to who started it."""
+        """Write the listening addresses to the log and to `server.json`."""
         servers, known = iter(self._servers), dict[Address, str]()
         urls = []
         for address in self.settings.http_addresses:
@@ -244,7 +252,7 @@ class _Server:
         self._stop.set()
 
     async def _end(self) -> None:
-        """Answer what was taken, for as long as that may take, and leave nothing behind."""
+        """Answer accepted requests, up to `shutdown_timeout`, then stop everything."""
         self._registry.draining = True
         deadline = time.monotonic() + self.settings.shutdown_timeout
         while not self._hurry.is_set() and time.monotonic() < deadline and self._is_busy():
