@@ -1,4 +1,4 @@
-"""One request on its way: from the API that took it, through a model's queue, to a worker and back."""
+"""A queued request, and the caller that gets its answer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from torchport.server.wire import Answer, InferRow, Row
 
 
 class Kind(Enum):
-    """Requests of different kinds never share a batch: TorchServe's handlers look at the first row only."""
+    """Kind of a request; different kinds never share a batch.
+
+    TorchServe's handlers look at a batch's first row only.
+    """
 
     PREDICT = "predict"
     EXPLAIN = "explain"
@@ -20,7 +23,11 @@ class Kind(Enum):
 
 
 class Caller(Protocol):
-    """Who wants the answer. One of `answered` and `failed` is called once, `streamed` any times before."""
+    """Receives the answer to a request.
+
+    Either `answered` or `failed` is called, once, unless the caller is gone. `streamed` is called before,
+    any number of times.
+    """
 
     @property
     def is_gone(self) -> bool: ...
@@ -33,10 +40,10 @@ class Caller(Protocol):
 
 
 class Job:
-    """A request, and who gets its answer.
+    """A request and its caller.
 
-    `alone` says that it goes to a worker by itself, because the batch that it was in cost a worker its
-    life; `losses` counts the workers that died, or hung, while they had it.
+    `alone`: whether the request must be a batch by itself, because a worker died with its last batch.
+    `losses`: number of workers that died or hung with the request.
     """
 
     __slots__ = (
@@ -62,23 +69,23 @@ class Job:
         self.losses = 0
 
     def finish(self, answer: Answer) -> None:
-        """Deliver the answer, or the last piece of one; after the first time nothing happens."""
+        """Deliver the answer, or its last piece; later calls do nothing."""
         if self._is_first_end():
             self.caller.answered(self, answer)
 
     def stream(self, piece: Answer) -> None:
-        """Deliver a piece; `finish` brings the last one."""
+        """Deliver one piece of the answer; `finish` delivers the last one."""
         if not self.is_done:
             self.streams = True
             self.caller.streamed(self, piece)
 
     def fail(self, error: Exception) -> None:
-        """Deliver an error in the answer's place."""
+        """Deliver an error instead of an answer."""
         if self._is_first_end():
             self.caller.failed(self, error)
 
     def forget(self) -> None:
-        """Deliver nothing: nobody is there."""
+        """Drop the request: its client has disconnected."""
         self._is_first_end()
 
     def _is_first_end(self) -> bool:
@@ -90,7 +97,7 @@ class Job:
 
 
 class Waiter:
-    """A caller that awaits the answer, or all pieces of it.
+    """A caller whose answer, or pieces of it, can be awaited.
 
     waiter = Waiter()
     version.submit(Kind.PREDICT, row, waiter)

@@ -1,4 +1,4 @@
-"""A worker: one model version in a process, and the batch that it works on.
+"""A worker: one model version in a process, and its batch.
 
     worker = WorkerProcess(spec, owner, hosts)
     await worker.start()                 # owner.worker_ready(worker) follows, or worker_gone
@@ -53,8 +53,8 @@ class State(Enum):
 class WorkerSpec:
     """How to start a worker. Times are in seconds.
 
-    `environment` is added to the front's own, but for variables whose name matches `hidden`. Workers with
-    the same `share` live in one process; "" is for one of its own.
+    `environment` is added to the front's own, from which variables whose names match `hidden` are removed.
+    Workers with the same `share` live in one process; with "" a worker has its own.
     """
 
     load: Load
@@ -67,7 +67,7 @@ class WorkerSpec:
 
 
 class Owner(Protocol):
-    """Who is told of what a worker does."""
+    """Receives the events of a worker."""
 
     def worker_ready(self, worker: WorkerProcess) -> None: ...
 
@@ -78,7 +78,7 @@ class Owner(Protocol):
 
 
 class WorkerProcess:
-    """One worker."""
+    """One worker, as the front sees it."""
 
     _numbers = count(9000)
 
@@ -88,17 +88,17 @@ class WorkerProcess:
         self.state = State.STARTING
         self.started_at = datetime.now(UTC)
         self.loaded = False
-        """Whether it has loaded its model, whatever became of it then."""
+        """Whether the worker has loaded its model, even if it has ended since."""
         self.load_seconds = 0.0
         self.served = 0
         self.memory = 0
         self.signature: dict[str, Any] = {}
         self.failure = ""
-        """Why it could not load its model, or ended: the traceback, or what it wrote last."""
+        """Why the worker could not load its model, or ended: a traceback, or its last output."""
         self.hung = False
         self.killed_from_outside = False
         self.had_begun = False
-        """Whether its process had been sent the batch at hand: others may have been first."""
+        """Whether the current batch has been sent; in a shared process it may still be queued."""
         self._batch = 0
         self._jobs: list[Job] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -117,13 +117,13 @@ class WorkerProcess:
         return f"worker {self.slot} of {self.spec.load.model} {self.spec.load.version}"
 
     def resident_bytes(self) -> int:
-        """The resident memory of its process now; 0 where it is gone."""
+        """Current resident memory of the process in bytes; 0 if it is gone."""
         return self._host.resident_bytes() if self._host else 0
 
     # Starting and stopping.
 
     async def start(self) -> None:
-        """Start its process, or find the one that it shares, and let it load the model."""
+        """Start the process, or find the shared one, and load the model."""
         share = self.spec.share
         host = self._hosts.find(share) if share else None
         is_new = host is None
@@ -146,19 +146,19 @@ class WorkerProcess:
             await host.start()
 
     def stop(self) -> None:
-        """End it as soon as it has no batch: what it works on is finished first."""
+        """End the worker once its current batch is finished."""
         if self.state is State.BUSY:
             self.state = State.STOPPING
         elif self.state in (State.STARTING, State.READY):
             self._leave()
 
     def kill(self, reason: str = "it was to end") -> None:
-        """End its process now, and whatever else lives there."""
+        """Kill the worker's process, with all models in it."""
         if self._host is not None:
             self._host.kill(reason)
 
     def _leave(self) -> None:
-        """Leave the process; the last one ends it."""
+        """Leave the process, which ends with its last worker."""
         self.state = State.STOPPING
         self._cancel_timer()
         if self._host is None or len(self._host.members) <= 1:
@@ -248,7 +248,7 @@ class WorkerProcess:
             job.finish(answer)
 
     def host_gone(self, end: End) -> None:
-        """Its process has ended."""
+        """Note the end of the worker's process, and tell the owner."""
         wanted = self.state is State.STOPPING and not self._jobs
         self.killed_from_outside = end.from_outside
         if not wanted and not self.failure:
