@@ -1,4 +1,4 @@
-"""What registering a model says, and what is registered under one name."""
+"""A request to register a model, and the versions of a model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from torchport.server.models.version import ModelVersion
 
 @dataclass(frozen=True, kw_only=True)
 class Registration:
-    """What a request to register a model says; None leaves a setting to the archive and the server."""
+    """A request to register a model.
+
+    None leaves a setting to the archive and the server.
+    """
 
     url: str
     model_name: str | None = None
@@ -25,7 +28,10 @@ class Registration:
 
 
 class Model:
-    """The versions of one model. `routes` counts requests by the version that they named."""
+    """The versions of one model.
+
+    `routes` counts requests by the version that they named, "default" without one.
+    """
 
     def __init__(self, routes: dict[str, RouteStatistics]) -> None:
         self.versions: dict[str, ModelVersion] = {}

@@ -1,9 +1,10 @@
-"""The models of a server by name and version: registering, finding, scaling, defaults, removing.
+"""The models of a server: registers, finds, scales and removes versions.
 
     await registry.register(Registration(url="linear-1.0.mar", initial_workers=1))
     registry.find("linear")              # its default version
 
-A version takes traffic only once it is ready, and one that leaves answers first what waits for it.
+A version that is made the default takes over once it is ready. One that is removed first answers its
+waiting requests.
 """
 
 from __future__ import annotations
@@ -39,9 +40,10 @@ logger = logging.getLogger(__name__)
 
 
 class Registry:
-    """All models. `changed` is called when what a snapshot would hold has changed.
+    """All models of a server.
 
-    Everything runs on one event loop; reading and unpacking archives in its threads.
+    `changed` is called when the content of a snapshot would change. Everything runs on one event loop,
+    except that archives are read and unpacked in its threads.
     """
 
     def __init__(
@@ -56,14 +58,16 @@ class Registry:
         self.models: dict[str, Model] = {}
         self.routes: dict[str, dict[str, RouteStatistics]] = {}
         self.statistics: dict[tuple[str, str], ModelStatistics] = {}
-        """By model and version, those included that are gone: a counter never runs backwards."""
+        """Statistics by model and version, removed ones included, because a counter must not run
+        backwards."""
         self.failures: dict[str, str] = {}
-        """Archives that could not be loaded when the server started, with the reason."""
+        """Archives that failed to load when the server started, with the reason."""
         self.draining = False
-        """Set when the server ends: it says so to who asks for its health, and still answers."""
+        """Whether the server is ending: health checks fail then, requests are still answered."""
         self._was_emptied = False
         self.unrestored: dict[str, dict[str, dict[str, Any]]] = {}
-        """What a snapshot told of and could not be had, by model and version, for the next snapshot."""
+        """A snapshot's entries that could not be restored, by model and version; kept for the next
+        snapshot."""
         self._gpus, self._changed, self._samples_taken = gpus, changed, samples_taken
         self._work = WorkFolder()
         self._hosts = SharedHosts()
@@ -72,17 +76,19 @@ class Registry:
 
     @property
     def default_workers(self) -> int:
-        """Workers of a model that is there from the start and says nothing of them: as TorchServe, one for
-        each device, or for each core."""
+        """Workers of a model of the start whose config names no number.
+
+        As on TorchServe: one for each GPU, or else for each core.
+        """
         return self.settings.default_workers_per_model or self._gpus or available_cores()
 
     # Finding.
 
     def find(self, name: str, version: str | None = None) -> ModelVersion:
-        """A version; the default one unless it is named.
+        """Find a version; the default one if none is named.
 
         Raises:
-            ModelNotFound, ModelVersionNotFound: there is none.
+            ModelNotFound, ModelVersionNotFound: the model or the version is missing.
         """
         model = self.models.get(name)
         if model is None:
@@ -96,7 +102,7 @@ class Registry:
         """All versions of a model.
 
         Raises:
-            ModelNotFound: there is none.
+            ModelNotFound: the model is missing.
         """
         if name not in self.models:
             raise ModelNotFound(name)
@@ -108,7 +114,7 @@ class Registry:
             yield from model.versions.values()
 
     def serving(self) -> set[ModelVersion]:
-        """Every version with workers, those that leave included."""
+        """Every version, including those that are being removed."""
         return {*self.versions(), *self._leaving}
 
     def _taken_gpus(self) -> list[int]:
@@ -116,8 +122,10 @@ class Registry:
 
     @property
     def is_healthy(self) -> bool:
-        """Whether every default version has the workers that it is to have, and there is any of those that
-        the server was started with."""
+        """Whether every default version has its minimum of workers.
+
+        False if all models of the start have failed to load.
+        """
         return not self._all_failed and all(
             len(default.pool.ready) >= default.settings.min_workers
             for default in (model.versions[model.default] for model in self.models.values())
@@ -125,29 +133,34 @@ class Registry:
 
     @property
     def is_ready(self) -> bool:
-        """Whether every default version can answer, there is any of those that it was started with, and the
-        server is not ending."""
+        """Whether every default version can answer.
+
+        False while the server is ending, or if all models of the start have failed to load.
+        """
         if self.draining or self._all_failed:
             return False
         return all(model.versions[model.default].is_ready for model in self.models.values())
 
     @property
     def _all_failed(self) -> bool:
-        """Whether none of the models is there that it was started with: an orchestrator that is told that all
-        is well would send it requests. Who removes them by the API has what they asked for."""
+        """Whether all models of the start have failed to load.
+
+        An orchestrator must not send requests to such a server. A server whose models were removed by the
+        API is not meant.
+        """
         return bool(self.failures) and not self.models and not self._was_emptied
 
     # Changing.
 
     async def register(self, asked: Registration) -> tuple[ModelVersion, str]:
-        """Load an archive; the version, and what to tell who asked.
+        """Load an archive; return its version and a status text.
 
-        With `synchronous`, and workers to start, it returns when they are ready. A version whose workers
-        do not start is removed again.
+        With `synchronous`, it returns once the workers are ready; if they do not start, the version is
+        removed again.
 
         Raises:
-            ApiError: the archive cannot be had or is refused, the version is there already, its workers
-                did not start; the message has the handler's traceback.
+            ApiError: the archive is missing or refused, the version is registered already, or its workers did
+                not start; the message then has the handler's traceback.
         """
         loop = asyncio.get_running_loop()
         unpacked = await loop.run_in_executor(
@@ -229,11 +242,11 @@ class Registry:
         synchronous: bool = False,
         timeout: float | None = None,
     ) -> tuple[int, str]:
-        """Change the number of workers; the HTTP status and what to tell who asked.
+        """Change the number of workers; return HTTP status and status text.
 
         Raises:
-            InvalidRequest: `most` is less than `least`.
-            ModelNotFound, ModelVersionNotFound: there is no such version.
+            InvalidRequest: `most` is less than `least`, or `least` is negative.
+            ModelNotFound, ModelVersionNotFound: the model or the version is missing.
             InternalError: the workers did not start.
         """
         if most < least:
@@ -256,10 +269,13 @@ class Registry:
         return 206, "Workers scaling in progress..."
 
     async def set_default(self, name: str, version: str) -> str:
-        """Let requests that name no version reach this one, once it is ready; what to tell who asked.
+        """Make a version the default; return a status text.
+
+        Requests that name no version reach the default. The call waits until the version is ready, for its
+        `startup_timeout` at most.
 
         Raises:
-            ModelNotFound, ModelVersionNotFound: there is no such version.
+            ModelNotFound, ModelVersionNotFound: the model or the version is missing.
         """
         model = self.model(name)
         found = model.versions.get(version)
@@ -274,11 +290,13 @@ class Registry:
         return f'Default version successfully updated for model "{name}" to "{version}"'
 
     async def unregister(self, name: str, version: str | None) -> str:
-        """Remove a version, the default one unless it is named, when it has answered what waits for it.
+        """Remove a version once its waiting requests have been answered.
+
+        Without a `version`, the default one is removed.
 
         Raises:
-            ModelNotFound, ModelVersionNotFound: there is none.
-            InvalidModelVersion: it is the default one, and there are others.
+            ModelNotFound, ModelVersionNotFound: the model or the version is missing.
+            InvalidModelVersion: the version is the default one, and others exist.
         """
         async with self._lock(name):
             model = self.model(name)
@@ -312,6 +330,6 @@ class Registry:
         return self._locks.setdefault(name, asyncio.Lock())
 
     async def close(self, grace: float) -> None:
-        """Answer what waits, end every worker, remove what was unpacked."""
+        """Answer waiting requests, end all workers, delete the unpacked archives."""
         await asyncio.gather(*(version.close(grace) for version in self.serving()))
         self._work.remove()

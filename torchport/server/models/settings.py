@@ -1,11 +1,10 @@
-"""How one model version is run: the archive's `model-config.yaml`, what registering it said, the
-server's defaults.
+"""Settings of a model version, from archive, registration and server.
 
-    torchport_server:                # our own keys, beside TorchServe's
-      queue_timeout_ms: 0            # rows that waited longer are answered 503; 0: without limit
-      recycle_after_requests: 0      # a worker is replaced after so many; 0: never
-      recycle_above_mb: 0            # a worker is replaced above so much resident memory; 0: never
-      shared_worker: ""              # models with the same name here share one process; "": one of its own
+torchport_server:                # torchport's keys, next to TorchServe's
+  queue_timeout_ms: 0            # rows that waited longer are answered 503; 0: no limit
+  recycle_after_requests: 0      # a worker is replaced after this number; 0: never
+  recycle_above_mb: 0            # a worker is replaced above this resident memory; 0: never
+  shared_worker: ""              # models with the same name here share one process; "": one of its own
 """
 
 from __future__ import annotations
@@ -50,8 +49,11 @@ _OWN_KEYS = ("queue_timeout_ms", "recycle_after_requests", "recycle_above_mb", "
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """Settings of one model version. `max_batch_delay` is reported and never waited out: a free worker
-    takes what is there. Times are seconds unless their name says otherwise."""
+    """Settings of one model version.
+
+    Times are seconds unless their name says otherwise. `max_batch_delay`, in milliseconds, is reported and
+    never waited out: a free worker takes what waits at once.
+    """
 
     min_workers: int = 1
     max_workers: int = 1
@@ -70,7 +72,7 @@ class ModelSettings:
     shared_worker: str = ""
 
     def to_json(self) -> dict[str, int]:
-        """What descriptions and snapshots tell of it, by TorchServe's names."""
+        """The settings in descriptions and snapshots, by TorchServe's names."""
         return {
             "minWorkers": self.min_workers,
             "maxWorkers": self.max_workers,
@@ -93,11 +95,12 @@ def model_settings(
 ) -> ModelSettings:
     """The settings of a version with this `model-config.yaml`.
 
-    `asked` is what registering it said: it wins for the batch's size and delay, and loses against the
-    archive elsewhere, as TorchServe has it. `known` is the server's `models={...}` entry.
+    `asked` has the values of the registration. They override the archive for the batch's size and delay;
+    all others are overridden by the archive, as on TorchServe. `known` is the version's entry in the
+    server's `models={...}`; the archive overrides it.
 
     Raises:
-        ArchiveRefused: a value of the wrong type, an unknown key of ours.
+        ArchiveRefused: a value has the wrong type, or a key of `torchport_server` is unknown.
     """
     values: dict[str, Any] = {
         "min_workers": 1,
