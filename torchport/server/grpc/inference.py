@@ -1,4 +1,4 @@
-"""TorchServe's gRPC service of predictions: one answer, an answer in pieces, and many of either."""
+"""TorchServe's gRPC service of predictions: unary, streamed and bidirectional."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from torchport.server.wire import Field, Row
 
 _SEQUENCE_ID, _SEQUENCE_START = "ts_request_sequence_id", "ts_request_sequence_start"
 _OURS = (b"describe", b"explain", b"url_path")
-"""Headers by which a handler is asked for something else than a prediction, for its whole batch."""
+"""Headers that would ask a handler for something other than a prediction, for its whole batch. They are
+dropped."""
 
 
 class InferenceService:
-    """`InferenceAPIsService`."""
+    """The service `InferenceAPIsService`."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
@@ -52,7 +53,10 @@ class InferenceService:
                 yield inference.PredictionResponse(prediction=piece.body)
 
     async def _exchange(self, requests: AsyncGenerator[Any, None], call: Call) -> AsyncGenerator[Any, None]:
-        """Answer one request after another, each with the id of its sequence; an error is an answer too."""
+        """Answer requests one after another, each with its sequence id.
+
+        An error is sent as an answer, and the stream goes on.
+        """
         async with aclosing(requests):
             async for request in requests:
                 sequence = _sequence(request)
@@ -79,7 +83,10 @@ class InferenceService:
 
 
 def _sequence(request: Any) -> str | None:
-    """The id of a request's sequence; a new one where it begins a sequence and names none."""
+    """The sequence id of a request.
+
+    A request that begins a sequence without an id gets a new one.
+    """
     if request.sequence_id:
         return str(request.sequence_id)
     begins = request.input.get(_SEQUENCE_START, b"").lower() == b"true"

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over gRPC: tensors straight onto a model's graph."""
+"""The Open Inference Protocol over gRPC: tensors for a model's graphs."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ _CONTENTS = {
     "FP32": "fp32_contents",
     "FP64": "fp64_contents",
 }
-"""The field that holds a datatype's values. FP16 has none: it comes and goes as bytes."""
+"""Message field of each datatype's values. FP16 has no field: it is sent as bytes."""
 
 
 class OpenInferenceService:
-    """`GRPCInferenceService`, under the protocol's own package and under TorchServe's."""
+    """The service `GRPCInferenceService`, in the protocol's package and in TorchServe's."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry

@@ -1,9 +1,9 @@
-"""A request that came by gRPC, on its way to a model's worker.
+"""A gRPC request that waits for a model's worker.
 
     asked = PendingCall(registry, call, Kind.PREDICT, "linear", "", row)
     answer = await asked.answer()
 
-A call that its client cancels takes its request out of the queue with it.
+If the client cancels the call, the request leaves the queue.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ class PendingCall:
     """A request in a version's queue.
 
     Raises:
-        ModelNotFound, ModelVersionNotFound, ServiceUnavailable: it cannot be asked.
+        ModelNotFound, ModelVersionNotFound: the model or the version is missing.
+        ServiceUnavailable: the queue is full, or there are no workers.
     """
 
     def __init__(
@@ -39,10 +40,10 @@ class PendingCall:
         self._route.requests += 1
 
     async def answer(self) -> Answer:
-        """The model's answer, or the last piece of it.
+        """Wait for the model's answer, or for its last piece.
 
         Raises:
-            ApiError: whatever else came of it, an answer with the status of an error included.
+            ApiError: the request failed, or the answer has the status of an error.
         """
         answer = await self._waiter.answer
         now, job = time.monotonic(), self._job
@@ -51,7 +52,7 @@ class PendingCall:
         return self._checked(answer)
 
     async def pieces(self) -> AsyncGenerator[Answer, None]:
-        """The pieces of an answer as they come, the last one included.
+        """The pieces of the answer as they arrive, including the last one.
 
         Raises:
             ApiError: as `answer` does.
@@ -85,8 +86,10 @@ def _error(message: str, status: int, kind: str) -> ApiError:
 
 
 def _message(body: bytes) -> str:
-    """What a handler that answered with an error says: the message of an error in the server's shape, or
-    all of it."""
+    """The message in a handler's error answer.
+
+    An error that has not the server's shape is returned whole.
+    """
     text = body.decode("utf-8", "replace")
     try:
         said = json.loads(text)

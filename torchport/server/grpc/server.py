@@ -1,10 +1,11 @@
-"""The gRPC servers: one of inference, the Open Inference Protocol included, and one of management.
+"""The two gRPC servers: inference and management.
 
     servers = GrpcServers(settings, access, registry, counts)
     await servers.start()
     servers.inference_port               # 7070, or what the system chose
 
-They run on the event loop of the front. What a message may weigh is what a body may.
+The Open Inference Protocol belongs to inference. Both servers run on the front's event loop. The sizes of
+messages have the same limits as bodies in HTTP.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ from torchport.server.settings.address import Address
 from torchport.server.settings.settings import ServerSettings
 
 STOP_S = 5.0
-"""How long answers that are on their way may take when the server ends: the requests are answered before."""
+"""Maximum seconds for pending answers to arrive when the server ends. The requests have been answered by
+then."""
 
 _FRAMING = 1 << 16
-"""What a message may weigh beyond the answer in it."""
+"""Bytes that a message may have beyond the answer in it."""
 
 
 class GrpcServers:
@@ -63,11 +65,11 @@ class GrpcServers:
         self.inference_port = self.management_port = 0
 
     async def start(self) -> None:
-        """Listen.
+        """Listen on both addresses.
 
         Raises:
-            ServerError: an address cannot be had, the certificate cannot be read, or clients are to have
-                one and could do without.
+            ServerError: an address is taken, the certificate is missing or cannot be read, or there is a
+                clients' CA but no TLS.
         """
         settings = self._settings
         credentials = _credentials(settings)
@@ -105,14 +107,14 @@ class GrpcServers:
         return int(port)
 
     async def stop(self, grace: float) -> None:
-        """Take nothing new, let answers that are on their way arrive, close."""
+        """Take no new calls, let pending answers arrive, then close."""
         for calls in self._calls:
             calls.stopping.set()
         await asyncio.gather(*(server.stop(min(grace, STOP_S)) for server in self._servers))
 
 
 def _credentials(settings: ServerSettings) -> Any:
-    """What TLS needs; None without it."""
+    """The credentials for TLS; None without it."""
     addresses = (settings.grpc_inference, settings.grpc_management)
     if not settings.enable_grpc_ssl:
         if settings.client_ca_file is not None and not all(a.is_loopback for a in addresses):
