@@ -1,4 +1,4 @@
-"""A model version as the management API describes it: TorchServe's names, in its order."""
+"""Describes model versions for the management API, with TorchServe's names."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from torchport.server.models.version import ModelVersion
 
 
 def describe(version: ModelVersion) -> dict[str, Any]:
-    """Settings, workers and queue. `lastFailure`, the traceback of a worker that could not load its model
-    or died, is our own."""
+    """A version's settings, workers and queue.
+
+    `lastFailure`, which TorchServe does not have, is the traceback of a worker that could not load its
+    model or died.
+    """
     model, settings = version.model, version.settings
     on_gpu = any(worker.spec.load.gpu is not None for worker in version.pool.workers)
     described: dict[str, Any] = {
@@ -47,7 +50,7 @@ def describe(version: ModelVersion) -> dict[str, Any]:
 
 
 def describe_worker(worker: WorkerProcess) -> dict[str, Any]:
-    """One worker. `memoryUsage` is in bytes."""
+    """A worker's state; `memoryUsage` is in bytes."""
     gpu = worker.spec.load.gpu
     return {
         "id": worker.id,

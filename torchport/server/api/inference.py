@@ -1,5 +1,7 @@
-"""The inference API: `/ping`, `/predictions`, `/explanations`, KServe's v1 paths, and what TorchServe
-keeps for older clients.
+"""The inference API: health, predictions, explanations.
+
+It serves `/ping`, `/predictions`, `/explanations`, `/v2` by `open_inference`, KServe's v1 paths, and the
+paths that TorchServe keeps for older clients.
 
 Requests come as bodies of any type, as forms with named parts, or as JSON; see `forms`.
 """
@@ -27,7 +29,7 @@ _EXPLAIN = {True: (b"explain", b"True"), False: (b"explain", b"False")}
 
 
 class InferenceApi(Api):
-    """Answers what clients of models ask."""
+    """Answers requests to models and about the server's health."""
 
     key_kind = KeyKind.INFERENCE
 

@@ -1,4 +1,7 @@
-"""The metrics API: `GET /metrics`, in Prometheus' text format; `?name[]=` picks families by name."""
+"""The metrics API: `GET /metrics`, in Prometheus' text format.
+
+`?name[]=` selects families by name.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ _HELP_OR_TYPE = re.compile(r"# (?:HELP|TYPE) (?P<name>[A-Za-z_:][A-Za-z0-9_:]*)"
 
 
 class MetricsApi(Api):
-    """Answers Prometheus."""
+    """Serves the server's metrics to Prometheus."""
 
     key_kind = KeyKind.INFERENCE
 

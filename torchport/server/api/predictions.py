@@ -1,4 +1,4 @@
-"""Predictions by REST: a request put onto a version's queue, and its answer sent back.
+"""Predictions by REST: queues requests for models, and sends their answers.
 
 predictions = Predictions(api, registry)
 predictions.predict(request, "linear", None)         # the reply is sent when a worker has answered
@@ -42,11 +42,11 @@ _OURS = (
 _NOT_FOR_HANDLERS = frozenset([b"transfer-encoding", b"expect", b"describe"])
 
 _STREAMED = b"ts_stream_next: true\r\n"
-"""What TorchServe's clients may look for in an answer that comes in pieces."""
+"""Header line of a streamed answer, which TorchServe's clients may look for."""
 
 
 class Predictions:
-    """Asks models for an API, which sends what they answer."""
+    """Queues an API's requests for models, and sends the answers."""
 
     def __init__(self, api: Api, registry: Registry, tracing: Tracing | None = None) -> None:
         self.api, self.tracing = api, tracing
@@ -62,10 +62,12 @@ class Predictions:
         more: Iterable[tuple[bytes, bytes]] = (),
         with_query: bool = False,
     ) -> Reply | None:
-        """Ask a model.
+        """Queue a request for a model; the answer is sent later.
+
+        Returns a reply only for OPTIONS, which needs no worker.
 
         Args:
-            more: headers that the handler is told beside the client's.
+            more: headers that the handler gets in addition to the client's.
             with_query: whether the query's parameters are fields for the handler.
         """
         request.allow(*_METHODS)
@@ -90,7 +92,7 @@ class Predictions:
         return None
 
     def reply_of(self, answer: Answer) -> Reply:
-        """A worker's answer as it goes to the client."""
+        """The reply to the client for a worker's answer."""
         if answer.error:
             error = ApiError(answer.body.decode("utf-8", "replace"))
             error.http_status, error.kind = answer.status, answer.error
@@ -102,7 +104,7 @@ class Predictions:
 
 
 class _Prediction:
-    """Waits for a worker's answer and sends it on."""
+    """Receives a worker's answer and sends it to the client."""
 
     __slots__ = ("_api", "_pieces", "_predictions", "_request", "_route", "_waiting_bytes", "span")
 
@@ -112,7 +114,7 @@ class _Prediction:
         self._pieces: asyncio.Queue[Answer | Exception | None] | None = None
         self._waiting_bytes = 0
         self.span: Any = None
-        """The request's span, where spans are made."""
+        """The request's OpenTelemetry span; None without tracing."""
 
     @property
     def is_gone(self) -> bool:
@@ -157,7 +159,7 @@ class _Prediction:
         self._pieces.put_nowait(error)
 
     async def _stream(self, pieces: asyncio.Queue[Answer | Exception | None]) -> None:
-        """Send pieces as they come."""
+        """Send pieces as they arrive."""
         request, responder = self._request, self._request.http.responder
         started = False
         while (piece := await pieces.get()) is not None:
@@ -177,9 +179,10 @@ class _Prediction:
 
 
 def headers_for_handlers(request: Request) -> list[tuple[bytes, bytes]]:
-    """The client's headers. The body has come whole: it has a length, and no encoding of its transfer.
+    """The client's headers, as handlers get them.
 
-    `describe` is a word of the server's: handlers look for it in a batch's first row.
+    The body is complete: so a length is added, transfer encoding and `expect` are removed. `describe` is
+    removed because only the server may set it: handlers look for it in a batch's first row.
     """
     headers, by_name = request.http.headers, request.http.by_name
     if not _NOT_FOR_HANDLERS.isdisjoint(by_name):
@@ -194,7 +197,10 @@ def _status(answer: Answer) -> int:
 
 
 def answer_lines(answer: Answer) -> bytes:
-    """The handler's headers, without those that the server writes and those that HTTP cannot carry."""
+    """The lines of a handler's headers.
+
+    Left out are headers that the server writes itself, and headers that are invalid in HTTP.
+    """
     if not answer.headers and answer.content_type == "application/json":
         return JSON_LINE
     found: dict[bytes, bytes] = {}

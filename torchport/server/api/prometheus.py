@@ -1,6 +1,7 @@
-"""The server's numbers as Prometheus reads them: TorchServe's names and labels, and our own `torchport_*`.
+"""The server's metrics for Prometheus, with TorchServe's names and labels.
 
-Nothing is computed while requests are served: this reads plain counters when somebody asks.
+Metrics that TorchServe does not have are named `torchport_*`. Nothing is computed while requests are
+served: plain counters are read when Prometheus asks.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torchport.server.models.version import ModelVersion
 from torchport.server.wire import MetricValue
 
 HISTOGRAM_MS = (1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10000.0)
-"""Bounds of the histograms that handlers keep of their own."""
+"""Bounds of the histograms of handlers' metrics, in milliseconds."""
 
 _HELP = {
     "ShadowRows": "Rows that a shadow ran again on its second backend",
@@ -29,14 +30,15 @@ _HELP = {
     "ShadowDrops": "Rows that were sampled for a shadow and not run again",
     "ShadowMaxDifference": "Largest difference of two numbers that a worker's shadow has seen",
 }
-"""Of what torchport's own handlers keep."""
+"""Help texts of the metrics of torchport's handlers."""
 
 MAX_SERIES = 10_000
-"""Series of handlers' own metrics that are kept: a label that never repeats must not fill the memory."""
+"""Maximum number of series of handlers' metrics; more are dropped and counted. A label that never repeats
+must not fill the memory."""
 
 
 class ServerCollector(Collector):
-    """Reads everything that there is to be told."""
+    """Collects all metrics."""
 
     def __init__(self, registry: Registry, counts: RequestCounts, *, system_metrics: bool) -> None:
         self._registry, self._counts, self._system = registry, counts, system_metrics
@@ -47,7 +49,7 @@ class ServerCollector(Collector):
         self.dropped_series = 0
 
     def add_samples(self, version: ModelVersion, samples: list[MetricValue]) -> None:
-        """Take over what a handler counted and timed."""
+        """Add the metric values of a version's handler."""
         for sample in samples:
             labels = sorted([*sample.labels, ("Hostname", self._host)])
             names, values = tuple(n for n, _ in labels), tuple(v for _, v in labels)
@@ -88,7 +90,7 @@ class ServerCollector(Collector):
         yield waited
 
     def _routes(self) -> Iterator[Any]:
-        """TorchServe's three, by model and by the version that the request named."""
+        """TorchServe's three counters, by model and requested version."""
         found = [
             ((name, version, self._host), route)
             for name, routes in self._registry.routes.items()
@@ -216,7 +218,7 @@ def _torchserve_counter(
     values: Sequence[tuple[tuple[str, ...], float]],
     labels: tuple[str, ...] = ("Level", "Hostname"),
 ) -> Any:
-    """A counter whose name is shown as it is: TorchServe's have no `_total` added."""
+    """A counter with its name unchanged: TorchServe's have no `_total` added."""
     family = _untotalled(name, text, labels=labels)
     for key, value in values:
         family.add_sample(name, dict(zip(labels, key, strict=True)), value)
@@ -224,7 +226,7 @@ def _torchserve_counter(
 
 
 def _untotalled(name: str, text: str, labels: tuple[str, ...] = ()) -> Any:
-    """A family of samples named exactly so: Prometheus' own counters end in `_total`."""
+    """A metric family with exactly this name, without an added `_total`."""
     if name.endswith("_total"):
         return Metric(name.removesuffix("_total"), text, "counter")
     return Metric(name, text, "unknown")
@@ -235,6 +237,6 @@ def _number(value: Any) -> float:
 
 
 def _metric_name(name: str) -> str:
-    """A name that Prometheus takes."""
+    """The nearest name that Prometheus accepts."""
     cleaned = "".join(c if c.isascii() and (c.isalnum() or c in "_:") else "_" for c in name)
     return cleaned if cleaned and not cleaned[0].isdigit() else f"_{cleaned}"
