@@ -1,11 +1,12 @@
-"""A shadow's process, seen from the worker: starting it, handing it a sample, ending it.
+"""A shadow's process, seen from the worker: start, comparisons, end.
 
     link = ShadowLink(folder)
     link.load(start, START_TIMEOUT_S)        # its backend is there
     result = link.compare(sample)
     link.close()
 
-Use it in the thread that made it: on Linux the process ends with that thread. Only `kill` is for all.
+Use a link in the thread that made it: on Linux the process ends with that thread. Only `kill` may be
+called from any thread.
 """
 
 from __future__ import annotations
@@ -24,25 +25,25 @@ from torchport_runtime.errors import BackendError
 from torchport_runtime.shadow.messages import SampledRows, ShadowResult, Start
 
 COMPARE_LIMIT_S = 300
-"""So long one look may take. It is that long because the process has only the time that nobody else wants:
-what computes, and does not end, is ended far sooner, by the processor time that it takes."""
+"""Maximum seconds of one comparison; then its process is ended. It is long because the process only gets
+idle processor time. An endless computation is ended far sooner, by its processor time."""
 END_S = 10.0
-"""So long a process that has closed its connection may take to end."""
+"""Seconds that a process has to end after it has closed its connection."""
 
 
 class ComparisonTimeout(BackendError):
-    """A look that came to no end. Its process is of no more use."""
+    """A comparison that took too long; its process is unusable."""
 
 
 class ShadowGone(BackendError):
-    """The process ended by itself, or by somebody else."""
+    """The process ended without being told to."""
 
 
 class ShadowLink:
-    """One process, which imports this copy of the runtime, and a connection to it.
+    """A process that imports this copy of the runtime, and its connection.
 
     Raises:
-        BackendError: it cannot be started.
+        BackendError: the process cannot be started.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -79,10 +80,10 @@ class ShadowLink:
         return self._process.pid
 
     def load(self, start: Start, limit_s: float) -> None:
-        """Let it load its backend.
+        """Let the process load its backend, within `limit_s` seconds.
 
         Raises:
-            BackendError: an artifact, a library or a device that is not to be had; no answer in that time.
+            BackendError: an artifact, a library or a device is missing, or the time is over.
         """
         self._processor_s = start["processor_s"]
         try:
@@ -97,10 +98,10 @@ class ShadowLink:
             raise BackendError(f"shadow: {problem}")
 
     def compare(self, sample: SampledRows) -> ShadowResult:
-        """Have these rows run again.
+        """Let the process run these rows again and compare.
 
         Raises:
-            ComparisonTimeout: it does not come to an end.
+            ComparisonTimeout: the comparison took too long.
             ShadowGone: the process has ended.
         """
         try:
@@ -117,11 +118,11 @@ class ShadowLink:
             raise ShadowGone(f"its process is gone (exit code {code}, {err!r})") from err
 
     def kill(self) -> None:
-        """End the process now, whatever it is doing; waits for nothing."""
+        """Kill the process, without waiting for its end."""
         self._process.kill()
 
     def close(self) -> None:
-        """End the process, and wait for its end."""
+        """Kill the process, and wait for its end."""
         self._process.kill()
         self._disconnect()
         self._process.wait()
