@@ -91,8 +91,8 @@ def parity_cases(
     `guards` are those of its export (`torchport.export.guards`).
 
     Raises:
-        RecipeError: the recipe gives no samples, or one that does not fit its own signature; or a dimension is too
-            large to be swept.
+        RecipeError: the recipe gives no samples, or one that does not fit its own signature; or a dimension
+            is too large to be swept.
     """
     for index, sample in enumerate(checked_samples(recipe, graph, signature)):
         yield Case(f"sample {index}", sample)
