@@ -1,4 +1,7 @@
-"""One function per stage that runs it and prints its line; each says whether there was work to do."""
+"""Runs one stage each and prints its line.
+
+Each function returns whether there was work to do.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +89,7 @@ def quantize(recipe: Recipe, store: Store, max_drop: float, force: bool) -> bool
 
 
 def prove_store(store: Store, force: bool, timeout_s: float | None = None) -> None:
-    """Prove every archive of a store again, on this machine, each in a process of its own."""
+    """Verify every archive of a store here, each in a child process."""
     from torchport.errors import ParityError, TorchportError
     from torchport.verify.local.process import TIMEOUT_S, prove_apart
 

@@ -1,5 +1,7 @@
-"""torch.export: captures a model as a program with dynamic dimensions, and saves it as `main.pt2`. What
-fails raises `ExportError`, which names the operator or the line of the user's model, and what to try.
+"""torch.export: captures a model as a program with dynamic dimensions; saves it.
+
+A failure raises `ExportError`, which names the operator or the line of the user's model, and what to
+try.
 """
 
 from __future__ import annotations
@@ -30,7 +32,10 @@ if TYPE_CHECKING:
 
 
 def in_order(module: nn.Module, signature: Signature, inputs: Mapping[str, np.ndarray]) -> nn.Module:
-    """The module; where it returns a dict or a named tuple, with a tuple in the signature's order."""
+    """The module with its outputs in the signature's order.
+
+    A module that returns a dict or a named tuple is wrapped to return a tuple.
+    """
     import torch
     from torch import nn
 
@@ -58,7 +63,7 @@ def export_program(
     inputs: Mapping[str, np.ndarray],
     precision: str = "float32",
 ) -> ExportedProgram:
-    """torch.export with every symbolic dimension dynamic, its dimensions compared with the signature's.
+    """Capture a model with every symbolic dimension dynamic, and check its dimensions.
 
     Raises:
         ExportError: torch.export cannot take the model, or a dimension came out fixed.
@@ -84,8 +89,9 @@ def capture(
     inputs: Mapping[str, np.ndarray],
     precision: str = "float32",
 ) -> ExportedProgram:
-    """A model as torch.export sees it at the sizes of `inputs`. Its operations know their lines in the
-    user's code, which are paths of this machine.
+    """Capture a model by torch.export at the sizes of `inputs`.
+
+    Its operations know their lines in the user's code, which are paths of this machine.
 
     Raises:
         ExportError: torch.export cannot take the model.
@@ -136,7 +142,10 @@ def _where_fixed(
     inputs: Mapping[str, np.ndarray],
     precision: str,
 ) -> str:
-    """The user's line from which on captures at two sizes differ; empty if it cannot be told."""
+    """The user's line where captures at two sizes begin to differ.
+
+    Empty if unknown.
+    """
     sizes = other_sizes(signature, signature.check_input_shapes(inputs))
     if sizes is None:
         return ""
@@ -149,7 +158,10 @@ def _where_fixed(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep torch's own notes on a failed capture, pages of it, off the terminal: the error has the line."""
+    """Keep torch's pages of notes on failed captures off the terminal.
+
+    The error has the line.
+    """
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -161,7 +173,13 @@ def quiet() -> Iterator[None]:
 
 
 def save_program(program: ExportedProgram) -> bytes:
-    """A `.pt2` file's bytes; its name is not among them, as it would be if it were saved to a path."""
+    """The bytes of a `.pt2` file.
+
+    They do not contain its name, as they would if it were saved to a path.
+
+    Raises:
+        ExportError: torch.export cannot serialise the program.
+    """
     import torch
 
     buffer = io.BytesIO()
@@ -181,12 +199,16 @@ def positional(inputs: Mapping[str, np.ndarray]) -> tuple[Any, ...]:
 
 
 def is_dynamic(size: int | str, signature: Signature) -> bool:
-    """Whether a size of a tensor's shape is a name that stands for more than one number."""
+    """Whether a size is a name that stands for more than one number."""
     return isinstance(size, str) and signature.dims[size][0] != signature.dims[size][1]
 
 
 def check_dims(role: str, shapes: Mapping[str, list[Any]], signature: Signature) -> None:
-    """Every symbolic dimension must have stayed symbolic, and two names must not have become one."""
+    """Check that symbolic dimensions stayed symbolic, and that no two became one.
+
+    Raises:
+        ExportError: a dimension is fixed, or not the signature's, or two must be equal.
+    """
     specs = signature.inputs if role == "input" else signature.outputs
     names: dict[str, str] = {}
     for tensor, shape in shapes.items():

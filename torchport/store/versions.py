@@ -1,4 +1,4 @@
-"""Versions of the libraries that had a part in a result."""
+"""Versions of the libraries that were used for a result."""
 
 from importlib.metadata import PackageNotFoundError, version
 
@@ -6,7 +6,7 @@ _ONNXRUNTIME = ("onnxruntime-gpu", "onnxruntime")
 
 
 def library_versions(*names: str) -> dict[str, str]:
-    """Versions by distribution name; those that are not installed are left out.
+    """Versions by distribution name, without those that are not installed.
 
     `onnxruntime` stands for whichever of its distributions is installed.
     """

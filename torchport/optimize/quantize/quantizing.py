@@ -1,10 +1,11 @@
-"""Proven float32 artifacts to INT8 ones that pass a gate: `main.int8.onnx`, `int8.json`, `quantization.json`.
+"""Quantises verified float32 artifacts to INT8 ones that pass a gate.
 
     result = quantize(load_recipe("digits_resnet18"), folder, max_drop=0.005)
     result.certificate["metrics"]        # {"accuracy": {"float32": 0.975, "int8": 0.975}}
 
-The certificate holds no time, so that the same choice has the same bytes; what was tried and how
-fast it was stands in `quantization.json`.
+It writes `main.int8.onnx`, `int8.json` and `quantization.json`. The certificate `int8.json` has no
+times, so that the same choice has the same bytes. `quantization.json` says what was tried and how fast
+it was.
 """
 
 from __future__ import annotations
@@ -42,9 +43,10 @@ REPORT = "quantization.json"
 
 @dataclass(frozen=True)
 class QuantizationResult:
-    """`done` is False where INT8 graphs of exactly these bytes and this gate were there already.
+    """Result of quantising a model.
 
-    `report` is what was tried; `certificate` is None where nothing passed, and `refusal` says why.
+    `done` is False if INT8 graphs of exactly these bytes and this gate existed already. `report` says
+    what was tried. `certificate` is None if nothing passed; `refusal` says why.
     """
 
     done: bool
@@ -62,9 +64,10 @@ def quantize(
     force: bool = False,
     tell: Callable[[str], None] = lambda message: None,
 ) -> QuantizationResult:
-    """Make the fastest INT8 version whose held-out metrics are at most `max_drop` worse than float32's.
+    """Make the fastest INT8 version whose held-out metrics pass the gate.
 
-    Where nothing passes, what was made before, by a wider gate maybe, is removed.
+    They may be at most `max_drop` worse than float32's. If nothing passes, an earlier INT8 version is
+    removed, because its gate may have been wider.
 
     Raises:
         StaleError: the float32 model has no passing certificate of parity.
@@ -102,7 +105,7 @@ def quantize(
 
 
 def require(result: QuantizationResult) -> QuantizationResult:
-    """The result, or why there is none as an error.
+    """Return the result, if it has an INT8 version.
 
     Raises:
         QuantizationError: nothing passed the gate, or nothing that did is faster than float32.
@@ -115,7 +118,7 @@ def require(result: QuantizationResult) -> QuantizationResult:
 
 
 def _why(recipe: Recipe, folder: BuildFolder, gate: Gate) -> str | None:
-    """Why the INT8 graphs cannot stay as they are; None if they can."""
+    """Why the INT8 graphs must be made again; None if they hold."""
     before = read_int8_certificate(folder)
     if before is None:
         return "not quantised yet"

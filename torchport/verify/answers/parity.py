@@ -1,12 +1,14 @@
-"""Whether a recipe's handler answers with an export as with the trained model: what it decides of the
-recipe's requests and of held-out inputs, by every backend that ships, and over the model in float64.
+"""Compares the handler's answers with an export and with the trained model.
+
+Compared are the decisions for the recipe's requests and for held-out inputs, by every packaged backend,
+with those over the model in float64:
 
     compared = compare_answers(recipe, folder, graphs, opened, reference_kinds)
     compared.summary()                   # [{"backend": "onnxruntime", "kind": "boxes", "agreed": 64, ...}]
     compared.failures["torchscript"]     # ["torchscript on cpu, held-out 3: boxes: 4 of 5 boxes are ..."]
 
-What one graph computes is proven graph by graph. Boxes after suppression and sequences of tokens come of
-several runs and of thresholds between them: they are proven here.
+The outputs of single graphs are compared in `torchport.verify.outputs`. Boxes after suppression and
+sequences of tokens depend on several runs and on thresholds between them: they are compared here.
 """
 
 from __future__ import annotations
@@ -37,17 +39,17 @@ if TYPE_CHECKING:
     from torch import nn
 
 HELD_OUT = 64
-"""Held-out inputs that are asked, evenly spread over all of them."""
+"""Maximum number of held-out inputs that are compared. They are evenly spread over all of them."""
 
 FIRST = 10
-"""Answers that differ are named in the certificate, up to so many of each backend."""
+"""Maximum number of differing answers that a certificate's row names. Further ones are counted only."""
 
 WITNESSES = 4
-"""Times that the trained model is moved by as much as a backend may be off, where an answer differs: what
-it then decides otherwise by itself was no clear decision."""
+"""Number of perturbed models that decide a differing answer again. Each is the trained model, perturbed by
+as much as a backend may be off. What one of them decides otherwise was no clear decision."""
 
 Backends = Mapping[str, Backend]
-"""By graph."""
+"""Backends by graph."""
 
 
 @dataclass(frozen=True)
@@ -58,15 +60,17 @@ class _Asked:
 
 @dataclass
 class AnswerParity:
-    """`against` is what answers were held against: "float64", or why it is float32. `failures` are by
-    backend."""
+    """Counts and failures of the compared answers.
+
+    `against` is the reference: "float64", or why it is float32. `failures` are by backend.
+    """
 
     against: str = ""
     failures: dict[str, list[str]] = field(default_factory=dict)
     _rows: list[dict[str, Any]] = field(default_factory=list)
 
     def summary(self) -> list[dict[str, Any]]:
-        """What the certificate says: a row for each backend, device and kind of answer."""
+        """The certificate's rows: one for each backend, device and kind of answer."""
         return [
             {**row, "rate": row["agreed"] / row["compared"] if row["compared"] else None}
             for row in self._rows
@@ -80,7 +84,7 @@ class AnswerParity:
         got: Sequence[Decided],
         model: _TrainedModel,
     ) -> None:
-        """Count one backend's answers."""
+        """Count one backend's answers on one device."""
         rows: dict[str, dict[str, Any]] = {}
         failures = self.failures.setdefault(backend, [])
         suspects = [
@@ -114,9 +118,10 @@ def compare_answers(
     opened: Mapping[tuple[str, str], Backends],
     references: Mapping[str, str],
 ) -> AnswerParity:
-    """Ask the handler everything with each of the opened backends, by name and device.
+    """Compare the handler's answers by each opened backend with the trained model's.
 
-    `references` says by graph what its outputs were held against, as `Reference.kind` does.
+    `opened` has the backends by name and device. `references` has each graph's reference, as
+    `Reference.kind` names it.
 
     Raises:
         RecipeError: the handler does not load, or the recipe's own code fails.
@@ -137,7 +142,7 @@ def compare_answers(
 
 
 class _TrainedModel:
-    """What the handler decides over the model itself. `truth` is in float64, where it runs so."""
+    """The handler's decisions over the trained model. `truth` is in float64, if the model runs in it."""
 
     def __init__(
         self,
@@ -168,7 +173,10 @@ class _TrainedModel:
         return bool(differing(self.eager[index], self.truth[index], self.eager[index]))
 
     def moved_ties(self, indices: Sequence[int]) -> set[int]:
-        """Those of some answers that the model decides otherwise when it is moved by a backend's bound."""
+        """Indices of answers that flip when the model is perturbed.
+
+        The weights are perturbed by the error bound of a backend: such answers count as ties.
+        """
         missing = [index for index in indices if index not in self._witnesses]
         if missing:
             asked = [self._asked[index] for index in missing]
@@ -193,13 +201,13 @@ class _TrainedModel:
 
 
 def spread(examples: int) -> list[int]:
-    """The places of at most `HELD_OUT` of so many examples, from the first on, evenly apart."""
+    """Indices of the examples to compare: at most `HELD_OUT`, evenly spaced from the first on."""
     count = min(HELD_OUT, examples)
     return [index * examples // count for index in range(count)]
 
 
 def _asked(recipe: Recipe) -> list[_Asked]:
-    """The recipe's requests, and held-out inputs from the first to the last."""
+    """The recipe's requests, and held-out inputs that are spread over all of them."""
     with running(recipe.path, "heldout"):
         examples = list(recipe.heldout())
     return [
@@ -211,7 +219,7 @@ def _asked(recipe: Recipe) -> list[_Asked]:
 def _decisions(
     recipe: Recipe, handler: Handler, backends: Backends, asked: Sequence[_Asked]
 ) -> list[Decided]:
-    """What the handler decides over some backends, in batches as a server under load puts them together."""
+    """The handler's decisions over some backends, in batches of the served size."""
     handler.backends = dict(backends)
     found = []
     for start in range(0, len(asked), recipe.serving.batch_size):
@@ -247,7 +255,7 @@ def _empty(backend: str, device: str, kind: str) -> dict[str, Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """A handler logs what it refuses; here that is counted."""
+    """Silence the log of refused requests, which are counted instead."""
     logger = logging.getLogger("torchport_runtime")
     before = logger.disabled, logger.level
     logger.setLevel(logging.CRITICAL + 1)
