@@ -27,7 +27,7 @@ from torchport.optimize.quantize.quantizing import REPORT
 from torchport.recipe.contract import Recipe
 from torchport.recipe.handler import handler_class
 from torchport.recipe.loading import find_handler, load_recipe
-from torchport.recipe.variants import backend_options, int8_options
+from torchport.recipe.variants import INT8, backend_options, variant_options
 from torchport.store.folders import BuildFolder, Store
 from torchport.store.machine import processor
 from torchport_runtime import BackendOptions, Handler
@@ -52,7 +52,7 @@ def measured(recipe: Recipe, folder: BuildFolder) -> tuple[float, float]:
     """Milliseconds of a batch in float32 and in INT8, medians of turns."""
     handlers = {
         "float32": opened(recipe, folder, backend_options(recipe, "onnxruntime", "cpu")),
-        "int8": opened(recipe, folder, int8_options(recipe)),
+        "int8": opened(recipe, folder, variant_options(recipe, INT8, "cpu")),
     }
     batches = HeldOut(recipe, batch_size=BATCH_SIZE).batches(handlers["float32"])
     taken = interleaved_seconds(handlers, batches, rounds=ROUNDS, at_least=4.0)

@@ -19,7 +19,7 @@ from PIL import Image
 from torchport_runtime.backends.backend import Backend, TorchScriptBackend
 from torchport_runtime.errors import BackendError, BadRequest
 
-LEAST_SIDE = 256
+MIN_SIDE = 256
 """Pixels of a heat map's longer side, about, where the attributions are fewer."""
 
 
@@ -82,7 +82,7 @@ def heat_map(attributions: np.ndarray) -> bytes:
 
     Each becomes a square of pixels, so that small ones can be seen.
     """
-    scale = max(1, LEAST_SIDE // max(attributions.shape))
+    scale = max(1, MIN_SIDE // max(attributions.shape))
     strength = attributions / max(float(np.abs(attributions).max()), 1e-12)
     fade = 1 - np.abs(strength)
     red, blue = np.where(strength < 0, fade, 1.0), np.where(strength > 0, fade, 1.0)

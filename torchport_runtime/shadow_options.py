@@ -19,7 +19,7 @@ from typing import Any
 from torchport_runtime.errors import BackendError
 from torchport_runtime.suggest import did_you_mean
 
-LEAST_FRACTION, LEAST_SHARE = 1e-6, 1e-4
+MIN_FRACTION, MIN_SHARE = 1e-6, 1e-4
 """One row in a million; nine seconds of processor time a day. Less is as good as none, and a mistake."""
 
 
@@ -44,8 +44,8 @@ class ShadowOptions:
 
     def __post_init__(self) -> None:
         for name, least, what in (
-            ("fraction", LEAST_FRACTION, "all requests"),
-            ("share", LEAST_SHARE, "all the time of a processor"),
+            ("fraction", MIN_FRACTION, "all requests"),
+            ("share", MIN_SHARE, "all the time of a processor"),
         ):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= 1:

@@ -91,9 +91,10 @@ def _given(**options: Path | str | bool | None) -> dict[str, str]:
 
 
 def _addresses(properties: dict[str, str], ports: dict[str, int | None], host: str | None) -> dict[str, str]:
-    """The addresses with the host and the ports of the command line; the rest as in the file.
+    """The addresses with the given host and ports.
 
-    Ports that neither names move along with that of inference, so that two servers can run side by side.
+    Others are as in the file. Ports that neither sets are shifted along with the inference port, so
+    that two servers can run side by side.
     """
     from torchport.server.settings.address import Address
     from torchport.server.settings.settings import ServerSettings

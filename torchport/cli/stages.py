@@ -1,4 +1,7 @@
-"""One function per stage that runs it and prints its line; each says whether there was work to do."""
+"""Runs one stage each and prints its line.
+
+Each function returns whether there was work to do.
+"""
 
 from __future__ import annotations
 
@@ -34,15 +37,15 @@ def train(
 
 def export(recipe: Recipe, store: Store, force: bool) -> bool:
     from torchport.export.exporting import export as run
+    from torchport.model.exported import failed_variants
 
     with show.working("exporting") as tell:
         result = run(recipe, store.build(recipe.name, recipe.version), force=force, tell=tell)
     artifacts = result.record["artifacts"]
     sizes = [f"{n} {decimal(e['bytes'])}" for n, e in artifacts.items() if "bytes" in e]
     show.stage("export", result.done, result.why, ", ".join(sizes))
-    record = result.record
-    for backend, why in {**record.get("failed", {}), **record.get("failed_precisions", {})}.items():
-        show.say(f"  without {backend}: {why}")
+    for variant, why in failed_variants(result.record).items():
+        show.say(f"  without {variant}: {why}")
     return result.done
 
 
@@ -86,7 +89,7 @@ def quantize(recipe: Recipe, store: Store, max_drop: float, force: bool) -> bool
 
 
 def prove_store(store: Store, force: bool, timeout_s: float | None = None) -> None:
-    """Prove every archive of a store again, on this machine, each in a process of its own."""
+    """Verify every archive of a store here, each in a child process."""
     from torchport.errors import ParityError, TorchportError
     from torchport.verify.local.process import TIMEOUT_S, prove_apart
 

@@ -1,10 +1,10 @@
-"""A captured program to machine code by AOTInductor: one `.aoti.pt2` file, for this kind of machine.
+"""Compiles a captured program to machine code: one `.aoti.pt2` file.
 
     content, facts = export_aotinductor(program)
     facts["built_for"]["torch"]
 
-The bytes differ from one build to the next: a C++ compiler makes them. Parity holds them against the model
-like any other artifact's.
+AOTInductor compiles for this kind of machine. The bytes differ from one build to the next, because a
+C++ compiler makes them. They are verified like any other artifact.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 from torchport.errors import ExportError
 from torchport.export.program import gist, quiet
+from torchport.store.zips import reproducible_zip
 from torchport_runtime.backends.aotinductor import BUILT_FOR, built_here
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
-
-EPOCH = (1980, 1, 1, 0, 0, 0)
 
 CONFIG = {
     # The number of threads is the server's to choose, and not the exporting machine's.
@@ -39,10 +38,10 @@ CONFIG = {
 
 
 def export_aotinductor(program: ExportedProgram) -> tuple[bytes, dict[str, Any]]:
-    """The package's bytes, and what is to be recorded about it.
+    """Compile a program. Returns the package's bytes, and facts for its record.
 
     Raises:
-        ExportError: there is no C++ compiler, or AOTInductor cannot take the program.
+        ExportError: no C++ compiler is found, or AOTInductor cannot take the program.
     """
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None and shutil.which("clang++") is None:
@@ -69,14 +68,13 @@ def export_aotinductor(program: ExportedProgram) -> tuple[bytes, dict[str, Any]]
 
 
 def _with_facts(content: bytes, built: dict[str, Any]) -> bytes:
-    """The package with what it was compiled for in it, and without sources, which name paths."""
+    """The package with a note of its target machine, without sources.
+
+    Sources contain paths.
+    """
     source = zipfile.ZipFile(io.BytesIO(content))
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as target:
-        kept = [info for info in source.infolist() if not info.filename.endswith(".cpp")]
-        for info in kept:
-            target.writestr(zipfile.ZipInfo(info.filename, date_time=EPOCH), source.read(info))
-        root = kept[0].filename.partition("/")[0]
-        text = json.dumps(built, indent=2, sort_keys=True)
-        target.writestr(zipfile.ZipInfo(f"{root}/{BUILT_FOR}", date_time=EPOCH), text)
-    return buffer.getvalue()
+    kept = [info for info in source.infolist() if not info.filename.endswith(".cpp")]
+    root = kept[0].filename.partition("/")[0]
+    text = json.dumps(built, indent=2, sort_keys=True)
+    entries = [(info.filename, source.read(info)) for info in kept]
+    return reproducible_zip([*entries, (f"{root}/{BUILT_FOR}", text.encode())])

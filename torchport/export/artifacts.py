@@ -7,11 +7,9 @@ made.contents["main.bfloat16.pt2"]
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from torchport.errors import ExportError
 from torchport.export.aotinductor import export_aotinductor
@@ -19,6 +17,7 @@ from torchport.export.guards import guarded_sizes, holds_at
 from torchport.export.onnx import export_onnx, to_onnx
 from torchport.export.program import capture, export_program, in_order, save_program
 from torchport.export.torchscript import export_torchscript
+from torchport.export.traced_graph import TracedGraph
 from torchport.export.traced_sizes import first_difference, other_sizes, same_answers
 from torchport.model.outputs import check_eager_outputs
 from torchport.recipe.contract import Recipe
@@ -34,23 +33,69 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 
+class Failures:
+    """Variants that could not be exported, sorted by whether the recipe can do without them.
+
+    `optional` has a reason by variant, such as `pt2 bfloat16`; the first graph's where several failed.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._required: dict[str, list[str]] = {}
+        self.optional: dict[str, str] = {}
+
+    def add(self, variant: Variant, graph: str, err: ExportError) -> None:
+        """Sort one variant's error."""
+        if is_optional(self._recipe, variant):
+            self.optional.setdefault(str(variant), f"graph {graph}: {err}")
+        else:
+            self._required.setdefault(str(err), []).append(variant.artifact(graph))
+
+    def require_only_optional(self) -> None:
+        """Refuse a recipe of which something required could not be made.
+
+        Raises:
+            ExportError: all such failures in one, each reason once.
+        """
+        if self._required:
+            recipe = self._recipe
+            raise ExportError(
+                f"{recipe.name} {recipe.version} cannot be exported as its recipe says:\n  "
+                + "\n  ".join(f"{', '.join(names)}: {reason}" for reason, names in self._required.items())
+                + f"\n(nothing was written; the recipe's backends are now {tuple(recipe.backends)}, its "
+                f"precisions {tuple(recipe.precisions)})"
+            )
+
+
 @dataclass
 class Artifacts:
-    """`contents` and `entries` of the export's record by file name; `failed` are the optional backends, and
-    `failed_precisions` the other optional variants, that could not be made, each with the reason. `guards`
-    are by graph what its program takes for granted of sizes (`torchport.export.guards`)."""
+    """Everything that was made. `contents` and `entries` of the export's record are by file name.
+
+    `failed` are the optional variants that could not be made, each with its reason. `guards` are by graph
+    what its program takes for granted of sizes (`torchport.export.guards`).
+    """
 
     contents: dict[str, bytes] = field(default_factory=dict)
     entries: dict[str, dict[str, Any]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
-    failed_precisions: dict[str, str] = field(default_factory=dict)
     guards: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
+    def add(self, variant: Variant, graph: str, content: bytes, facts: Mapping[str, Any]) -> None:
+        """Keep one artifact, and its entry for the record."""
+        name = variant.artifact(graph)
+        self.contents[name] = content
+        self.entries[name] = {
+            **variant.to_json(),
+            "graph": graph,
+            "sha256": sha256_bytes(content),
+            "bytes": len(content),
+            **facts,
+        }
+
     def drop_failed(self) -> None:
-        """Of what failed for one graph, no other graph's artifact is kept."""
-        lost = {*self.failed, *self.failed_precisions}
+        """Drop all graphs' artifacts of a variant that failed for one graph."""
         for name, entry in list(self.entries.items()):
-            if {entry["backend"], str(Variant.of(entry))} & lost:
+            if {entry["backend"], str(Variant.of(entry))} & set(self.failed):
                 del self.entries[name], self.contents[name]
 
 
@@ -65,71 +110,51 @@ def make_artifacts(
     Raises:
         ExportError: one that is not optional cannot be made; all failures in one.
     """
-    made = Artifacts()
-    failures: dict[str, list[str]] = {}
-    # The ONNX exporter may change the program that it is given: it comes last; and what is compiled comes
-    # after what is saved as it was captured.
-    order = {"aotinductor": 1, "onnxruntime": 2}
-    variants = sorted(
-        wanted_variants(recipe),
-        key=lambda v: (list(recipe.precisions).index(v.precision), order.get(v.backend, 0)),
-    )
+    made, failures = Artifacts(), Failures(recipe)
+    variants = _in_export_order(recipe)
     for graph, module in graphs.items():
         module = module.eval()
         signature = signatures[graph]
         inputs = example_inputs(signature)
         check_eager_outputs(recipe, graph, module, signature, inputs)
-        exporter = _Exporter(recipe, module, in_order(module, signature, inputs), signature, inputs)
+        exporter = _Exporter(TracedGraph(recipe, module, signature, inputs))
         for variant in variants:
-            name = variant.artifact(graph)
-            tell(f"exporting {name}")
+            tell(f"exporting {variant.artifact(graph)}")
             try:
                 if variant.precision != "float32":
                     check_eager_outputs(recipe, graph, module, signature, inputs, variant.precision)
                 content, facts = exporter.make(variant)
             except ExportError as err:
-                if variant.backend in recipe.optional_backends and variant.precision == "float32":
-                    made.failed.setdefault(variant.backend, f"graph {graph}: {err}")
-                elif is_optional(recipe, variant):
-                    made.failed_precisions.setdefault(str(variant), f"graph {graph}: {err}")
-                else:
-                    failures.setdefault(str(err), []).append(name)
+                failures.add(variant, graph, err)
                 continue
-            made.contents[name] = content
-            made.entries[name] = {
-                **variant.to_json(),
-                "graph": graph,
-                "sha256": sha256_bytes(content),
-                "bytes": len(content),
-                **facts,
-            }
+            made.add(variant, graph, content, facts)
         guards = exporter.guards()
         if guards:
             made.guards[graph] = guards
-    if failures:
-        raise ExportError(
-            f"{recipe.name} {recipe.version} cannot be exported as its recipe says:\n  "
-            + "\n  ".join(f"{', '.join(names)}: {reason}" for reason, names in failures.items())
-            + f"\n(nothing was written; the recipe's backends are now {tuple(recipe.backends)}, its "
-            f"precisions {tuple(recipe.precisions)})"
-        )
+    failures.require_only_optional()
+    made.failed = failures.optional
     made.drop_failed()
     return made
+
+
+def _in_export_order(recipe: Recipe) -> list[Variant]:
+    """The recipe's variants, by precision, then in the order in which one program serves them all."""
+    # The ONNX exporter may change the program that it is given: it comes last; and what is compiled comes
+    # after what is saved as it was captured.
+    order = {"aotinductor": 1, "onnxruntime": 2}
+    precisions = list(recipe.precisions)
+    return sorted(
+        wanted_variants(recipe),
+        key=lambda variant: (precisions.index(variant.precision), order.get(variant.backend, 0)),
+    )
 
 
 class _Exporter:
     """One graph for every variant; a program is captured once for each precision."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        module: nn.Module,
-        ordered: nn.Module,
-        signature: Signature,
-        inputs: Mapping[str, np.ndarray],
-    ) -> None:
-        self._recipe, self._module, self._ordered = recipe, module, ordered
-        self._signature, self._inputs = signature, inputs
+    def __init__(self, graph: TracedGraph) -> None:
+        self._graph = graph
+        self._ordered = replace(graph, module=in_order(graph.module, graph.signature, graph.inputs))
         self._programs: dict[str, ExportedProgram] = {}
         self._guards: dict[str, dict[str, Any]] = {}
 
@@ -139,11 +164,11 @@ class _Exporter:
 
     def make(self, variant: Variant) -> tuple[bytes, dict[str, Any]]:
         """One artifact, and what is to be recorded about it."""
-        recipe, precision = self._recipe, variant.precision
+        precision = variant.precision
         if variant.backend == "torchscript":
-            module = self._module if recipe.torchscript == "script" else self._ordered
-            content = export_torchscript(recipe, module, self._signature, self._inputs, precision)
-            return content, {"method": recipe.torchscript}
+            method = self._graph.recipe.torchscript
+            graph = self._graph if method == "script" else self._ordered
+            return export_torchscript(graph, precision), {"method": method}
         program = self._program(precision)
         if variant.backend == "pt2":
             return save_program(program), {}
@@ -157,21 +182,22 @@ class _Exporter:
         Raises:
             ExportError: it is right at the traced sizes alone.
         """
-        content, facts = export_onnx(program, self._signature)
-        traced = self._signature.check_input_shapes(self._inputs)
-        sizes = other_sizes(self._signature, traced, partial(holds_at, program, self._signature))
+        signature = self._graph.signature
+        content, facts = export_onnx(program, signature)
+        traced = signature.check_input_shapes(self._graph.inputs)
+        sizes = other_sizes(signature, traced, partial(holds_at, program, signature))
         if sizes is None:
             return content, facts
-        inputs = random_inputs(self._signature, sizes, seed=1)
+        inputs = random_inputs(signature, sizes, seed=1)
         try:
-            other = capture(self._recipe, self._ordered, self._signature, inputs, precision)
-            twin = to_onnx(other, self._signature).SerializeToString()
+            other = capture(replace(self._ordered, inputs=inputs), precision)
+            twin = to_onnx(other, signature).SerializeToString()
         except ExportError:  # At sizes that the model does not take after all; parity asks it at its own.
             return content, facts
         found = first_difference(content, twin)
         if found is None or same_answers(content, twin, inputs):
             return content, facts
-        where = line_in_trace(found.trace, self._recipe)
+        where = line_in_trace(found.trace, self._graph.recipe)
         at, and_at = (", ".join(f"{symbol}={size}" for symbol, size in s.items()) for s in (traced, sizes))
         raise ExportError(
             f"{where + ': ' if where else ''}the ONNX graph holds the sizes that it was traced with: "
@@ -182,7 +208,8 @@ class _Exporter:
 
     def _program(self, precision: str) -> ExportedProgram:
         if precision not in self._programs:
-            program = export_program(self._recipe, self._ordered, self._signature, self._inputs, precision)
-            self._guards |= {guard["holds_where"]: guard for guard in guarded_sizes(program, self._signature)}
+            program = export_program(self._ordered, precision)
+            guards = guarded_sizes(program, self._graph.signature)
+            self._guards |= {guard["holds_where"]: guard for guard in guards}
             self._programs[precision] = program
         return self._programs[precision]

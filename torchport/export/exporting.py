@@ -1,11 +1,12 @@
-"""Weights to artifacts: `main.pt` (TorchScript), `main.onnx`, `main.pt2` (torch.export), per graph; in half
-precision too (`main.bfloat16.pt2`) where the recipe names one.
+"""Exports trained weights: TorchScript, ONNX and torch.export files per graph.
 
     result = export(load_recipe("linear"), store.build("linear", "1.0"))
     result.record["artifacts"]["main.onnx"]["opset"]
 
-Every artifact is serialised in memory, made free of paths and of process-wide counters, and written
-under a temporary name: the same weights give the same bytes in any folder.
+The files are `main.pt`, `main.onnx` and `main.pt2`, and one for each half precision that the recipe
+names (`main.bfloat16.pt2`). Every artifact is serialised in memory, made free of paths and of
+process-wide counters, and written under a temporary name: the same weights give the same bytes in any
+folder.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 from torchport.errors import ExportError, StaleError
 from torchport.export.artifacts import make_artifacts
 from torchport.model.graphs import model_graphs
-from torchport.model.trained import require_training, trained_model
+from torchport.model.trained import rebuilt_model, require_training
 from torchport.recipe.contract import Recipe
 from torchport.store.files import write_bytes, write_json
 from torchport.store.folders import BuildFolder
@@ -26,12 +27,15 @@ from torchport.store.versions import library_versions
 from torchport_runtime.backends.aotinductor import built_here
 
 FORMAT = 2
-"""Of the record. What was exported under another one is exported again."""
+"""Version of the export record. A record of another version is stale: the model is exported again."""
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """`done` is False where the artifacts were there already, of these weights."""
+    """Result of the export stage.
+
+    `done` is False if the artifacts of these weights existed already.
+    """
 
     done: bool
     record: dict[str, Any]
@@ -45,15 +49,15 @@ def export(
     force: bool = False,
     tell: Callable[[str], None] = lambda message: None,
 ) -> ExportResult:
-    """Export every graph of the recipe for every backend it names.
+    """Export every graph of the recipe for every backend that it names.
 
     Raises:
         StaleError: the recipe is not trained.
         ExportError: the model cannot be exported as the recipe says; all backends' failures in one.
     """
     with folder.lock():
-        model = trained_model(recipe, folder)
         training = require_training(recipe, folder)
+        model = rebuilt_model(recipe, folder)
         inputs = {
             "format": FORMAT,
             "weights": training["weights_sha256"],
@@ -84,7 +88,6 @@ def export(
             "inputs": inputs,
             "artifacts": {**made.entries, "signature.json": signature_entry},
             "failed": made.failed,
-            **({"failed_precisions": made.failed_precisions} if made.failed_precisions else {}),
             **({"guards": made.guards} if made.guards else {}),
         }
         write_json(folder.export, record)
@@ -92,7 +95,7 @@ def export(
 
 
 def _precisions(recipe: Recipe) -> dict[str, Any]:
-    """What is to be written down of them: nothing where it is float32 alone, as before there were others."""
+    """The precision keys of the record. Empty for float32 only, so that older records stay valid."""
     if tuple(recipe.precisions) == ("float32",):
         return {}
     return {

@@ -1,5 +1,7 @@
-"""torch.export: captures a model as a program with dynamic dimensions, and saves it as `main.pt2`. What
-fails raises `ExportError`, which names the operator or the line of the user's model, and what to try.
+"""torch.export: captures a model as a program with dynamic dimensions; saves it.
+
+A failure raises `ExportError`, which names the operator or the line of the user's model, and what to
+try.
 """
 
 from __future__ import annotations
@@ -10,15 +12,16 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from torchport.errors import ExportError
 from torchport.export.recurrent import recurrent_layers_as_loops
+from torchport.export.traced_graph import TracedGraph
 from torchport.export.traced_sizes import first_differing_trace, other_sizes
 from torchport.model.half_precision import default_dtype, half_dtype, in_half
-from torchport.recipe.contract import Recipe
 from torchport.recipe.inputs import random_inputs
 from torchport.recipe.user_code import line_in_trace, where_in_user_code
 from torchport_runtime import Signature
@@ -30,7 +33,10 @@ if TYPE_CHECKING:
 
 
 def in_order(module: nn.Module, signature: Signature, inputs: Mapping[str, np.ndarray]) -> nn.Module:
-    """The module; where it returns a dict or a named tuple, with a tuple in the signature's order."""
+    """The module with its outputs in the signature's order.
+
+    A module that returns a dict or a named tuple is wrapped to return a tuple.
+    """
     import torch
     from torch import nn
 
@@ -51,23 +57,17 @@ def in_order(module: nn.Module, signature: Signature, inputs: Mapping[str, np.nd
     return Ordered().eval()
 
 
-def export_program(
-    recipe: Recipe,
-    module: nn.Module,
-    signature: Signature,
-    inputs: Mapping[str, np.ndarray],
-    precision: str = "float32",
-) -> ExportedProgram:
+def export_program(graph: TracedGraph, precision: str = "float32") -> ExportedProgram:
     """torch.export with every symbolic dimension dynamic, its dimensions compared with the signature's.
 
     Raises:
         ExportError: torch.export cannot take the model, or a dimension came out fixed.
     """
-    program = capture(recipe, module, signature, inputs, precision)
+    program = capture(graph, precision)
     try:
-        _check_program(program, signature)
+        _check_program(program, graph.signature)
     except ExportError as err:
-        where = _where_fixed(program, recipe, module, signature, inputs, precision)
+        where = _where_fixed(program, graph, precision)
         if not where:
             raise
         raise ExportError(f"{where}: {err}") from err
@@ -77,13 +77,7 @@ def export_program(
     return program
 
 
-def capture(
-    recipe: Recipe,
-    module: nn.Module,
-    signature: Signature,
-    inputs: Mapping[str, np.ndarray],
-    precision: str = "float32",
-) -> ExportedProgram:
+def capture(graph: TracedGraph, precision: str = "float32") -> ExportedProgram:
     """A model as torch.export sees it at the sizes of `inputs`. Its operations know their lines in the
     user's code, which are paths of this machine.
 
@@ -93,6 +87,7 @@ def capture(
     import torch
     from torch.export import Dim
 
+    module, signature = graph.module, graph.signature
     dynamic: tuple[Any, ...] = tuple(
         {axis: Dim.AUTO for axis, size in enumerate(spec.shape) if is_dynamic(size, signature)}
         for spec in signature.inputs.values()
@@ -106,10 +101,10 @@ def capture(
     own_dtype = default_dtype(half_dtype(precision) if is_half else None)
     try:
         with quiet(), recurrent_layers_as_loops(), own_dtype:
-            return torch.export.export(module, positional(inputs), dynamic_shapes=dynamic)
+            return torch.export.export(module, positional(graph.inputs), dynamic_shapes=dynamic)
     except Exception as err:  # torch.export raises UserError, TorchRuntimeError, guards' and ops' own.
         raise ExportError(
-            f"{where_in_user_code(err, recipe)}: torch.export cannot take it: {gist(err)}: rewrite "
+            f"{where_in_user_code(err, graph.recipe)}: torch.export cannot take it: {gist(err)}: rewrite "
             "that line with torch operations (torch.where, torch.cond), or leave pt2 and onnxruntime "
             "out of the recipe's backends"
         ) from err
@@ -128,28 +123,25 @@ def _check_program(program: ExportedProgram, signature: Signature) -> None:
     )
 
 
-def _where_fixed(
-    program: ExportedProgram,
-    recipe: Recipe,
-    module: nn.Module,
-    signature: Signature,
-    inputs: Mapping[str, np.ndarray],
-    precision: str,
-) -> str:
+def _where_fixed(program: ExportedProgram, graph: TracedGraph, precision: str) -> str:
     """The user's line from which on captures at two sizes differ; empty if it cannot be told."""
-    sizes = other_sizes(signature, signature.check_input_shapes(inputs))
+    signature = graph.signature
+    sizes = other_sizes(signature, signature.check_input_shapes(graph.inputs))
     if sizes is None:
         return ""
     try:
-        other = capture(recipe, module, signature, random_inputs(signature, sizes, seed=0), precision)
+        other = capture(replace(graph, inputs=random_inputs(signature, sizes, seed=0)), precision)
     except ExportError:
         return ""
-    return line_in_trace(first_differing_trace(program, other), recipe)
+    return line_in_trace(first_differing_trace(program, other), graph.recipe)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep torch's own notes on a failed capture, pages of it, off the terminal: the error has the line."""
+    """Keep torch's pages of notes on failed captures off the terminal.
+
+    The error has the line.
+    """
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -161,7 +153,13 @@ def quiet() -> Iterator[None]:
 
 
 def save_program(program: ExportedProgram) -> bytes:
-    """A `.pt2` file's bytes; its name is not among them, as it would be if it were saved to a path."""
+    """The bytes of a `.pt2` file.
+
+    They do not contain its name, as they would if it were saved to a path.
+
+    Raises:
+        ExportError: torch.export cannot serialise the program.
+    """
     import torch
 
     buffer = io.BytesIO()
@@ -181,12 +179,16 @@ def positional(inputs: Mapping[str, np.ndarray]) -> tuple[Any, ...]:
 
 
 def is_dynamic(size: int | str, signature: Signature) -> bool:
-    """Whether a size of a tensor's shape is a name that stands for more than one number."""
+    """Whether a size is a name that stands for more than one number."""
     return isinstance(size, str) and signature.dims[size][0] != signature.dims[size][1]
 
 
 def check_dims(role: str, shapes: Mapping[str, list[Any]], signature: Signature) -> None:
-    """Every symbolic dimension must have stayed symbolic, and two names must not have become one."""
+    """Check that symbolic dimensions stayed symbolic, and that no two became one.
+
+    Raises:
+        ExportError: a dimension is fixed, or not the signature's, or two must be equal.
+    """
     specs = signature.inputs if role == "input" else signature.outputs
     names: dict[str, str] = {}
     for tensor, shape in shapes.items():

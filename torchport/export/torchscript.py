@@ -6,37 +6,26 @@ import io
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from torchport.errors import ExportError
 from torchport.export.program import gist, positional
+from torchport.export.traced_graph import TracedGraph
 from torchport.model.half_precision import default_dtype, half_dtype, in_half
 from torchport.recipe.contract import Recipe
 from torchport.recipe.user_code import is_model_code, where_in_user_code
-from torchport_runtime import Signature
-
-if TYPE_CHECKING:
-    from torch import nn
+from torchport.store.zips import reproducible_zip
 
 _BRANCH = re.compile(r"Converting a tensor to a Python (boolean|integer|float|number)")
 _MANGLED = re.compile(rb"___torch_mangle_(\d+)")
 
 
-def export_torchscript(
-    recipe: Recipe,
-    module: nn.Module,
-    signature: Signature,
-    inputs: Mapping[str, np.ndarray],
-    precision: str = "float32",
-) -> bytes:
+def export_torchscript(graph: TracedGraph, precision: str = "float32") -> bytes:
     """Trace or script, as the recipe says, and freeze."""
     import torch
 
-    arguments = positional(inputs)
+    recipe, module = graph.recipe, graph.module
+    arguments = positional(graph.inputs)
     is_half, script = precision != "float32", recipe.torchscript == "script"
     try:
         with (
@@ -47,7 +36,7 @@ def export_torchscript(
             warnings.simplefilter("always")
             if is_half:
                 # What is scripted has its branches still where the casts around it are traced.
-                module = in_half(module, signature, precision, script=script)
+                module = in_half(module, graph.signature, precision, script=script)
             if script and not is_half:
                 program = torch.jit.script(module)
             else:
@@ -68,7 +57,10 @@ def export_torchscript(
 
 
 def _refuse_branches(caught: list[warnings.WarningMessage], recipe: Recipe) -> None:
-    """A traced model that asked a tensor for a Python value would take one branch for ever."""
+    """Refuse a traced model that takes a Python value from a tensor.
+
+    It would always take the traced branch.
+    """
     from torch.jit._trace import TracerWarning
 
     for warning in caught:
@@ -83,11 +75,11 @@ def _refuse_branches(caught: list[warnings.WarningMessage], recipe: Recipe) -> N
 
 
 def _normalised(content: bytes) -> bytes:
-    """A TorchScript file's bytes with nothing in them of where and when they were made.
+    """A TorchScript file's bytes, independent of when and where it was made.
 
-    Source ranges, which hold this machine's paths, are left out, and the numbers that TorchScript gives to
-    classes, one after another for as long as a process lives, start at 0. Tensors keep the 64-byte
-    alignment that torch writes them with.
+    Source ranges, which contain this machine's paths, are left out. TorchScript numbers classes one
+    after another in a process; here the numbers start at 0. Tensors keep the 64-byte alignment that
+    torch writes them with.
     """
     source = zipfile.ZipFile(io.BytesIO(content))
     kept = [i for i in source.infolist() if not i.filename.endswith((".debug_pkl", "serialization_id"))]
@@ -97,14 +89,11 @@ def _normalised(content: bytes) -> bytes:
     def rename(text: bytes) -> bytes:
         return _MANGLED.sub(lambda m: b"___torch_mangle_" + renamed.get(m[1], m[1]), text)
 
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as target:
-        for info in kept:
-            entry = zipfile.ZipInfo(rename(info.filename.encode()).decode(), date_time=(1980, 1, 1, 0, 0, 0))
-            header = buffer.tell() + 30 + len(entry.filename.encode()) + 4
-            padding = -header % 64
-            entry.extra = b"FB" + padding.to_bytes(2, "little") + b"Z" * padding
-            body = source.read(info)
-            # A class's name stands in a pickle as a line of its own, so its length may change.
-            target.writestr(entry, rename(body) if info.filename.endswith((".py", ".pkl")) else body)
-    return buffer.getvalue()
+    def renamed_body(info: zipfile.ZipInfo) -> bytes:
+        body = source.read(info)
+        # A class's name stands in a pickle as a line of its own, so its length may change.
+        return rename(body) if info.filename.endswith((".py", ".pkl")) else body
+
+    return reproducible_zip(
+        ((rename(info.filename.encode()).decode(), renamed_body(info)) for info in kept), alignment=64
+    )

@@ -1,4 +1,4 @@
-"""The trained model itself as a backend: what every export is compared with."""
+"""Runs the trained model itself, with which every export is compared."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModuleOutput:
-    """What one call of a module gave. `path` is its name in the model, "" the model itself; `call` counts
-    from 1. Of several tensors it is the first."""
+    """Output of one call of a module.
+
+    `path` is its name in the model, "" the model itself; `call` counts from 1. Of several tensors
+    `value` is the first.
+    """
 
     path: str
     kind: str
@@ -30,11 +33,11 @@ class ModuleOutput:
 
 
 class EagerBackend:
-    """Runs an `nn.Module` in float32 as it is, or a copy of it in float64 or in half a float's bits.
+    """Runs an `nn.Module` in float32, or a copy in float64 or half precision.
 
-    In float64 the model's parameters, its floating inputs and torch's default dtype are double, so
-    that tensors which `forward` makes for itself are too. In a half precision it is the same, but for the
-    inputs and outputs, which stay as they are (`half_precision`).
+    In float64 the model's parameters, its floating inputs and torch's default dtype are double, so that
+    tensors which `forward` makes for itself are too. In half precision the same holds, except for the
+    inputs and outputs, which keep their dtypes (`half_precision`).
     """
 
     device = "cpu"
@@ -67,7 +70,7 @@ class EagerBackend:
         return {name: value.cpu().numpy() for name, value in values.items()}
 
     def run_watched(self, inputs: Mapping[str, np.ndarray]) -> list[ModuleOutput]:
-        """What each of the model's modules gives for these inputs, in the order in which they end.
+        """Outputs of the model's modules for these inputs, in order of completion.
 
         A module that is called twice is there twice; one that gives no tensor is not.
         """
@@ -102,7 +105,10 @@ class EagerBackend:
 
 
 def moved_module(module: nn.Module, epsilons: int = 1, seed: int = 0) -> nn.Module:
-    """A copy whose every parameter is off by so many machine epsilons, up or down by chance."""
+    """A copy of the module with every parameter perturbed.
+
+    Each is off by `epsilons` machine epsilons, up or down at random.
+    """
     import torch
 
     generator = torch.Generator().manual_seed(seed)

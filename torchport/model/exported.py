@@ -1,10 +1,13 @@
-"""The backends and variants that the export stage made of a recipe.
+"""Backends and variants that the export stage made of a recipe.
 
 exported_variants(recipe, folder)                # [Variant("torchscript"), Variant("onnxruntime"), ...]
 not_exported(folder)                             # {"pt2": "why it could not be made"}
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 from torchport.recipe.contract import Recipe
 from torchport.recipe.variants import wanted_variants
@@ -13,18 +16,23 @@ from torchport.store.variants import Variant
 
 
 def exported_backends(recipe: Recipe, folder: BuildFolder) -> list[str]:
-    """The recipe's backends without those that may fail and did."""
-    failed = (folder.export_record() or {}).get("failed", {})
+    """The recipe's backends without the optional ones that failed."""
+    failed = not_exported(folder)
     return [backend for backend in recipe.backends if backend not in failed]
 
 
 def exported_variants(recipe: Recipe, folder: BuildFolder) -> list[Variant]:
-    """Those without what may fail and did."""
+    """The recipe's variants without the optional ones that failed."""
     failed = set(not_exported(folder))
     return [v for v in wanted_variants(recipe) if not {v.backend, str(v)} & failed]
 
 
 def not_exported(folder: BuildFolder) -> dict[str, str]:
-    """Optional backends and variants that could not be made, each with its reason."""
-    record = folder.export_record() or {}
+    """Reasons of the optional variants that could not be made, by name, such as `pt2` or `pt2 bfloat16`."""
+    return failed_variants(folder.export_record() or {})
+
+
+def failed_variants(record: Mapping[str, Any]) -> dict[str, str]:
+    """`not_exported`, read from an export's record."""
+    # `failed_precisions` is from before there was one mapping of both.
     return {**record.get("failed", {}), **record.get("failed_precisions", {})}

@@ -1,23 +1,22 @@
-"""Proven artifacts to `model_store/NAME-VERSION.mar`, which a stock TorchServe runs as it is.
+"""Packages verified artifacts as `model_store/NAME-VERSION.mar`.
 
     result = package(load_recipe("linear"), store)
     result.path                          # model_store/linear-1.0.mar
 
-torch-model-archiver makes the manifest and the layout; the zip is ours: sorted names, fixed dates,
-nothing compressed, so that the same inputs give the same bytes.
+A stock TorchServe runs the archive as it is. torch-model-archiver makes the manifest and the layout.
+torchport writes the zip with sorted names, fixed dates and no compression, so that the same inputs give
+the same bytes.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,13 @@ import yaml
 
 from torchport.archive.contents import inspect_archive
 from torchport.errors import ArchiveError, RecipeError
-from torchport.model.certificate import REQUIREMENTS, require_certificate, requirements, runtime_folder
+from torchport.model.certificate import (
+    REQUIREMENTS,
+    binding,
+    require_certificate,
+    requirements,
+    runtime_folder,
+)
 from torchport.model.exported import exported_backends, exported_variants, not_exported
 from torchport.model.int8_certificate import CERTIFICATE as INT8_CERTIFICATE
 from torchport.model.int8_certificate import int8_files, read_int8_certificate, require_int8
@@ -39,13 +44,11 @@ from torchport.store.folders import BuildFolder, Store
 from torchport.store.hashing import sha256_bytes, sha256_file
 from torchport.store.serving_record import read_records
 from torchport.store.variants import Variant, has_passed
+from torchport.store.zips import reproducible_zip
 from torchport.verify.evidence import FILE
 from torchport.verify.report.page import with_wire
 from torchport_runtime import BackendOptions
 from torchport_runtime.options import HALF_PRECISIONS
-
-EPOCH = (1980, 1, 1, 0, 0, 0)
-"""The earliest date that a zip entry can have."""
 
 CREATED_ON = "01/01/1980 00:00:00"
 
@@ -54,8 +57,12 @@ CONFIG = "model-config.yaml"
 
 @dataclass(frozen=True)
 class PackageResult:
-    """`done` is False where an archive of the same bytes was there already. `tuning` is what of a tuning went
-    into it; `changed` are settings that the archive in whose place it is had otherwise."""
+    """Result of the packaging stage.
+
+    `done` is False if an archive of the same bytes existed already. `tuning` is the tuning that was
+    applied, or why none was. `changed` are settings that differ from the archive that this one
+    replaced.
+    """
 
     done: bool
     path: Path
@@ -73,18 +80,18 @@ def package(
     shadow: str | None = None,
     force: bool = False,
 ) -> PackageResult:
-    """Make the archive of a recipe whose exports have passed parity.
+    """Make the archive of a recipe whose exports have been verified.
 
-    `backends` are those whose artifacts travel, the first of them serving by default; the recipe's
-    `ships` unless given. Half precisions that were proven travel too, and INT8 graphs where there are any;
-    `precision` says which serve by default, the recipe's `options.precision` unless given. What
-    `torchport tune` chose is its configuration, where that was measured of exactly these bytes and is of
-    what is asked for. `shadow` is a backend that live traffic is compared with, and how much of it
-    ("torchscript=0.1", "off"); the recipe's `options.shadow` unless given.
+    `backends` are those whose artifacts are packaged, the recipe's `ships` unless given; the first
+    serves by default. Verified half precisions are packaged too, and INT8 graphs if they exist.
+    `precision` is the one that serves by default, the recipe's `options.precision` unless given. If
+    `torchport tune` has chosen a configuration for exactly these bytes and for the given arguments, it
+    is used. `shadow` is a backend that live traffic is compared with, and its share ("torchscript=0.1",
+    "off"), the recipe's `options.shadow` unless given.
 
     Raises:
         StaleError: no passing certificate of exactly these bytes; the message names what is wrong. Or
-            the INT8 graphs are not of them, or there are none and precision is int8.
+            the INT8 graphs are not of them, or are missing although precision is int8.
         BackendError: a precision that is not known, or that the first backend does not have.
         RecipeError: a backend that the recipe does not export, a shadow that would not be in the archive.
         ArchiveError: torch-model-archiver is missing or failed.
@@ -96,9 +103,10 @@ def package(
     asked = replace(default, backend=backends[0], precision=precision or default.precision)
     asked.model_config(recipe, shadow)  # What it is asked for wrongly is told before anything else.
     with folder.lock():
-        tuning = tuning_of(recipe, folder, backends=given, precision=precision)
+        bound = binding(recipe, folder)
+        tuning = tuning_of(recipe, folder, backends=given, precision=precision, bound=bound)
         config = (tuning.configuration or asked).model_config(recipe, shadow)
-        content = archive_content(recipe, folder, backends, config)
+        content = archive_content(recipe, folder, backends, config, bound)
         digest = sha256_bytes(content)
         path = store.archive(recipe.name, recipe.version)
         remove_strays(path.parent, path.name)
@@ -113,8 +121,10 @@ def package(
 
 
 def _changed_settings(path: Path, config: dict[str, Any]) -> tuple[str, ...]:
-    """What the archive that is there was told otherwise, `backend: pt2`; nothing of one that is not ours, or
-    none at all."""
+    """Settings of the existing archive that the new one changes, such as `backend: pt2`.
+
+    Empty if there is no archive of torchport.
+    """
     try:
         before = inspect_archive(path).config if path.is_file() else {}
     except ArchiveError:
@@ -127,7 +137,7 @@ def _changed_settings(path: Path, config: dict[str, Any]) -> tuple[str, ...]:
 
 
 def require_exported(recipe: Recipe, folder: BuildFolder, backends: Sequence[str]) -> None:
-    """Hold backends against what there is of a recipe.
+    """Check that backends are among those that the recipe exports.
 
     Raises:
         RecipeError: a backend that the recipe does not export.
@@ -142,9 +152,17 @@ def require_exported(recipe: Recipe, folder: BuildFolder, backends: Sequence[str
 
 
 def archive_content(
-    recipe: Recipe, folder: BuildFolder, backends: Sequence[str], config: dict[str, Any]
+    recipe: Recipe,
+    folder: BuildFolder,
+    backends: Sequence[str],
+    config: dict[str, Any],
+    bound: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """The archive's bytes, of what has passed parity; `config` is its `model-config.yaml`.
+    """The archive's bytes, made of verified artifacts.
+
+    `config` is its `model-config.yaml`.
+
+    `bound` is the folder's `binding`, where a stage has made it under the same lock.
 
     Raises:
         StaleError, RecipeError, ArchiveError: as `package`.
@@ -161,14 +179,15 @@ def archive_content(
             f"shadow {watching.backend!r} is not among the backends that the archive carries: "
             f"{', '.join(backends)}"
         )
-    certificate = require_certificate(recipe, folder)
+    bound = binding(recipe, folder) if bound is None else bound
+    certificate = require_certificate(recipe, folder, bound)
     chosen = [Variant(options.backend, options.precision)]
     chosen += [Variant(watching.backend, watching.precision)] if watching is not None else []
     quantised = "onnxruntime" in backends and (
         any(v.precision == "int8" for v in chosen) or read_int8_certificate(folder) is not None
     )
     if quantised:
-        require_int8(recipe, folder)
+        require_int8(recipe, folder, bound)
     carried = [*int8_files(recipe), INT8_CERTIFICATE] if quantised else []
     proven = [
         v for v in exported_variants(recipe, folder) if v.backend in backends and has_passed(certificate, v)
@@ -206,7 +225,10 @@ def _layout(
     settings: dict[str, Any],
     work: Path,
 ) -> Path:
-    """Everything that travels, laid out below `work` by torch-model-archiver; returns the folder."""
+    """Lay out the archive's files below `work` by torch-model-archiver.
+
+    Returns their folder.
+    """
     extra = work / "extra"
     extra.mkdir()
     for name in ("signature.json", "parity.json", FILE, *carried):
@@ -251,11 +273,6 @@ def _layout(
 
 
 def _zip(folder: Path) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for path in sorted(folder.rglob("*"), key=lambda p: p.relative_to(folder).as_posix()):
-            if path.is_file():
-                entry = zipfile.ZipInfo(path.relative_to(folder).as_posix(), date_time=EPOCH)
-                entry.external_attr = 0o644 << 16
-                archive.writestr(entry, path.read_bytes())
-    return buffer.getvalue()
+    """The folder's files as a zip, sorted by name, each readable by all."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return reproducible_zip(((name, (folder / name).read_bytes()) for name in names), permissions=0o644)

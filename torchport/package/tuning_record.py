@@ -1,14 +1,16 @@
-"""`tuning.json` in a build folder: what was measured on which machine, and the configuration that was chosen,
-bound by SHA-256 to what the certificate is bound to.
+"""`tuning.json`: the configuration that `torchport tune` chose, bound by SHA-256.
 
     tuned = tuning_of(recipe, folder)
     tuned.configuration                  # what `package` puts into model-config.yaml; None without a tuning
-    tuned.why_not                        # why one that is there is left out, such as what has changed since
+    tuned.why_not                        # why an existing tuning is not used, such as what has changed since
+
+It is in a build folder, and says what was measured on which machine. It is bound to what the
+certificate is bound to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,19 +30,29 @@ RECORD, PICTURE, REPORT = "tuning.json", "tuning.svg", "tuning.html"
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """The configuration to package, where there is one; why not, where there is one that does not apply."""
+    """The tuned configuration to package, or why a tuning does not apply.
+
+    Both are empty without a tuning.
+    """
 
     configuration: Configuration | None = None
     why_not: str = ""
 
 
-def tuning_binding(recipe: Recipe, folder: BuildFolder, configuration: Configuration) -> dict[str, Any]:
+def tuning_binding(
+    recipe: Recipe,
+    folder: BuildFolder,
+    configuration: Configuration,
+    bound: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """The digests that a tuning to this configuration must carry.
+
+    `bound` is the folder's `binding`, where a stage has made it under the same lock.
 
     Raises:
         StaleError: not trained or not exported, or an artifact is not what was exported.
     """
-    bound = binding(recipe, folder)
+    bound = dict(binding(recipe, folder) if bound is None else bound)
     int8 = folder.path / INT8_CERTIFICATE
     if configuration.precision == "int8" and int8.is_file():
         bound |= {"int8": {INT8_CERTIFICATE: sha256_file(int8)}}
@@ -48,17 +60,24 @@ def tuning_binding(recipe: Recipe, folder: BuildFolder, configuration: Configura
 
 
 def read_tuning(folder: BuildFolder) -> dict[str, Any] | None:
-    """What is in a build folder; None where there is nothing, or it is damaged."""
+    """The tuning record of a build folder; None if missing or damaged."""
     record = read_json(folder.path / RECORD, "binding", "chosen", "asked", "machine", "cores")
     whole = record is not None and all(isinstance(record[name], dict) for name in ("binding", "chosen"))
     return record if whole else None
 
 
 def tuning_of(
-    recipe: Recipe, folder: BuildFolder, *, backends: Sequence[str] = (), precision: str | None = None
+    recipe: Recipe,
+    folder: BuildFolder,
+    *,
+    backends: Sequence[str] = (),
+    precision: str | None = None,
+    bound: Mapping[str, Any] | None = None,
 ) -> Tuning:
-    """The tuning of what is in the folder now; with `backends` (the first to serve) and `precision`, where
-    they are given, only one that has these.
+    """The tuning of what is in the folder now.
+
+    With `backends` (the first serves) or `precision`, only a tuning to these counts. `bound` is as in
+    `tuning_binding`.
 
     Raises:
         StaleError: as `tuning_binding`.
@@ -72,7 +91,7 @@ def tuning_of(
         _require_measurable(recipe, chosen, record["cores"])
     except (TypeError, ValueError, BackendError) as err:
         return Tuning(why_not=f"what it has chosen cannot be: {err}")
-    changed = differences(record["binding"], tuning_binding(recipe, folder, chosen))
+    changed = differences(record["binding"], tuning_binding(recipe, folder, chosen, bound))
     if changed:
         return Tuning(why_not=f"since it was measured these have changed: {', '.join(changed)}")
     if backends and backends[0] != chosen.backend:
@@ -85,10 +104,10 @@ def tuning_of(
 
 
 def _require_measurable(recipe: Recipe, chosen: Configuration, cores: Any) -> None:
-    """Hold what was chosen against what is measured on so many cores.
+    """Check that a choice is within what is measured on `cores` cores.
 
     Raises:
-        ValueError: a number that is none of those.
+        ValueError: a number that is not.
     """
     if type(cores) is not int or not 1 <= cores <= MOST_THREADS:
         raise ValueError(f"cores {str(cores)[:100]}: 1 to {MOST_THREADS} is expected")

@@ -111,7 +111,7 @@ class InvalidModelVersion(ApiError):
 
 
 class InvalidKey(ApiError):
-    """No token, or one that is wrong or expired; TorchServe answers 400."""
+    """The token is missing, wrong or expired; 400, as on TorchServe."""
 
     http_status = 400
     kind = "InvalidKeyException"
@@ -152,7 +152,7 @@ class RequestTooLarge(ApiError):
 
 
 class ServiceUnavailable(ApiError):
-    """Try again later; `Retry-After` says when."""
+    """The server is overloaded or not ready; `Retry-After` says when to retry."""
 
     http_status = 503
     kind = "ServiceUnavailableException"
@@ -162,7 +162,7 @@ class ServiceUnavailable(ApiError):
 
 
 class DeadlineExceeded(ApiError):
-    """The client's own time limit passed before there was an answer."""
+    """The request's time limit passed before the answer was ready."""
 
     http_status = 504
     kind = "RequestTimeoutException"

@@ -1,8 +1,9 @@
-"""Runs a server from its start to its end.
+"""Runs a server from start to shutdown.
 
     run(settings, run_folder=Path(".run/serve-8080"), snapshots=True)
 
-SIGTERM and SIGINT: health turns 503, what was taken is answered, exit 0. A second one ends at once.
+On SIGTERM or SIGINT the health check turns 503, accepted requests are answered, and the exit code is 0. A
+second signal ends the server at once.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from torchport.server.models.statistics import RequestCounts
 from torchport.server.models.version import ModelVersion
 from torchport.server.settings.address import Address
 from torchport.server.settings.settings import ServerSettings
-from torchport.server.wire import Sample
+from torchport.server.wire import MetricValue
 from torchport.store.files import write_json
 from torchport.version import __version__
 from torchport_runtime.backends.backend import cuda_device_count
@@ -204,7 +205,7 @@ class _Server:
         if self._keeps_snapshots and self._is_restored and not self._stop.is_set():
             self._snapshots.save()
 
-    def _add_samples(self, version: ModelVersion, samples: list[Sample]) -> None:
+    def _add_samples(self, version: ModelVersion, samples: list[MetricValue]) -> None:
         self._collector.add_samples(version, samples)
 
     # The end.

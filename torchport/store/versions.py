@@ -1,12 +1,14 @@
-"""Versions of the libraries that had a part in a result."""
+"""Versions of torchport and of the libraries that had a part in a result."""
 
 from importlib.metadata import PackageNotFoundError, version
+
+from torchport.version import __version__
 
 _ONNXRUNTIME = ("onnxruntime-gpu", "onnxruntime")
 
 
 def library_versions(*names: str) -> dict[str, str]:
-    """Versions by distribution name; those that are not installed are left out.
+    """Versions by distribution name, without those that are not installed.
 
     `onnxruntime` stands for whichever of its distributions is installed.
     """
@@ -19,3 +21,8 @@ def library_versions(*names: str) -> dict[str, str]:
             except PackageNotFoundError:
                 continue
     return found
+
+
+def record_head(name: str, version: str) -> dict[str, str]:
+    """The first keys of a stage's record: by which torchport, of which recipe and version."""
+    return {"torchport": __version__, "recipe": name, "version": version}

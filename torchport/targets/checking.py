@@ -90,8 +90,56 @@ def check(
         raise StaleError(f"{archive} is not there: torchport package {recipe.name}")
     if backend is not None and backend not in recipe.ships:
         raise RecipeError(f"backend {backend!r}: the archive carries {', '.join(recipe.ships)}")
+    folder = store.build(recipe.name, recipe.version)
     given = {"TORCHPORT_BACKEND": backend, "TORCHPORT_PRECISION": precision}
     environment = {name: value for name, value in given.items() if value}
+    with _served_alone(archive, server, environment, tell) as (served, digest, running_server):
+        tell("asking")
+        with (
+            running_server.client() as client,
+            load(served, backend=backend, precision=precision) as model,
+        ):
+            found = _ask_everything(recipe, client, model)
+    failures = _judge(found, model, folder)
+    record = {
+        "torchport": __version__,
+        "server": _named(server),
+        "archive_sha256": digest,
+        "backend": model.options.backend,
+        "precision": model.options.precision,
+        "passed": not failures,
+        "failures": failures,
+        "certificate_sha256": model.certificate_sha256,
+        "requests_compared": len(found.answers),
+        "requests_alike": len(found.answers) - len(found.unlike_requests),
+        "heldout_answers": found.heldout,
+        "decisions": found.decisions,
+        "metrics": found.metrics,
+        "goals": dict(recipe.goals),
+        "missed": missed_goals(recipe.goals, found.metrics),
+    }
+    _keep(folder, record)
+    return CheckResult(record, found.answers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """What a server answered, compared with the model in process."""
+
+    answers: list[Any]
+    unlike_requests: list[str]
+    heldout: int
+    """Held-out inputs that were answered."""
+    metrics: dict[str, float]
+    decisions: dict[str, Any]
+    unlike_decisions: list[str]
+
+
+@contextmanager
+def _served_alone(
+    archive: Path, server: str, environment: Mapping[str, str], tell: Callable[[str], None]
+) -> Iterator[tuple[Path, str, ServerProcess | TorchServe]]:
+    """Serve the archive from a store of its own; gives its path there, its SHA-256 and the server."""
     with tempfile.TemporaryDirectory(prefix="torchport-check-") as name:
         alone = Store(Path(name) / "store")
         alone.path.mkdir()
@@ -101,46 +149,37 @@ def check(
         tell(f"starting {SERVERS[server]}")
         run = Path(name) / "run"
         with guard(run), SERVE[server](alone, run, environment) as running_server:
-            tell("asking")
-            with (
-                running_server.client() as client,
-                load(served, backend=backend, precision=precision) as model,
-            ):
-                answers, failures = _compare_requests(recipe, client, model.predict)
-                unlike = len(failures)
-                examples, served_answers = _heldout_answers(recipe, client)
-                metrics = _score(recipe, examples, served_answers)
-                decisions, unlike_ones = _compare_decisions(recipe, client, model, examples, served_answers)
-            chosen = model.options
-            if chosen.precision == "float32":
-                # Of another precision, an answer may depend on its batch mates: its gate or the goals judge.
-                failures += unlike_ones
-            int8 = model.int8_certificate if chosen.precision == "int8" else None
-    if int8 is not None:
-        floats = {name: both["float32"] for name, both in int8["metrics"].items()}
-        failures += Gate(**int8["gate"]).broken(floats, metrics)
-    elif chosen.precision == "float32":  # A half precision's metrics are its own; the goals hold for them.
-        training = store.build(recipe.name, recipe.version).training_record() or {}
-        failures += _compare_metrics(metrics, training.get("metrics", {}))
-    record = {
-        "torchport": __version__,
-        "server": _named(server),
-        "archive_sha256": digest,
-        "backend": chosen.backend,
-        "precision": chosen.precision,
-        "passed": not failures,
-        "failures": failures,
-        "certificate_sha256": model.certificate_sha256,
-        "requests_compared": len(answers),
-        "requests_alike": len(answers) - unlike,
-        "heldout_answers": len(examples),
-        "decisions": decisions,
-        "metrics": metrics,
-        "goals": dict(recipe.goals),
-        "missed": missed_goals(recipe.goals, metrics),
-    }
-    _keep(store.build(recipe.name, recipe.version), record)
-    return CheckResult(record, answers)
+            yield served, digest, running_server
+
+
+def _ask_everything(recipe: Recipe, client: Client, model: ArchivedModel) -> _Found:
+    """Send the recipe's requests and its held-out inputs, and compare what comes back."""
+    answers, unlike_requests = _compare_requests(recipe, client, model.predict)
+    examples, served_answers = _heldout_answers(recipe, client)
+    metrics = _score(recipe, examples, served_answers)
+    decisions, unlike_decisions = _compare_decisions(recipe, client, model, examples, served_answers)
+    return _Found(
+        answers=answers,
+        unlike_requests=unlike_requests,
+        heldout=len(examples),
+        metrics=metrics,
+        decisions=decisions,
+        unlike_decisions=unlike_decisions,
+    )
+
+
+def _judge(found: _Found, model: ArchivedModel, folder: BuildFolder) -> list[str]:
+    """The failures among what was found; which comparisons count depends on the precision."""
+    if model.options.precision == "float32":
+        training = folder.training_record() or {}
+        unlike_metrics = _compare_metrics(found.metrics, training.get("metrics", {}))
+        return found.unlike_requests + found.unlike_decisions + unlike_metrics
+    # Of another precision, an answer may depend on its batch mates: its gate or the goals judge.
+    int8 = model.int8_certificate if model.options.precision == "int8" else None
+    if int8 is None:  # A half precision's metrics are its own; the goals hold for them.
+        return found.unlike_requests
+    floats = {name: both["float32"] for name, both in int8["metrics"].items()}
+    return found.unlike_requests + Gate(**int8["gate"]).broken(floats, found.metrics)
 
 
 def _named(server: str) -> str:

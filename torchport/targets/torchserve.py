@@ -176,36 +176,9 @@ def start(
     temporary = Path(tempfile.mkdtemp(prefix="torchserve-"))
     write_json(run / STARTING, {"temporary": str(temporary)})
     properties |= {"model_store": str(store.path.resolve()), "load_models": "all"}
-    properties |= addresses(ports) | dict(settings or {})
-    (run / "config.properties").write_text(
-        "".join(f"{key}={value}\n" for key, value in properties.items()), encoding="utf-8"
-    )
-    variables = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "TS_CONFIG_FILE")}
-    variables |= {
-        "TMPDIR": str(temporary),
-        "TEMP": str(temporary),
-        "LOG_LOCATION": str(run / "logs"),
-        "METRICS_LOCATION": str(run / "logs"),
-    }
-    variables |= {"JAVA_HOME": str(java_home)} if java_home else {}
-    variables |= dict(environment or {})
-    shutil.rmtree(run / "logs", ignore_errors=True)
-    with (run / "console.log").open("wb") as console:
-        done = subprocess.run(
-            [*command, "--start", "--ncs", "--ts-config", str(run / "config.properties")],
-            cwd=run,
-            env=variables,
-            stdin=subprocess.DEVNULL,
-            stdout=console,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            check=False,
-        )
-    pid_file = temporary / PID_FILE
-    if done.returncode or not pid_file.is_file():
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise ServerError(f"TorchServe did not start:\n{(run / 'console.log').read_text()[-2000:]}")
-    pid = int(pid_file.read_text())
+    _write_configuration(run, properties | addresses(ports) | dict(settings or {}))
+    variables = _environment(run, temporary, java_home) | dict(environment or {})
+    pid = _launch(run, temporary, command, variables)
     server = TorchServe(run, ports, pid, _started(pid), temporary)
     write_json(
         run / "server.json",
@@ -218,6 +191,49 @@ def start(
         server.stop()
         raise
     return server
+
+
+def _write_configuration(run: Path, properties: Mapping[str, str]) -> None:
+    """Write the server's `config.properties`."""
+    lines = "".join(f"{key}={value}\n" for key, value in properties.items())
+    (run / "config.properties").write_text(lines, encoding="utf-8")
+
+
+def _environment(run: Path, temporary: Path, java_home: Path | None) -> dict[str, str]:
+    """The environment of TorchServe and its workers: this process's, with folders of its own."""
+    variables = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "TS_CONFIG_FILE")}
+    variables |= {
+        "TMPDIR": str(temporary),
+        "TEMP": str(temporary),
+        "LOG_LOCATION": str(run / "logs"),
+        "METRICS_LOCATION": str(run / "logs"),
+    }
+    return variables | ({"JAVA_HOME": str(java_home)} if java_home else {})
+
+
+def _launch(run: Path, temporary: Path, command: list[str], environment: Mapping[str, str]) -> int:
+    """Start TorchServe in the background; the pid of its front.
+
+    Raises:
+        ServerError: it did not start; the message has the end of its output.
+    """
+    shutil.rmtree(run / "logs", ignore_errors=True)
+    with (run / "console.log").open("wb") as console:
+        done = subprocess.run(
+            [*command, "--start", "--ncs", "--ts-config", str(run / "config.properties")],
+            cwd=run,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            check=False,
+        )
+    pid_file = temporary / PID_FILE
+    if done.returncode or not pid_file.is_file():
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise ServerError(f"TorchServe did not start:\n{(run / 'console.log').read_text()[-2000:]}")
+    return int(pid_file.read_text())
 
 
 def set_newest_default(client: Client, store: Store) -> None:

@@ -11,7 +11,7 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,15 +65,10 @@ def train(
     }
     with folder.lock():
         record = folder.training_record()
-        given_before = (record or {"inputs": {}})["inputs"].get("weights_file")
-        if recipe.train is None and weights is None and given_before:
-            inputs["weights_file"] = given_before  # They are in the store.
-        made_by = Path((record or {}).get("recipe_file", recipe.path)).name
-        if made_by != recipe.path.name and not force:
-            raise TrainingError(
-                f"{recipe.name} {recipe.version} in this store was made by {made_by}: choose another name or "
-                "version, or put this one in its place with --force"
-            )
+        if recipe.train is None and weights is None:
+            inputs["weights_file"] = _weights_file(record)
+        if not force:
+            _refuse_foreign(recipe, record)
         why = _why_train(record, inputs, folder)
         if record is not None and why is None and not force:
             return TrainingResult(False, record, "unchanged recipe and seed")
@@ -86,31 +81,69 @@ def train(
         model, metrics, run = _trained(recipe, folder, inputs, weights, show)
         refuse_nonfinite(model.state_dict(), "the trained weights")
         require_kept(recipe, model)
-        buffer = io.BytesIO()
-        _torch().save({k: v.cpu() for k, v in model.state_dict().items()}, buffer)
-        record = {
-            "recipe": recipe.name,
-            "version": recipe.version,
-            "recipe_file": str(recipe.path),
-            "task": recipe.task,
-            "parameters": dict(recipe.parameters),
-            "weights_from": "a file" if inputs["weights_file"] else "training" if recipe.train else "build",
-            "inputs": inputs,
-            "metrics": metrics,
-            "seed": seed,
-            "device": run.device,
-            "data_sha256": run.data_sha256,
-            "weights_sha256": sha256_bytes(buffer.getvalue()),
-            "assets": sha256_tree(run.assets),
-            "libraries": library_versions("torch", "torchvision", "numpy", "scikit-learn", "pillow"),
-            "seconds": round(time.monotonic() - started, 1),
-        }
-        write_bytes(folder.weights, buffer.getvalue())
-        shutil.rmtree(folder.assets, ignore_errors=True)
-        run.assets.rename(folder.assets)
-        write_json(folder.training, record)
-        folder.checkpoint.unlink(missing_ok=True)
+        content = _state_dict_bytes(model)
+        record = _record(recipe, inputs, metrics, run, content)
+        record["seconds"] = round(time.monotonic() - started, 1)
+        _keep(folder, record, run, content)
         return TrainingResult(True, record, why or "asked for")
+
+
+def _weights_file(record: Mapping[str, Any] | None) -> str | None:
+    """The digest of the file that the weights in the store came from; None if they came from none."""
+    digest: str | None = (record or {"inputs": {}})["inputs"].get("weights_file")
+    return digest
+
+
+def _refuse_foreign(recipe: Recipe, record: Mapping[str, Any] | None) -> None:
+    """Refuse a name and version that another recipe file has in this store.
+
+    Raises:
+        TrainingError: the file that made it has another name.
+    """
+    made_by = Path((record or {}).get("recipe_file", recipe.path)).name
+    if made_by != recipe.path.name:
+        raise TrainingError(
+            f"{recipe.name} {recipe.version} in this store was made by {made_by}: choose another name or "
+            "version, or put this one in its place with --force"
+        )
+
+
+def _state_dict_bytes(model: nn.Module) -> bytes:
+    """`weights.pt`: the model's state_dict on the CPU."""
+    buffer = io.BytesIO()
+    _torch().save({k: v.cpu() for k, v in model.state_dict().items()}, buffer)
+    return buffer.getvalue()
+
+
+def _record(
+    recipe: Recipe, inputs: dict[str, Any], metrics: dict[str, float], run: Run, content: bytes
+) -> dict[str, Any]:
+    """`training.json`, without the seconds that it took."""
+    return {
+        "recipe": recipe.name,
+        "version": recipe.version,
+        "recipe_file": str(recipe.path),
+        "task": recipe.task,
+        "parameters": dict(recipe.parameters),
+        "weights_from": "a file" if inputs["weights_file"] else "training" if recipe.train else "build",
+        "inputs": inputs,
+        "metrics": metrics,
+        "seed": run.seed,
+        "device": run.device,
+        "data_sha256": run.data_sha256,
+        "weights_sha256": sha256_bytes(content),
+        "assets": sha256_tree(run.assets),
+        "libraries": library_versions("torch", "torchvision", "numpy", "scikit-learn", "pillow"),
+    }
+
+
+def _keep(folder: BuildFolder, record: dict[str, Any], run: Run, content: bytes) -> None:
+    """Write the weights and the assets, then the record that names them; drop the checkpoint."""
+    write_bytes(folder.weights, content)
+    shutil.rmtree(folder.assets, ignore_errors=True)
+    run.assets.rename(folder.assets)
+    write_json(folder.training, record)
+    folder.checkpoint.unlink(missing_ok=True)
 
 
 def keep_weights(recipe: Recipe, folder: BuildFolder) -> TrainingResult:

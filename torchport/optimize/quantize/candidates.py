@@ -1,8 +1,8 @@
-"""INT8 versions of a whole model, each made, opened as a server would, and measured on the held-out examples.
+"""Makes INT8 versions of a model, and measures them on held-out examples.
 
 bench = Workbench(recipe, folder, gate, work=Path("work"))
 candidate = bench.candidate("minmax")
-candidate.problems                   # why it does not pass the gate; empty where it does
+candidate.problems                   # why it does not pass the gate; empty if it does
 candidate = bench.candidate("minmax", left=bench.layers_by_error("minmax")[:3])
 """
 
@@ -25,7 +25,7 @@ from torchport.recipe.gate import Gate
 from torchport.recipe.handler import handler_class
 from torchport.recipe.loading import find_handler
 from torchport.recipe.user_code import running
-from torchport.recipe.variants import backend_options, int8_options
+from torchport.recipe.variants import INT8, backend_options, variant_options
 from torchport.store.folders import BuildFolder
 from torchport_runtime import BackendOptions, Handler
 from torchport_runtime.backends.backend import open_backend
@@ -38,23 +38,23 @@ QUICK_ROUNDS, FULL_ROUNDS = 3, 15
 QUICK_SECONDS, FULL_SECONDS = 1.0, 4.0
 
 HOPELESS = 0.5
-"""A multiple of float32's throughput: of what is slower the metrics are not asked for."""
+"""Minimum speed-up over float32 at which metrics are measured. A slower candidate fails without them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One INT8 version of the model and what was measured of it.
+    """One INT8 version of the model and its measurements.
 
     Args:
         method: how its ranges were found, one of `METHODS`.
-        left: the layers that stay in float32, worst first.
-        folder: where its graphs lie.
-        size: theirs together, bytes.
-        metrics: empty of what is much too slow.
+        left: the excluded nodes, which stay in float32, worst first.
+        folder: the folder of its graphs.
+        size: their size together, bytes.
+        metrics: held-out metrics; empty if it is much too slow.
         problems: why it does not pass the gate.
-        drop: by how much the metric that lost most is worse; infinite of what was not asked.
+        drop: drop of the metric that lost most; infinite if metrics were not measured.
         speed: its throughput as a multiple of float32's.
-        quick: that it was measured in few rounds, enough to tell a slow one.
+        quick: whether it was measured in few rounds, enough to tell a slow one.
     """
 
     method: str
@@ -69,12 +69,12 @@ class Candidate:
     quick: bool = True
 
     def contents(self) -> dict[str, bytes]:
-        """The graphs by file name."""
+        """The graphs' bytes by file name."""
         return {path.name: path.read_bytes() for path in sorted(self.folder.glob(f"*{INT8_SUFFIX}"))}
 
 
 class Workbench:
-    """Everything that is needed to make and to measure candidates of one model.
+    """Makes and measures the candidates of one model.
 
     Raises:
         RecipeError: no held-out examples, no calibration inputs, or the recipe's code fails.
@@ -99,17 +99,17 @@ class Workbench:
 
     @property
     def layers(self) -> list[Layer]:
-        """Everything that can be left in float32."""
+        """All nodes that can be excluded, that is left in float32."""
         return [(name, layer) for name, graph in self._graphs.items() for layer in graph.layers]
 
     @property
     def batch_seconds(self) -> float:
-        """What a batch costs in float32, the median."""
+        """Median seconds of a batch in float32."""
         taken = interleaved_seconds({"float32": self._float32}, self._batches, rounds=FULL_ROUNDS)
         return taken["float32"] / len(self._batches)
 
     def candidate(self, method: str, left: Sequence[Layer] = ()) -> Candidate:
-        """Make one and measure it.
+        """Make a candidate and measure it; the nodes in `left` are excluded.
 
         Raises:
             QuantizationError: ONNX Runtime cannot make it, or a client could spoil others' answers with it.
@@ -127,7 +127,7 @@ class Workbench:
             content = graph.quantized(method, leave=[layer for of, layer in left if of == name])
             size += len(content)
             (folder / f"{name}{INT8_SUFFIX}").write_bytes(content)
-        handler = self._open(folder, int8_options(self._recipe))
+        handler = self._open(folder, variant_options(self._recipe, INT8, "cpu"))
         both = {"float32": self._float32, "int8": handler}
         taken = interleaved_seconds(both, self._batches[:1], rounds=1, at_least=QUICK_SECONDS)
         if taken["float32"] < HOPELESS * taken["int8"]:
@@ -162,9 +162,10 @@ class Workbench:
         )
 
     def speeds(self, candidates: Sequence[Candidate]) -> list[float]:
-        """The throughput of each as a multiple of float32's, measured thoroughly, all side by side."""
+        """Throughputs as multiples of float32's, measured thoroughly and side by side."""
         handlers = {
-            str(i): self._open(c.folder, int8_options(self._recipe)) for i, c in enumerate(candidates)
+            str(i): self._open(c.folder, variant_options(self._recipe, INT8, "cpu"))
+            for i, c in enumerate(candidates)
         }
         taken = interleaved_seconds(
             {"float32": self._float32, **handlers}, self._batches, rounds=FULL_ROUNDS, at_least=FULL_SECONDS
@@ -172,7 +173,10 @@ class Workbench:
         return [taken["float32"] / taken[str(index)] for index in range(len(candidates))]
 
     def layers_by_error(self, method: str) -> list[Layer]:
-        """All layers, first the one which, in INT8 by itself, moves its graph's outputs the most."""
+        """All layers, those with the largest error in INT8 first.
+
+        The error is that of the graph's outputs when the layer alone is in INT8.
+        """
         self._calibrate(method)
         errors: dict[Layer, float] = {}
         for name, graph in self._graphs.items():
@@ -182,14 +186,17 @@ class Workbench:
             alone = self._work / f"{name}.alone{INT8_SUFFIX}"
             for layer in graph.layers:
                 alone.write_bytes(graph.quantized(method, only=[layer]))
-                got = open_backend(alone, signature, int8_options(self._recipe)).run(inputs)
+                got = open_backend(alone, signature, variant_options(self._recipe, INT8, "cpu")).run(inputs)
                 errors[name, layer] = sum(relative_error(got[key], expected[key]) for key in expected)
         return sorted(errors, key=lambda layer: -errors[layer])
 
     def _refuse_strange_mates(self) -> None:
-        """Ranges of a run's own batch are also those of one row in it: where nothing bounds what a client may
-        send, one great number leaves the answers of others no digits. How large batches are when it is
-        served, a tuning or an operator decides: so this does not ask."""
+        """Refuse a graph in which one row can spoil other rows' answers.
+
+        In dynamic quantisation, the ranges of a batch are also those of one row in it. If an input has
+        no bounds, one large number leaves the answers of others no digits. The served batch size is not
+        looked at, because a tuning or an operator decides it later.
+        """
         unbounded = [
             name
             for signature in self._signatures.values()
@@ -218,7 +225,10 @@ class Workbench:
 
 
 def relative_error(got: np.ndarray, expected: np.ndarray) -> float:
-    """The root mean square of the difference, of that of what is expected; 0 for what is no fraction."""
+    """RMS of the difference, divided by the RMS of the expected values.
+
+    For values that are no floats, or of another shape: 1 if they differ, else 0.
+    """
     if expected.dtype.kind != "f" or got.shape != expected.shape or not expected.size:
         return float(not np.array_equal(got, expected))
     finite = np.isfinite(expected)

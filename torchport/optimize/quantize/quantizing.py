@@ -1,22 +1,23 @@
-"""Proven float32 artifacts to INT8 ones that pass a gate: `main.int8.onnx`, `int8.json`, `quantization.json`.
+"""Quantises verified float32 artifacts to INT8 ones that pass a gate.
 
     result = quantize(load_recipe("digits_resnet18"), folder, max_drop=0.005)
     result.certificate["metrics"]        # {"accuracy": {"float32": 0.975, "int8": 0.975}}
 
-The certificate holds no time, so that the same choice has the same bytes; what was tried and how
-fast it was stands in `quantization.json`.
+It writes `main.int8.onnx`, `int8.json` and `quantization.json`. The certificate `int8.json` has no
+times, so that the same choice has the same bytes. `quantization.json` says what was tried and how fast
+it was.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torchport.errors import QuantizationError, RecipeError, StaleError
-from torchport.model.certificate import require_certificate
+from torchport.errors import QuantizationError, RecipeError
+from torchport.model.certificate import binding, require_certificate
 from torchport.model.exported import exported_backends
 from torchport.model.int8_certificate import (
     CERTIFICATE,
@@ -34,17 +35,17 @@ from torchport.recipe.contract import Recipe
 from torchport.recipe.gate import Gate
 from torchport.store.files import read_json, write_bytes, write_json
 from torchport.store.folders import BuildFolder
-from torchport.store.versions import library_versions
-from torchport.version import __version__
+from torchport.store.versions import library_versions, record_head
 
 REPORT = "quantization.json"
 
 
 @dataclass(frozen=True)
 class QuantizationResult:
-    """`done` is False where INT8 graphs of exactly these bytes and this gate were there already.
+    """Result of quantising a model.
 
-    `report` is what was tried; `certificate` is None where nothing passed, and `refusal` says why.
+    `done` is False if INT8 graphs of exactly these bytes and this gate existed already. `report` says
+    what was tried. `certificate` is None if nothing passed; `refusal` says why.
     """
 
     done: bool
@@ -62,9 +63,10 @@ def quantize(
     force: bool = False,
     tell: Callable[[str], None] = lambda message: None,
 ) -> QuantizationResult:
-    """Make the fastest INT8 version whose held-out metrics are at most `max_drop` worse than float32's.
+    """Make the fastest INT8 version whose held-out metrics pass the gate.
 
-    Where nothing passes, what was made before, by a wider gate maybe, is removed.
+    They may be at most `max_drop` worse than float32's. If nothing passes, an earlier INT8 version is
+    removed, because its gate may have been wider.
 
     Raises:
         StaleError: the float32 model has no passing certificate of parity.
@@ -77,8 +79,9 @@ def quantize(
         )
     gate = Gate.of(recipe.goals, max_drop)
     with folder.lock():
-        require_certificate(recipe, folder)
-        why = _why(recipe, folder, gate)
+        bound = binding(recipe, folder)
+        require_certificate(recipe, folder, bound)
+        why = _why(recipe, folder, gate, bound)
         before, report = read_int8_certificate(folder), read_json(folder.path / REPORT)
         if why is None and before is not None and report is not None and not force:
             return QuantizationResult(
@@ -96,13 +99,15 @@ def quantize(
                 return QuantizationResult(True, None, report, why or "asked for", outcome.why_none)
             for name, content in outcome.best.contents().items():
                 write_bytes(folder.path / name, content)
-            certificate = _certificate(recipe, folder, bench, gate, outcome.best)
+            certificate = _certificate(recipe, bench, gate, outcome.best) | {
+                "binding": int8_binding(recipe, folder, bound) | {"calibration": bench.calibration.sha256}
+            }
             write_json(folder.path / CERTIFICATE, certificate)
         return QuantizationResult(True, certificate, report, why or "asked for")
 
 
 def require(result: QuantizationResult) -> QuantizationResult:
-    """The result, or why there is none as an error.
+    """Return the result, if it has an INT8 version.
 
     Raises:
         QuantizationError: nothing passed the gate, or nothing that did is faster than float32.
@@ -114,15 +119,12 @@ def require(result: QuantizationResult) -> QuantizationResult:
     return result
 
 
-def _why(recipe: Recipe, folder: BuildFolder, gate: Gate) -> str | None:
+def _why(recipe: Recipe, folder: BuildFolder, gate: Gate, bound: Mapping[str, Any]) -> str | None:
     """Why the INT8 graphs cannot stay as they are; None if they can."""
     before = read_int8_certificate(folder)
     if before is None:
         return "not quantised yet"
-    try:
-        changed = stale_int8(recipe, folder)
-    except StaleError as err:
-        return str(err)
+    changed = stale_int8(recipe, folder, bound)
     if changed:
         return f"changed since: {', '.join(changed)}"
     if before["gate"] != gate.to_json():
@@ -136,14 +138,10 @@ def _libraries() -> dict[str, str]:
     return library_versions("onnxruntime", "onnx", "numpy", "pillow")
 
 
-def _certificate(
-    recipe: Recipe, folder: BuildFolder, bench: Workbench, gate: Gate, best: Candidate
-) -> dict[str, Any]:
+def _certificate(recipe: Recipe, bench: Workbench, gate: Gate, best: Candidate) -> dict[str, Any]:
     return {
         "format": FORMAT,
-        "torchport": __version__,
-        "recipe": recipe.name,
-        "version": recipe.version,
+        **record_head(recipe.name, recipe.version),
         "says": MEANING,
         "method": best.method,
         "means": METHODS[best.method],
@@ -160,7 +158,6 @@ def _certificate(
         "batch_size": recipe.serving.batch_size,
         "calibration_rows": dict(bench.calibration.rows),
         "libraries": _libraries(),
-        "binding": int8_binding(recipe, folder) | {"calibration": bench.calibration.sha256},
     }
 
 

@@ -12,17 +12,17 @@ INT8 where `int8.json` is of these bytes and its gate holds.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torchport.errors import StaleError, TuningRequestError
-from torchport.model.certificate import require_certificate
+from torchport.model.certificate import binding, require_certificate
 from torchport.model.exported import exported_variants, not_exported
 from torchport.model.int8_certificate import require_int8
 from torchport.package.configuration import BATCH_SIZES, Configuration, Kind
 from torchport.recipe.contract import Recipe
 from torchport.recipe.gate import Gate
-from torchport.recipe.variants import wanted_variants
+from torchport.recipe.variants import INT8, wanted_variants
 from torchport.store.folders import BuildFolder
 from torchport.store.variants import Variant, has_passed
 from torchport.verify.devices import usable_devices
@@ -32,8 +32,11 @@ from torchport_runtime.suggest import did_you_mean
 
 @dataclass(frozen=True, kw_only=True)
 class Space:
-    """`shapes` have the default's batch size, the most promising first; `choosable` are the kinds that may be
-    chosen, all others are measured to be shown."""
+    """Configurations to measure. `shapes` have the default's batch size, the most promising first.
+
+    `choosable` are the kinds that may be chosen; others are measured to be shown. `binding` are the digests
+    of the build folder (`torchport.model.certificate.binding`) that this was found in.
+    """
 
     default: Configuration
     shapes: Sequence[Configuration]
@@ -41,6 +44,7 @@ class Space:
     choosable: frozenset[Kind]
     refused: Mapping[str, str]
     cores: int
+    binding: Mapping[str, Any] = field(default_factory=dict)
 
     def with_batches(self, shape: Configuration) -> list[Configuration]:
         """The same with the other batch sizes, the largest first."""
@@ -66,34 +70,12 @@ def candidates(
         StaleError: there is no passing certificate of what is in the folder now.
         TuningRequestError: a backend or a precision that is not known, or nothing is left.
     """
-    for given, known in ((backends, tuple(ARTIFACT_SUFFIX)), (precisions, PRECISIONS)):
-        for name in given:
-            if name not in known:
-                raise TuningRequestError(f"{name!r}: {did_you_mean(name, known)}")
-    certificate = require_certificate(recipe, folder)
+    _require_known(backends, precisions)
+    bound = binding(recipe, folder)
+    certificate = require_certificate(recipe, folder, bound)
     default = Configuration.default_of(recipe)
-    devices = usable_devices(recipe, folder)
-    refused = {
-        backend: why
-        for backend in ARTIFACT_SUFFIX
-        if backend in (*recipe.backends, *backends)
-        and (why := _why_not(backend, recipe, certificate, devices))
-    }
-    int8 = _why_no_int8(recipe, folder)
-    if int8:
-        refused["int8"] = int8
-    wanted = [v for v in wanted_variants(recipe) if v.precision in HALF_PRECISIONS]
-    halves = [v for v in wanted if v in exported_variants(recipe, folder) and has_passed(certificate, v)]
-    refused |= {
-        str(v): not_exported(folder).get(str(v), "it did not pass parity") for v in wanted if v not in halves
-    }
-    kinds = [(backend, "float32") for backend in recipe.ships]
-    kinds += [(variant.backend, variant.precision) for variant in halves] + [("onnxruntime", "int8")]
-    proven = [
-        kind
-        for kind in kinds
-        if kind[0] not in refused and kind[1] not in refused and kind[0] in recipe.ships
-    ]
+    refused = _refused(recipe, folder, backends, certificate, bound)
+    proven = _proven_kinds(recipe, refused)
     if default.kind not in proven:
         raise StaleError(
             f"the recipe serves {' in '.join(default.kind)} by default, which cannot be measured: "
@@ -104,9 +86,9 @@ def candidates(
             )
         )
     asked = [
-        kind
-        for kind in proven
-        if (not backends or kind[0] in backends) and (not precisions or kind[1] in precisions)
+        (backend, precision)
+        for backend, precision in proven
+        if (not backends or backend in backends) and (not precisions or precision in precisions)
     ]
     if not asked:
         reasons = "; ".join(f"{name}: {why}" for name, why in refused.items())
@@ -120,7 +102,61 @@ def candidates(
         choosable=frozenset(kind for kind in asked if kind[1] in allowed),
         refused=refused,
         cores=cores,
+        binding=bound,
     )
+
+
+def _require_known(backends: Sequence[str], precisions: Sequence[str]) -> None:
+    """Refuse names that are no backend's and no precision's.
+
+    Raises:
+        TuningRequestError: with the nearest known name.
+    """
+    for given, known in ((backends, tuple(ARTIFACT_SUFFIX)), (precisions, PRECISIONS)):
+        for name in given:
+            if name not in known:
+                raise TuningRequestError(f"{name!r}: {did_you_mean(name, known)}")
+
+
+def _refused(
+    recipe: Recipe,
+    folder: BuildFolder,
+    backends: Sequence[str],
+    certificate: Mapping[str, Any],
+    bound: Mapping[str, Any],
+) -> dict[str, str]:
+    """Reasons why backends, INT8 and half precisions are left out, by name."""
+    devices = usable_devices(recipe, folder)
+    refused = {
+        backend: why
+        for backend in ARTIFACT_SUFFIX
+        if backend in (*recipe.backends, *backends)
+        and (why := _why_not(backend, recipe, certificate, devices))
+    }
+    int8 = _why_no_int8(recipe, folder, bound)
+    if int8:
+        refused["int8"] = int8
+    exported, failed = exported_variants(recipe, folder), not_exported(folder)
+    for variant in _halves(recipe):
+        if variant not in exported or not has_passed(certificate, variant):
+            refused[str(variant)] = failed.get(str(variant), "it did not pass parity")
+    return refused
+
+
+def _halves(recipe: Recipe) -> list[Variant]:
+    """The recipe's variants in half precision."""
+    return [variant for variant in wanted_variants(recipe) if variant.precision in HALF_PRECISIONS]
+
+
+def _proven_kinds(recipe: Recipe, refused: Mapping[str, str]) -> list[Kind]:
+    """The kinds that ship and are not refused: float32, then half precisions, then INT8."""
+    wanted = [Variant(backend) for backend in recipe.ships] + [*_halves(recipe), INT8]
+    return [
+        (variant.backend, variant.precision)
+        for variant in wanted
+        if not {variant.backend, variant.precision, str(variant)} & set(refused)
+        if variant.backend in recipe.ships
+    ]
 
 
 def _why_not(backend: str, recipe: Recipe, certificate: Mapping[str, Any], devices: Sequence[str]) -> str:
@@ -139,11 +175,12 @@ def _why_not(backend: str, recipe: Recipe, certificate: Mapping[str, Any], devic
     return ""
 
 
-def _why_no_int8(recipe: Recipe, folder: BuildFolder) -> str:
+def _why_no_int8(recipe: Recipe, folder: BuildFolder, bound: Mapping[str, Any]) -> str:
+    """Why INT8 is no candidate; empty where it is one."""
     if recipe.options.device.startswith("cuda"):
         return f"it runs on the CPU, and the recipe asks for {recipe.options.device}"
     try:
-        certificate = require_int8(recipe, folder)
+        certificate = require_int8(recipe, folder, bound)
     except StaleError as err:
         return str(err)
     metrics = certificate["metrics"]

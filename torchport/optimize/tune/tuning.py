@@ -38,8 +38,7 @@ from torchport.recipe.contract import Recipe
 from torchport.store import machine
 from torchport.store.files import write_bytes, write_json
 from torchport.store.folders import BuildFolder, Store
-from torchport.store.versions import library_versions
-from torchport.version import __version__
+from torchport.store.versions import library_versions, record_head
 from torchport_runtime.options import OVERRIDABLE
 
 MEANING = (
@@ -85,39 +84,59 @@ def tune(
         ServerError: the default configuration cannot be served.
     """
     begun = time.monotonic()
+    _refuse_overrides()
+    folder = store.build(recipe.name, recipe.version)
+    with folder.lock():
+        space = candidates(recipe, folder, backends=backends, precisions=precisions, allow_int8=allow_int8)
+        asked = {
+            "slo": str(slo),
+            "backends": sorted(backends),
+            "precisions": sorted(precisions),
+            "int8": any(precision == "int8" for _, precision in space.choosable),
+        }
+        why = _why(recipe, folder, asked, space)
+        before = read_tuning(folder)
+        if before is not None and not why and not force:
+            return TuneResult(done=False, why="measured on this machine before", record=before)
+        require_exported(recipe, folder, recipe.ships)
+        bound = _bindings(recipe, folder, space)
+        config = space.default.model_config(recipe)
+        content = archive_content(recipe, folder, tuple(recipe.ships), config, space.binding)
+    with ExitStack() as opened:
+        start = serve or opened.enter_context(Bench(recipe, content)).serve
+        outcome = search(space, slo, start, deadline=begun + budget_s, effort=effort, tell=tell)
+    record = {}
+    if outcome.chosen is not None:
+        seconds = round(time.monotonic() - begun, 1)
+        record = _record(recipe, outcome, outcome.chosen, asked, seconds)
+        record["binding"] = bound[outcome.chosen.precision]
+        _write(recipe, folder, outcome, outcome.chosen, record)
+    return TuneResult(done=True, why=why or "asked for", record=record, outcome=outcome)
+
+
+def _refuse_overrides() -> None:
+    """Refuse environment variables that win over what is measured.
+
+    Raises:
+        TuningRequestError: one is set.
+    """
     overriding = [name for name in OVERRIDES if os.environ.get(name)]
     if overriding:
         raise TuningRequestError(
             f"{', '.join(overriding)} in the environment: it wins over what is measured: unset it"
         )
-    folder = store.build(recipe.name, recipe.version)
-    space = candidates(recipe, folder, backends=backends, precisions=precisions, allow_int8=allow_int8)
-    asked = {
-        "slo": str(slo),
-        "backends": sorted(backends),
-        "precisions": sorted(precisions),
-        "int8": any(precision == "int8" for _, precision in space.choosable),
-    }
-    why = _why(recipe, folder, asked, space.cores)
-    before = read_tuning(folder)
-    if before is not None and not why and not force:
-        return TuneResult(done=False, why="measured on this machine before", record=before)
-    require_exported(recipe, folder, recipe.ships)
+
+
+def _write(
+    recipe: Recipe, folder: BuildFolder, outcome: Outcome, chosen: Configuration, record: dict[str, Any]
+) -> None:
+    """Write the record, the picture and the page, if what was measured is still what is there.
+
+    Raises:
+        StaleError: something in the build folder has changed meanwhile.
+    """
     with folder.lock():
-        bound = _bindings(recipe, folder, space)
-        content = archive_content(recipe, folder, tuple(recipe.ships), space.default.model_config(recipe))
-    with ExitStack() as opened:
-        start = serve or opened.enter_context(Bench(recipe, content)).serve
-        outcome = search(space, slo, start, deadline=begun + budget_s, effort=effort, tell=tell)
-    if outcome.chosen is None:
-        return TuneResult(done=True, why=why or "asked for", record={}, outcome=outcome)
-    seconds = round(time.monotonic() - begun, 1)
-    record = _record(recipe, outcome, outcome.chosen, asked, seconds) | {
-        "binding": bound[outcome.chosen.precision]
-    }
-    with folder.lock():
-        now = tuning_binding(recipe, folder, outcome.chosen)
-        changed = differences(record["binding"], now)
+        changed = differences(record["binding"], tuning_binding(recipe, folder, chosen))
         if changed:
             raise StaleError(
                 f"{recipe.name} {recipe.version}: while it was measured these changed: {', '.join(changed)}; "
@@ -127,7 +146,6 @@ def tune(
         write_bytes(folder.path / PICTURE, drawn.encode())
         write_bytes(folder.path / REPORT, page(record, drawn).encode())
         write_json(folder.path / RECORD, record)
-    return TuneResult(done=True, why=why or "asked for", record=record, outcome=outcome)
 
 
 def reset(recipe: Recipe, store: Store) -> bool:
@@ -162,20 +180,20 @@ def require(result: TuneResult) -> TuneResult:
 def _bindings(recipe: Recipe, folder: BuildFolder, space: Space) -> dict[str, dict[str, Any]]:
     """What a tuning to each precision is bound to."""
     configurations = {c.precision: c for c in [*space.shapes, space.default]}
-    return {name: tuning_binding(recipe, folder, c) for name, c in configurations.items()}
+    return {name: tuning_binding(recipe, folder, c, space.binding) for name, c in configurations.items()}
 
 
-def _why(recipe: Recipe, folder: BuildFolder, asked: dict[str, Any], cores: int) -> str:
+def _why(recipe: Recipe, folder: BuildFolder, asked: dict[str, Any], space: Space) -> str:
     """Why it is measured again; empty where what is there will do."""
     record = read_tuning(folder)
     if record is None:
         return "not tuned yet"
-    tuning = tuning_of(recipe, folder)
+    tuning = tuning_of(recipe, folder, bound=space.binding)
     if tuning.configuration is None:
         return tuning.why_not
     if record["asked"] != asked:
         return "something else is asked for"
-    if record["machine"] != machine.describe() or record["cores"] != cores:
+    if record["machine"] != machine.describe() or record["cores"] != space.cores:
         return "another machine"
     if record.get("libraries") != _libraries():
         return "a library has changed"
@@ -192,9 +210,7 @@ def _record(
     front = outcome.front()
     return {
         "format": FORMAT,
-        "torchport": __version__,
-        "recipe": recipe.name,
-        "version": recipe.version,
+        **record_head(recipe.name, recipe.version),
         "says": MEANING,
         "machine": machine.describe(),
         "cores": outcome.space.cores,

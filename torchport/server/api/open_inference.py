@@ -4,7 +4,7 @@
     POST /v2/models/linear/infer
     {"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [4.0]}]}
 
-Tensors go straight onto the model's graph, past its handler's decoding and encoding.
+Tensors go to the model's graph directly, without the handler's decoding and encoding.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from torchport.server.wire import Answer
 
 
 class OipApi:
-    """Answers the requests under `/v2`."""
+    """Answers requests to paths under `/v2`."""
 
     def __init__(self, api: Api, predictions: Predictions, registry: Registry) -> None:
         self._api, self._predictions, self._registry = api, predictions, registry
 
     def answer(self, request: Request) -> Reply | Coroutine[Any, Any, Reply] | None:
-        """Answer one request, now or later: None says that the API's `send` will be called.
+        """Answer one request; None if the answer is sent later.
 
         Raises:
-            ApiError: the client gets it instead of an answer.
+            ApiError: the error that the client gets.
         """
         match request.segments[1:]:
             case []:
@@ -80,13 +80,13 @@ class OipApi:
 
 
 def takes_tensors(version: ModelVersion) -> bool:
-    """Whether the version has a signature for tensors: whether torchport made its archive."""
+    """Whether the version takes tensors: torchport made its archive."""
     ready = version.pool.ready
     return bool(ready[0].signature if ready else version.model.config.get("torchport"))
 
 
 class _Inference:
-    """Waits for a worker's tensors and sends them on."""
+    """Receives a worker's tensors and sends them to the client."""
 
     __slots__ = ("_api", "_asked", "_predictions", "_request", "_version")
 
@@ -112,7 +112,7 @@ class _Inference:
         self._api.send(self._request, reply)
 
     def streamed(self, job: Job, piece: Answer) -> None:
-        """Tensors do not come in pieces."""
+        """Ignore a piece: tensors are not streamed."""
 
     def failed(self, job: Job, error: Exception) -> None:
         self._api.send(self._request, self._api.reply_to(self._request, error))

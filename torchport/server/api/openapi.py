@@ -173,7 +173,7 @@ def _described() -> dict[str, Any]:
 
 
 def inference_description() -> dict[str, Any]:
-    """The inference API."""
+    """Describe the inference API."""
     paths: dict[str, Any] = {
         **_described(),
         "/ping": {
@@ -287,7 +287,7 @@ def management_description() -> dict[str, Any]:
 
 
 def metrics_description() -> dict[str, Any]:
-    """The metrics API."""
+    """Describe the metrics API."""
     names = {
         "name": "name[]",
         "in": "query",
@@ -304,14 +304,14 @@ def metrics_description() -> dict[str, Any]:
 
 
 def model_description(version: ModelVersion) -> dict[str, Any]:
-    """The inference API of one model."""
+    """Describe the inference API for one model."""
     name = version.model.name
     operation = _prediction("predictions", f"The answer of {name} to one request", [])
     return _description(f"{name} {version.model.version}", {f"/predictions/{name}": {"post": operation}})
 
 
 def model_management_description(version: ModelVersion) -> dict[str, Any]:
-    """The management API of one model."""
+    """Describe the management API for one model."""
     paths = management_description()["paths"]
     name = version.model.name
     kept = {

@@ -97,7 +97,7 @@ class Predictions:
 
 
 class _Prediction:
-    """Waits for a worker's answer and sends it on."""
+    """Receives a worker's answer and sends it to the client."""
 
     __slots__ = ("_api", "_pieces", "_predictions", "_request", "_waiting_bytes", "span")
 
@@ -146,7 +146,7 @@ class _Prediction:
         self._pieces.put_nowait(error)
 
     async def _stream(self, pieces: asyncio.Queue[Answer | Exception | None]) -> None:
-        """Send pieces as they come."""
+        """Send pieces as they arrive."""
         request, responder = self._request, self._request.http.responder
         started = False
         while (piece := await pieces.get()) is not None:

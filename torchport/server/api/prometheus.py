@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 from torchport.server.models.registry import Registry
 from torchport.server.models.statistics import Histogram, RequestCounts
 from torchport.server.models.version import ModelVersion
-from torchport.server.wire import Sample
+from torchport.server.wire import MetricValue
 
 HISTOGRAM_MS = (1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10000.0)
 """Bounds in milliseconds of the histograms that handlers keep; a larger value counts as +Inf."""
@@ -46,7 +46,7 @@ class ServerCollector(Collector):
         self._unregistered: dict[tuple[str, str], list[float]] = {}
         self.dropped_series = 0
 
-    def add_samples(self, version: ModelVersion, samples: list[Sample]) -> None:
+    def add_samples(self, version: ModelVersion, samples: list[MetricValue]) -> None:
         """Add the values that a handler counted and timed."""
         for sample in samples:
             labels = sorted([*sample.labels, ("Hostname", self._host)])

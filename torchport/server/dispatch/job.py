@@ -11,7 +11,10 @@ from torchport.server.wire import Answer, InferRow, Row
 
 
 class Kind(Enum):
-    """Requests of different kinds never share a batch: TorchServe's handlers look at the first row only."""
+    """Kind of a request; different kinds never share a batch.
+
+    TorchServe's handlers look at a batch's first row only.
+    """
 
     PREDICT = "predict"
     EXPLAIN = "explain"

@@ -1,9 +1,9 @@
 """A gRPC request in a model's queue, and its answer.
 
-    asked = Asked(registry, call, Kind.PREDICT, "linear", "", row)
+    asked = PendingCall(registry, call, Kind.PREDICT, "linear", "", row)
     answer = await asked.answer()
 
-A call that its client cancels takes its request out of the queue with it.
+If the client cancels the call, the request leaves the queue.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torchport.server.wire import Answer, InferRow, Row
 _END = Answer(status=200, body=b"")
 
 
-class Asked:
+class PendingCall:
     """A request in a version's queue.
 
     Raises:
@@ -45,7 +45,7 @@ class Asked:
         return self._checked(await self._waiter.answer)
 
     async def pieces(self) -> AsyncGenerator[Answer, None]:
-        """The pieces of an answer as they come, the last one included.
+        """The pieces of the answer as they arrive, including the last one.
 
         Raises:
             ApiError: as `answer` does.

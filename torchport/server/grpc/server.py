@@ -61,7 +61,7 @@ class GrpcServers:
         self.inference_port = self.management_port = 0
 
     async def start(self) -> None:
-        """Listen.
+        """Listen on both addresses.
 
         Raises:
             ServerError: an address is taken, the certificate cannot be read, or clients need a

@@ -31,7 +31,7 @@ from torchport.server.models.version import ModelVersion
 from torchport.server.models.work_folder import WorkFolder
 from torchport.server.models.worker_spec import WorkerDefaults
 from torchport.server.settings.settings import ServerSettings
-from torchport.server.wire import Sample
+from torchport.server.wire import MetricValue
 from torchport.store.folders import version_key
 from torchport_runtime.options import available_cores
 
@@ -50,7 +50,7 @@ class Registry:
         *,
         gpus: int = 0,
         changed: Callable[[], None] = lambda: None,
-        samples_taken: Callable[[ModelVersion, list[Sample]], None] = lambda version, samples: None,
+        samples_taken: Callable[[ModelVersion, list[MetricValue]], None] = lambda version, samples: None,
     ) -> None:
         self.settings = settings
         self.models: dict[str, Model] = {}

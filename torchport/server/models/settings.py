@@ -49,9 +49,10 @@ _OWN_KEYS = ("queue_timeout_ms", "recycle_after_requests", "recycle_above_mb", "
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """Settings of one model version. Times are seconds unless their name says otherwise.
+    """Settings of one model version.
 
-    `max_batch_delay` is reported, but no request waits for it: a free worker takes the queued ones at once.
+    Times are seconds unless their name says otherwise. `max_batch_delay`, in milliseconds, is reported and
+    never waited out: a free worker takes what waits at once.
     """
 
     min_workers: int = 1

@@ -24,7 +24,7 @@ from torchport.server.models.settings import ModelSettings
 from torchport.server.models.statistics import ModelStatistics, RouteStatistics
 from torchport.server.models.unpacked import UnpackedModel
 from torchport.server.models.worker_spec import WorkerDefaults, next_gpu, worker_spec
-from torchport.server.wire import InferRow, Row, Sample
+from torchport.server.wire import InferRow, MetricValue, Row
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class ModelVersion:
         defaults: WorkerDefaults,
         *,
         taken_gpus: Callable[[], list[int]] = list,
-        samples_taken: Callable[[ModelVersion, list[Sample]], None] = lambda version, samples: None,
+        samples_taken: Callable[[ModelVersion, list[MetricValue]], None] = lambda version, samples: None,
         loaded_at_startup: bool = False,
     ) -> None:
         self.model, self.settings = model, settings
@@ -185,7 +185,7 @@ class ModelVersion:
     def worker_lost(self) -> None:
         self.statistics.restarts += 1
 
-    def batch_done(self, jobs: list[Job], samples: list[Sample]) -> None:
+    def batch_done(self, jobs: list[Job], samples: list[MetricValue]) -> None:
         self.in_flight -= len(jobs)
         now = time.monotonic()
         statistics = self.statistics
@@ -194,7 +194,7 @@ class ModelVersion:
         statistics.completed += len(jobs)
         self.sampled(samples)
 
-    def sampled(self, samples: list[Sample]) -> None:
+    def sampled(self, samples: list[MetricValue]) -> None:
         if samples:
             self._samples_taken(self, samples)
 

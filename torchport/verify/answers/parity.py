@@ -1,12 +1,14 @@
-"""Whether a recipe's handler answers with an export as with the trained model: what it decides of the
-recipe's requests and of held-out inputs, by every backend that ships, and over the model in float64.
+"""Compares the handler's answers with an export and with the trained model.
+
+Compared are the decisions for the recipe's requests and for held-out inputs, by every packaged backend,
+with those over the model in float64:
 
     compared = compare_answers(recipe, folder, graphs, opened, reference_kinds)
     compared.summary()                   # [{"backend": "onnxruntime", "kind": "boxes", "agreed": 64, ...}]
-    compared.failures["torchscript"]     # ["torchscript on cpu, held-out 3: boxes: 4 of 5 boxes are ..."]
+    compared.failures[Variant("pt2")]    # ["pt2 on cpu, answer to held-out 3: boxes: 4 of 5 boxes are ..."]
 
-What one graph computes is proven graph by graph. Boxes after suppression and sequences of tokens come of
-several runs and of thresholds between them: they are proven here.
+The outputs of single graphs are compared in `torchport.verify.outputs`. Boxes after suppression and
+sequences of tokens depend on several runs and on thresholds between them: they are compared here.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from torchport.recipe.loading import find_handler
 from torchport.recipe.requests import recipe_requests
 from torchport.recipe.user_code import running
 from torchport.store.folders import BuildFolder
+from torchport.store.variants import Variant
 from torchport.verify.answers.decisions import KINDS, Decided, Part, decided, differing, score_difference
 from torchport.verify.answers.equality import as_served
 from torchport.verify.outputs.error_statistics import short
@@ -37,17 +40,17 @@ if TYPE_CHECKING:
     from torch import nn
 
 HELD_OUT = 64
-"""Held-out inputs that are asked, evenly spread over all of them."""
+"""Maximum number of held-out inputs that are compared. They are evenly spread over all of them."""
 
 FIRST = 10
-"""Answers that differ are named in the certificate, up to so many of each backend."""
+"""Maximum number of differing answers that a certificate's row names. Further ones are counted only."""
 
 WITNESSES = 4
-"""Times that the trained model is moved by as much as a backend may be off, where an answer differs: what
-it then decides otherwise by itself was no clear decision."""
+"""Number of perturbed models that decide a differing answer again. Each is the trained model, perturbed by
+as much as a backend may be off. What one of them decides otherwise was no clear decision."""
 
 Backends = Mapping[str, Backend]
-"""By graph."""
+"""Backends by graph."""
 
 
 @dataclass(frozen=True)
@@ -58,15 +61,14 @@ class _Asked:
 
 @dataclass
 class AnswerParity:
-    """`against` is what answers were held against: "float64", or why it is float32. `failures` are by
-    backend."""
+    """Comparison of answers. `against` is "float64", or why the answers were compared with float32's."""
 
     against: str = ""
-    failures: dict[str, list[str]] = field(default_factory=dict)
+    failures: dict[Variant, list[str]] = field(default_factory=dict)
     _rows: list[dict[str, Any]] = field(default_factory=list)
 
     def summary(self) -> list[dict[str, Any]]:
-        """What the certificate says: a row for each backend, device and kind of answer."""
+        """The certificate's rows: one for each backend, device and kind of answer."""
         return [
             {**row, "rate": row["agreed"] / row["compared"] if row["compared"] else None}
             for row in self._rows
@@ -74,15 +76,15 @@ class AnswerParity:
 
     def add(
         self,
-        backend: str,
+        variant: Variant,
         device: str,
         asked: Sequence[_Asked],
         got: Sequence[Decided],
         model: _TrainedModel,
     ) -> None:
-        """Count one backend's answers."""
+        """Count one variant's answers."""
         rows: dict[str, dict[str, Any]] = {}
-        failures = self.failures.setdefault(backend, [])
+        failures = self.failures.setdefault(variant, [])
         suspects = [
             index
             for index, one in enumerate(got)
@@ -91,7 +93,7 @@ class AnswerParity:
         ties = model.moved_ties(suspects)
         for index, (sent, one) in enumerate(zip(asked, got, strict=True)):
             truth = model.truth[index]
-            row = rows.setdefault(truth.kind, _empty(backend, device, truth.kind))
+            row = rows.setdefault(truth.kind, _empty(variant, device, truth.kind))
             if model.is_tie(index) or index in ties:
                 row["ties"] += 1
                 continue
@@ -101,7 +103,7 @@ class AnswerParity:
                 row["agreed"] += 1
                 row["scores_apart"] = max(row["scores_apart"], short(score_difference(one, truth)))
                 continue
-            failures.append(f"{backend} on {device}, answer to {sent.name}: {problem}")
+            failures.append(f"{variant} on {device}, answer to {sent.name}: {problem}")
             if len(row["first_differing"]) < FIRST:
                 row["first_differing"].append({"input": sent.name, "differs": problem})
         self._rows += [rows[kind] for kind in KINDS if kind in rows]
@@ -111,12 +113,13 @@ def compare_answers(
     recipe: Recipe,
     folder: BuildFolder,
     graphs: Mapping[str, nn.Module],
-    opened: Mapping[tuple[str, str], Backends],
+    opened: Mapping[tuple[Variant, str], Backends],
     references: Mapping[str, str],
 ) -> AnswerParity:
-    """Ask the handler everything with each of the opened backends, by name and device.
+    """Compare the handler's answers by each opened backend with the trained model's.
 
-    `references` says by graph what its outputs were held against, as `Reference.kind` does.
+    `opened` has the backends by variant and device. `references` has each graph's reference, as
+    `Reference.kind` names it.
 
     Raises:
         RecipeError: the handler does not load, or the recipe's own code fails.
@@ -131,13 +134,13 @@ def compare_answers(
     with torch_threads_kept(recipe.options.thread_count), _quiet():
         model = _TrainedModel(recipe, handler, graphs, asked, references)
         compared.against = model.kind
-        for (backend, device), backends in opened.items():
-            compared.add(backend, device, asked, _decisions(recipe, handler, backends, asked), model)
+        for (variant, device), backends in opened.items():
+            compared.add(variant, device, asked, _decisions(recipe, handler, backends, asked), model)
     return compared
 
 
 class _TrainedModel:
-    """What the handler decides over the model itself. `truth` is in float64, where it runs so."""
+    """The handler's decisions over the trained model. `truth` is in float64, if the model runs in it."""
 
     def __init__(
         self,
@@ -168,7 +171,10 @@ class _TrainedModel:
         return bool(differing(self.eager[index], self.truth[index], self.eager[index]))
 
     def moved_ties(self, indices: Sequence[int]) -> set[int]:
-        """Those of some answers that the model decides otherwise when it is moved by a backend's bound."""
+        """Indices of answers that flip when the model is perturbed.
+
+        The weights are perturbed by the error bound of a backend: such answers count as ties.
+        """
         missing = [index for index in indices if index not in self._witnesses]
         if missing:
             asked = [self._asked[index] for index in missing]
@@ -193,13 +199,13 @@ class _TrainedModel:
 
 
 def spread(examples: int) -> list[int]:
-    """The places of at most `HELD_OUT` of so many examples, from the first on, evenly apart."""
+    """Indices of the examples to compare: at most `HELD_OUT`, evenly spaced from the first on."""
     count = min(HELD_OUT, examples)
     return [index * examples // count for index in range(count)]
 
 
 def _asked(recipe: Recipe) -> list[_Asked]:
-    """The recipe's requests, and held-out inputs from the first to the last."""
+    """The recipe's requests, and held-out inputs that are spread over all of them."""
     with running(recipe.path, "heldout"):
         examples = list(recipe.heldout())
     return [
@@ -211,7 +217,7 @@ def _asked(recipe: Recipe) -> list[_Asked]:
 def _decisions(
     recipe: Recipe, handler: Handler, backends: Backends, asked: Sequence[_Asked]
 ) -> list[Decided]:
-    """What the handler decides over some backends, in batches as a server under load puts them together."""
+    """The handler's decisions over some backends, in batches of the served size."""
     handler.backends = dict(backends)
     found = []
     for start in range(0, len(asked), recipe.serving.batch_size):
@@ -240,14 +246,14 @@ def _is_refusal(one: Decided) -> bool:
     return any(part.path == _REFUSED for part in one.parts)
 
 
-def _empty(backend: str, device: str, kind: str) -> dict[str, Any]:
+def _empty(variant: Variant, device: str, kind: str) -> dict[str, Any]:
     counts = {"compared": 0, "agreed": 0, "ties": 0, "scores_apart": 0.0, "first_differing": []}
-    return {"backend": backend, "device": device, "kind": kind, **counts}
+    return {"backend": str(variant), "device": device, "kind": kind, **counts}
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """A handler logs what it refuses; here that is counted."""
+    """Silence the log of refused requests, which are counted instead."""
     logger = logging.getLogger("torchport_runtime")
     before = logger.disabled, logger.level
     logger.setLevel(logging.CRITICAL + 1)

@@ -1,12 +1,13 @@
-"""An archive proven again on the machine that is to serve it: another processor, GPU or library version may
-compute other numbers than those that its certificate is about.
+"""Verifies an archive again, on the machine that serves it.
+
+Another processor, GPU or library version may compute other numbers than the certificate is about:
 
     result = prove_again(store.archive("linear", "1.0"))
     result.record["passed"]
 
-It needs neither the recipe nor the weights: the archive carries its evidence (`torchport.verify.evidence`).
-What came of it is written to the store's `.local_parity/`, where a server looks for it that is told to
-(`require_local_parity=true`).
+It needs neither the recipe nor the weights: the archive contains test vectors
+(`torchport.verify.evidence`). The record is written to the store's `.local_parity/`. A server with
+`require_local_parity=true` reads it there.
 """
 
 from __future__ import annotations
@@ -29,13 +30,17 @@ from torchport.store.variants import Variant
 from torchport.store.versions import library_versions
 from torchport.verify.answers.equality import same_answer
 from torchport.verify.evidence import FILE, Evidence, ProvenCase, read_evidence
+from torchport.verify.outputs.error_statistics import absolute_error, same_values
 from torchport.version import __version__
 from torchport_runtime.options import BackendOptions
 
 
 @dataclass(frozen=True)
 class LocalParity:
-    """`done` is False where this machine has proven exactly this archive already."""
+    """Result of verifying an archive on this machine.
+
+    `done` is False if this machine had verified exactly this archive before.
+    """
 
     done: bool
     record: dict[str, Any]
@@ -44,11 +49,13 @@ class LocalParity:
 def prove_again(
     archive: Path, *, force: bool = False, tell: Callable[[str], None] = lambda message: None
 ) -> LocalParity:
-    """Run the evidence of an archive on every backend that it carries, on this machine's devices, by the
-    archive's own runtime and handler; write down what came of it, passed or not.
+    """Run an archive's test vectors on its backends, on this machine's devices.
+
+    The archive's own runtime and handler run them. The record is written whether it passed or not.
 
     Raises:
-        ArchiveError: not an archive of torchport's, damaged, or made without evidence.
+        ArchiveError: not an archive of torchport, damaged, without test vectors, or without a backend that is
+            installed here.
     """
     contents = inspect_archive(archive)
     if contents.problems:
@@ -106,8 +113,10 @@ def _load(archive: Path, own: BackendOptions, variant: Variant, device: str) -> 
 
 
 def _why_no_gpu(archive: Path, own: BackendOptions, variant: Variant) -> str:
-    """Why the backend cannot use this machine's GPUs, so that `device: auto` comes to the CPU; empty where it
-    can."""
+    """Why the backend cannot use this machine's GPUs; empty if it can.
+
+    With a reason, `device: auto` uses the CPU.
+    """
     try:
         with _load(archive, own, variant, "auto") as model:
             if any(device != "cpu" for device in model.devices.values()):
@@ -124,7 +133,7 @@ def _why_no_gpu(archive: Path, own: BackendOptions, variant: Variant) -> str:
 def _prove(
     archive: Path, own: BackendOptions, variant: Variant, device: str, tell: Callable[[str], None]
 ) -> dict[str, Any]:
-    """What one variant makes of the evidence; an archive that does not load with it has failed."""
+    """Result of one variant on one device. It has failed if the archive does not load with it."""
     tell(f"{archive.name}: {variant} on {device}")
     failures: list[str] = []
     worst, cases, requests = 0.0, 0, 0
@@ -159,7 +168,10 @@ def _prove(
 
 
 def _compare(model: ArchivedModel, case: ProvenCase) -> Iterator[tuple[float, str]]:
-    """For each output the worst error, of its bound, and what is wrong with it, if anything."""
+    """For each output the worst error (in bounds) and the failure.
+
+    The failure is empty if the output is right.
+    """
     where = f"graph {case.graph}, {case.name}"
     try:
         outputs = model.run(case.graph, case.inputs)
@@ -184,17 +196,16 @@ def _compare(model: ArchivedModel, case: ProvenCase) -> Iterator[tuple[float, st
             )
             continue
         finite = np.isfinite(expected)
-        if not np.array_equal(got[~finite].astype(np.float64), expected[~finite], equal_nan=True):
+        if not same_values(got[~finite].astype(np.float64), expected[~finite]):
             yield np.inf, f"{where}: output {name!r}: NaN or Inf is not where the trained model has it"
             continue
-        error = float(np.abs(got[finite].astype(np.float64) - expected[finite]).max(initial=0.0))
-        error = np.inf if np.isnan(error) else error  # NaN where there is a number.
+        error = float(absolute_error(got, expected, finite).max(initial=0.0))
         too_much = f"{where}: output {name!r}: error {error:.3g} exceeds the bound {bound:.3g}"
         yield error / bound, "" if error <= bound else too_much
 
 
 def _other_answers(model: ArchivedModel, evidence: Evidence) -> Iterator[str]:
-    """Requests whose answer, from the bytes to the handler's last word, is not the one that was proven."""
+    """Failures of the requests whose answer differs from the verified one."""
     for index, request in enumerate(evidence.requests):
         try:
             answer = model.predict(request.body, **request.params)

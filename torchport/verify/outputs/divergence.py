@@ -1,4 +1,4 @@
-"""Where a failed ONNX graph leaves the model: the first module that differs, and a script that shows it.
+"""Finds the module where a failed ONNX graph first differs.
 
 divergence(recipe, folder, "main", module, signature, case)
 # "the first module that differs is layer1.0.bn1 (BatchNorm2d; Conv): error 0.12, bound 3.1e-05; ..."
@@ -6,12 +6,17 @@ divergence(recipe, folder, "main", module, signature, case)
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from torchport.errors import BackendError
+from torchport.model.graphs import model_graphs
+from torchport.model.trained import trained_model
 from torchport.recipe.contract import Recipe
+from torchport.recipe.loading import load_recipe
 from torchport.recipe.variants import backend_options
 from torchport.store.files import write_bytes
 from torchport.store.folders import BuildFolder
@@ -29,33 +34,20 @@ _SCRIPT = '''"""Shows where {artifact} leaves the trained model, on the case {ca
 
 from pathlib import Path
 
-import numpy as np
+from torchport.verify.outputs.divergence import errors_by_module
 
-from torchport.model.graphs import model_graphs
-from torchport.model.trained import trained_model
-from torchport.recipe.loading import load_recipe
-from torchport.recipe.variants import backend_options
-from torchport.store.folders import BuildFolder
-from torchport.verify.outputs.layer_errors import layer_errors
-
-folder = BuildFolder(Path(__file__).parent.parent, {name!r}, {version!r})
-recipe = load_recipe({recipe!r}, {parameters!r})
-module = model_graphs(recipe, trained_model(recipe, folder))[{graph!r}]
-inputs = dict(np.load(Path(__file__).with_suffix(".npz")))
-options = backend_options(recipe, "onnxruntime", "cpu")
-for layer in layer_errors(
-    module, recipe.signatures()[{graph!r}], folder.path / {artifact!r}, inputs, options
-):
-    mark = "" if layer.error <= layer.bound else "  <-- more than it may be"
-    error = f"error {{layer.error:.3g}}, eager's {{layer.eager_error:.3g}}, bound {{layer.bound:.3g}}"
-    print(f"{{layer}}: {{error}}{{mark}}")
+folder = Path(__file__).parents[1]
+print(errors_by_module(folder, recipe={recipe!r}, parameters={parameters!r}, graph={graph!r}))
 '''
 
 
 def divergence(
     recipe: Recipe, folder: BuildFolder, graph: str, module: nn.Module, signature: Signature, case: Case
 ) -> str:
-    """The first module whose output the graph gets wrong on this case; writes a script that shows it."""
+    """Name the first module whose output the graph gets wrong on this case.
+
+    Also writes a script that shows it.
+    """
     artifact = f"{graph}{ARTIFACT_SUFFIX['onnxruntime']}"
     options = backend_options(recipe, "onnxruntime", "cpu")
     try:
@@ -75,13 +67,34 @@ def divergence(
     )
 
 
+def errors_by_module(folder: Path, *, recipe: str, parameters: Mapping[str, Any], graph: str) -> str:
+    """Each module's error, a line each, on the inputs that `divergence` kept in a build folder.
+
+    Scripts in users' stores call it: its signature stays.
+
+    Raises:
+        StaleError: not trained, or weights, assets or recipe are not those of the training.
+        BackendError: the ONNX graph does not load.
+    """
+    loaded = load_recipe(recipe, parameters)
+    build = BuildFolder(folder, loaded.name, loaded.version)
+    module = model_graphs(loaded, trained_model(loaded, build))[graph]
+    inputs = dict(np.load(folder / FOLDER / f"{graph}.npz"))
+    artifact = folder / f"{graph}{ARTIFACT_SUFFIX['onnxruntime']}"
+    options = backend_options(loaded, "onnxruntime", "cpu")
+    lines = []
+    for layer in layer_errors(module, loaded.signatures()[graph], artifact, inputs, options):
+        mark = "" if layer.error <= layer.bound else "  <-- more than it may be"
+        error = f"error {layer.error:.3g}, eager's {layer.eager_error:.3g}, bound {layer.bound:.3g}"
+        lines.append(f"{layer}: {error}{mark}")
+    return "\n".join(lines)
+
+
 def _write_script(recipe: Recipe, folder: BuildFolder, graph: str, artifact: str, case: Case) -> str:
     script = folder.path / FOLDER / f"{graph}.py"
     text = _SCRIPT.format(
         artifact=artifact,
         case=case.name,
-        name=folder.name,
-        version=folder.version,
         recipe=str(recipe.path),
         parameters=dict(recipe.parameters),
         graph=graph,

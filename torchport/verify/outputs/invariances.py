@@ -1,5 +1,4 @@
-"""What must not change an export's answer: the order of the rows, running it once more, the number of
-threads, the layout of its inputs in memory.
+"""Checks that row order, repetition, threads and memory layout do not change answers.
 
     check = Invariances(ledger, cases)
     check.other_order(backend); check.other_layout(backend); check.repeated(backend)
@@ -19,15 +18,19 @@ import numpy as np
 
 from torchport.errors import BackendError, SignatureError
 from torchport.verify.outputs.cases import THREADS, Case
+from torchport.verify.outputs.error_statistics import same_values
 from torchport.verify.outputs.ledger import Ledger
 from torchport_runtime.backends.backend import Backend
 
 ROWS = 8
-"""Of a batch, that are used: state, order and threads show in a few rows as in many."""
+"""Maximum rows of a batch that are used. State, order and threads show in a few rows as in many."""
 
 
 class Invariances:
-    """The checks of one comparison. The recipe's samples are used, and seeds where that is cheap."""
+    """The checks of one comparison, on the recipe's samples.
+
+    The order of rows is also checked on random inputs.
+    """
 
     def __init__(self, ledger: Ledger, cases: Sequence[Case]) -> None:
         self._ledger = ledger
@@ -47,7 +50,7 @@ class Invariances:
         return replace(case, inputs={name: array[:ROWS] for name, array in case.inputs.items()})
 
     def other_order(self, backend: Backend) -> None:
-        """Every batch again with its rows in reverse: each answer must go with its row."""
+        """Run every batch with its rows in reverse: each answer must go with its row."""
         for case in self._batches:
             if case.rows < 2:
                 continue
@@ -57,18 +60,17 @@ class Invariances:
                 self.counts["rows_in_other_order"] += case.rows
 
     def other_layout(self, backend: Backend) -> None:
-        """Samples as a handler may hand them over: the same values, as views that are not contiguous."""
+        """Run samples as non-contiguous views, as a handler may pass them."""
         for case in self._samples:
             views = {name: _strided(array) for name, array in case.inputs.items()}
             if self._run(backend, case, f"{case.name}, not contiguous in memory", views):
                 self.counts["other_layouts"] += 1
 
     def repeated(self, backend: Backend) -> None:
-        """Samples once more: after all else, and twice in a row, with other inputs between.
+        """Run each sample twice more, with another input in between.
 
-        Answers must be as near to each other as to the truth; those that were given before must not
-        change, as they would were they views of memory that the graph keeps; and inputs must be left as
-        they were.
+        The two answers must agree within the bound. Earlier answers must not change, as they would if
+        they were views of memory that the graph keeps. Inputs must not be overwritten.
         """
         for case in self._samples:
             given = {name: array.copy() for name, array in case.inputs.items()}
@@ -88,7 +90,7 @@ class Invariances:
             if self._answer(backend, label, other) is None:
                 continue
             for name, array in first.items():
-                if not _same(array, kept[name]):
+                if not same_values(array, kept[name]):
                     self._ledger.fail(
                         label, f"output {name!r} changed after it was given, when the graph ran again"
                     )
@@ -100,7 +102,9 @@ class Invariances:
             self.counts["repeated"] += 1
 
     def threads(self, reopen: Callable[[int], Backend]) -> None:
-        """Samples by one thread and by several; `reopen` opens the artifact with a number of threads.
+        """Run samples with one thread and with several.
+
+        `reopen` opens the artifact with a number of threads.
 
         Raises:
             BackendError: the artifact does not open again.
@@ -119,10 +123,10 @@ class Invariances:
         first: Mapping[str, np.ndarray],
         again: Mapping[str, np.ndarray],
     ) -> None:
-        """One answer held against the other, of the same input."""
+        """Compare two answers to the same input."""
         for name, array in again.items():
             before = first[name]
-            if array.shape == before.shape and _same(array, before):
+            if array.shape == before.shape and same_values(array, before):
                 continue
             bound = self._ledger.reference.truth(case.name, name).bound
             if array.shape == before.shape and np.allclose(array, before, rtol=0, atol=bound, equal_nan=True):
@@ -134,7 +138,7 @@ class Invariances:
             )
 
     def _rows(self, case: Case) -> slice:
-        """Which rows of the reference go with a case's."""
+        """The rows of the reference that belong to a case's rows."""
         return slice(case.rows) if self._batched else slice(None)
 
     def _run(
@@ -162,12 +166,8 @@ class Invariances:
         return outputs
 
 
-def _same(one: np.ndarray, other: np.ndarray) -> bool:
-    return np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
-
-
 def _strided(array: np.ndarray) -> np.ndarray:
-    """The same values, every second of a larger array's last axis."""
+    """The same values as a view: every second value of a larger array's last axis."""
     if not array.ndim:
         return array
     wide = np.repeat(array, 2, axis=-1)

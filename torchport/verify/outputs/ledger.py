@@ -15,7 +15,7 @@ import numpy as np
 from torchport.verify.outputs.cases import Case
 from torchport.verify.outputs.decisions import Decisions
 from torchport.verify.outputs.diagnosis import describe, mistaken_for
-from torchport.verify.outputs.error_statistics import figures, short
+from torchport.verify.outputs.error_statistics import absolute_error, figures, same_values, short
 from torchport.verify.outputs.reference import Reference, Truth
 from torchport.verify.outputs.rms_error import TypicalError
 from torchport_runtime import Signature
@@ -23,14 +23,14 @@ from torchport_runtime import Signature
 ALL = slice(None)
 
 Hiding = Callable[[Mapping[str, np.ndarray], str], list[str]]
-"""Kernels that hide NaN, for a graph's inputs, above an output."""
+"""Names the kernels above an output that hide NaN, for a graph's inputs."""
 
 
 class Ledger:
-    """Compares outputs with the reference, and keeps what comes of it.
+    """Compares outputs with the reference, and collects failures and figures.
 
-    `hiding` names what in the backend itself, and not in the graph, gives finite numbers for inputs that
-    are not.
+    `hiding` names kernels of the backend that give finite numbers for inputs that are not finite; the
+    graph is not to blame for them.
     """
 
     def __init__(
@@ -63,7 +63,10 @@ class Ledger:
         return computed and any(f", {case}: " in failure for failure in self.failures)
 
     def compare(self, label: str, case: str, outputs: Mapping[str, np.ndarray], rows: slice = ALL) -> None:
-        """Hold outputs against `rows` of what the model gives for a case; failures begin with `label`."""
+        """Compare outputs with `rows` of the reference for a case.
+
+        Failures begin with `label`.
+        """
         for name, array in outputs.items():
             truth = self.reference.truth(case, name)
             eager, expected = self.reference.eager(case, name), truth.value
@@ -134,17 +137,13 @@ class Ledger:
         bound = truth.bound
         finite = np.isfinite(eager)
         lost = ~finite & ~beyond
-        if not np.array_equal(array[lost], eager[lost], equal_nan=True):
+        if not same_values(array[lost], eager[lost]):
             self.fail(label, f"output {name!r}: NaN or Inf is not where eager PyTorch has it")
         # Beyond a half precision's range a backend may do better than eager, by a wider intermediate, but
         # what it then gives has to be true.
         finite = finite | (beyond & np.isfinite(array))
         self._beyond_range += int(beyond.sum())
-        error = np.zeros(array.shape)
-        with np.errstate(invalid="ignore"):
-            error[finite] = np.abs(array[finite].astype(np.float64) - expected[finite])
-        stray = finite & ~np.isfinite(array)
-        error[stray] = np.inf
+        error = absolute_error(array, expected, finite)
         worst = float(error.max(initial=0.0))
         self.rows.append({"case": label, "output": name, "error": short(worst), "bound": short(bound)})
         if not worst <= bound:
@@ -170,10 +169,11 @@ class Ledger:
                 )
 
     def compare_not_finite(self, case: Case, outputs: Mapping[str, np.ndarray]) -> None:
-        """Inputs beyond what is computed on: NaN and Inf must come out, not be hidden.
+        """Check that NaN and Inf come out where the model gives them.
 
-        Where a kernel of the backend does that (`hiding`), it says nothing of the graph, and no request
-        holds NaN: it is noted. Of finite inputs that become infinite on the way it is the graph's doing.
+        If a kernel of the backend hides NaN or Inf of the inputs (`hiding`), this is noted and no
+        failure: it says nothing of the graph, and no request holds NaN. If finite inputs become
+        infinite on the way, hiding that is the graph's failure.
         """
         given = not all(np.isfinite(array).all() for array in case.inputs.values())
         for name, array in outputs.items():
@@ -198,7 +198,7 @@ class Ledger:
                 )
 
     def of_half(self) -> dict[str, Any]:
-        """What the certificate says of a half precision besides; empty for float32."""
+        """The certificate's additional keys for a half precision; empty for float32."""
         if self.typical is None:
             return {}
         return {

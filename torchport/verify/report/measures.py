@@ -26,6 +26,7 @@ from torchport.recipe.user_code import running
 from torchport.recipe.variants import backend_options
 from torchport.store.folders import BuildFolder
 from torchport.verify.outputs.cases import Case
+from torchport.verify.outputs.error_statistics import absolute_error
 from torchport.verify.outputs.layer_errors import LayerError, layer_errors
 from torchport.verify.outputs.reference import Reference
 from torchport.verify.torch_threads import torch_threads_kept
@@ -164,10 +165,7 @@ def _shares(
         truth, array = reference.truth(case.name, name), outputs[name]
         if array.dtype.kind != "f" or array.shape != truth.value.shape:
             continue
-        with np.errstate(invalid="ignore"):
-            error = np.abs(array.astype(np.float64) - truth.value)
-        error = np.where(np.isnan(error), np.inf, error)  # NaN where there is a number.
-        found.append(np.where(np.isfinite(truth.value), error, 0.0) / truth.bound)
+        found.append(absolute_error(array, truth.value, np.isfinite(truth.value)) / truth.bound)
     return found
 
 

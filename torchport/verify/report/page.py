@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torchport.store.variants import Variant
 from torchport.verify.report.charts import Series, curves, dots, growth, heat_map
 from torchport.verify.report.measures import QUANTILES, GraphMeasures
+from torchport.verify.report.templates import render
 
-if TYPE_CHECKING:
-    from jinja2 import Environment
+PACKAGE = "torchport.verify.report"
+"""Where the templates lie."""
 
 _SIZE = re.compile(r"([A-Za-z_]\w*)=(\d+)")
 _SWEPT = re.compile(r"[A-Za-z_]\w*=\d+(,? [A-Za-z_]\w*=\d+)*")
@@ -39,7 +38,9 @@ def report(certificate: Mapping[str, Any], measures: Sequence[GraphMeasures]) ->
         {**row, "scores": f"{row['scores_apart']:.2g}" if row["scores_apart"] else "-"}
         for row in certificate.get("answers", [])
     ]
-    page = _render("parity.html.j2", certificate=certificate, graphs=graphs, answers=answers, wire=WIRE)
+    page = render(
+        PACKAGE, "parity.html.j2", certificate=certificate, graphs=graphs, answers=answers, wire=WIRE
+    )
     return page.encode("utf-8")
 
 
@@ -51,26 +52,8 @@ def with_wire(page: bytes, records: Sequence[Mapping[str, Any]]) -> bytes:
     _, end, after = rest.partition(WIRE[1])
     if not (begin and end):
         return page
-    said = _render("wire.html.j2", records=records)
+    said = render(PACKAGE, "wire.html.j2", records=records)
     return f"{before}{begin}\n{said}\n{end}{after}".encode()
-
-
-def _render(template: str, **values: Any) -> str:
-    return str(_environment().get_template(template).render(**values))
-
-
-@cache
-def _environment() -> Environment:
-    """One for the process: it keeps the templates that it has compiled."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    return Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
 
 
 def _graph(certificate: Mapping[str, Any], measured: GraphMeasures) -> dict[str, Any]:
