@@ -7,20 +7,35 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCHPORT := $(BIN)/torchport
 STAMP := $(VENV)/installed
+TEST_EXTRAS := train,zoo,torchserve,test
+EXTRAS := $(TEST_EXTRAS),check
+OLDEST := .venv-oldest
+NEWEST := .venv-newest
+# Lifts a constraint that pip's configuration sets; no option of pip does, and an empty variable is ignored.
+UNCONSTRAINED := PIP_CONSTRAINT=/dev/null
+UV := .cache/uv/bin/uv
+COMPILE := $(UV) pip compile --quiet --no-config
+LOCK := $(COMPILE) --upgrade --universal --python-version 3.11 --generate-hashes \
+        --custom-compile-command 'make lock' pyproject.toml
+# enum-compat is the one release without a wheel; nothing is compiled for it.
+WHEELS := $(COMPILE) --only-binary :all: --no-binary enum-compat --output-file /dev/null
+VERSIONS := -m pip freeze --disable-pip-version-check | grep -E '^(torch|torchvision|onnx.*|numpy)=='
+comma := ,
+extra_options = $(foreach extra,$(subst $(comma), ,$(1)),--extra $(extra))
 
 .DEFAULT_GOAL := help
 .PHONY: help install train export verify package ship check-served serve torchserve torchserve-stop query infer \
-        list zoo gallery screenshots bench test check clean
+        list zoo gallery screenshots bench test test-oldest test-newest check lock clean
 
 help: ## the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  variables: MODEL=$(MODEL) SEED=$(SEED) PORT=$(PORT)"
 
-install: $(STAMP) ## .venv with all that the other targets need
+install: $(STAMP) ## .venv with all that the other targets need, of the releases in requirements/locked.txt
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml requirements/locked.txt requirements/install.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train,zoo,torchserve,test,check]'
+	$(BIN)/python requirements/install.py requirements/locked.txt --otherwise '.[$(EXTRAS)]'
 	touch $@
 
 train: $(STAMP) ## train MODEL: weights.pt, training.json
@@ -70,11 +85,27 @@ screenshots: $(STAMP) ## every report of the store in Chromium, light and dark; 
 	$(BIN)/python docs/make_screenshots.py
 
 bench: $(STAMP) ## side by side with TorchServe, mosec and bare uvicorn; needs wrk; BENCH="--only A" for parts
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[bench]'
 	$(BIN)/python -m bench $(BENCH)
 
 test: $(STAMP) ## all tests, real TorchServe included
 	$(BIN)/python -m pytest
+
+test-oldest: $(OLDEST)/installed ## all tests with the lowest releases that pyproject.toml allows
+	$(OLDEST)/bin/python $(VERSIONS)
+	$(OLDEST)/bin/python -m pytest
+
+$(OLDEST)/installed: pyproject.toml requirements/oldest.txt requirements/install.py
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(UNCONSTRAINED) $(OLDEST)/bin/python requirements/install.py requirements/oldest.txt
+	touch $@
+
+test-newest: ## all tests with the newest releases that pyproject.toml allows, as of this run
+	test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
+	$(UNCONSTRAINED) $(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check \
+	    --upgrade --upgrade-strategy eager --editable '.[$(TEST_EXTRAS)]'
+	$(NEWEST)/bin/python $(VERSIONS)
+	$(NEWEST)/bin/python -m pytest
 
 check: $(STAMP) ## ruff, mypy, the order of imports, and the quick tests: no server, no model on its road
 	$(BIN)/ruff check .
@@ -83,5 +114,18 @@ check: $(STAMP) ## ruff, mypy, the order of imports, and the quick tests: no ser
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -m quick
 
+lock: $(UV) ## requirements/locked.txt and oldest.txt anew, by uv; looks for a wheel of each release
+	$(LOCK) $(call extra_options,$(EXTRAS)) --constraint requirements/held.txt --output-file requirements/locked.txt
+	$(LOCK) $(call extra_options,$(TEST_EXTRAS)) --resolution lowest-direct --output-file requirements/oldest.txt
+	for machine in x86_64 aarch64; do for python in 3.11 3.12 3.13 3.14; do \
+	    $(WHEELS) --python-platform $$machine-manylinux_2_28 --python-version $$python requirements/locked.txt \
+	    || exit; done; \
+	    $(WHEELS) --python-platform $$machine-manylinux_2_28 --python-version 3.11 requirements/oldest.txt \
+	    || exit; done
+
+$(UV):
+	$(PYTHON) -m venv .cache/uv
+	.cache/uv/bin/python -m pip install --quiet --disable-pip-version-check uv
+
 clean: ## remove what was built; the virtual environment stays
-	rm -rf model_store .run .cache build dist logs key_file.json .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf model_store .run .cache build dist logs key_file.json .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

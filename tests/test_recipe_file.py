@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 
 from torchport.errors import MissingParameter, RecipeError
@@ -95,6 +97,17 @@ def test_what_a_recipe_imports_from_its_folder_is_among_its_sources(write_recipe
     assert set(load_recipe(path).sources) == {"tiny_recipe.py", "tiny_parts_of_a_recipe.py"}
     # And again, when it has been imported already.
     assert set(load_recipe(path).sources) == {"tiny_recipe.py", "tiny_parts_of_a_recipe.py"}
+
+
+def test_a_virtual_environment_beside_the_recipe_is_none_of_its_sources(write_recipe, monkeypatch):
+    """What is installed there is imported from below the recipe's folder, compiled extensions included."""
+    path = write_recipe(("import numpy as np", "import numpy as np\nimport installed_beside"))
+    packages = path.parent / ".venv" / "lib" / "python3" / "site-packages"
+    (packages / "installed_beside").mkdir(parents=True)
+    (packages / "installed_beside" / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(packages)
+    monkeypatch.delitem(sys.modules, "installed_beside", raising=False)
+    assert set(load_recipe(path).sources) == {path.name}
 
 
 def test_a_change_within_the_second_that_keeps_the_size_is_seen(write_recipe):

@@ -86,6 +86,21 @@ def test_zeros_are_valid_inputs():
     assert bounded.zeros({"batch": 5})["x"].shape == (5, 2)
 
 
+@pytest.mark.parametrize(
+    ("bounds", "expected"),
+    [
+        ({}, [-2.0, 0.5, 2.0]),
+        ({"low": 0.0}, [0.0, 0.5, 2.0]),
+        ({"high": 1.0}, [-2.0, 0.5, 1.0]),
+        ({"low": 0.0, "high": 1.0}, [0.0, 0.5, 1.0]),
+    ],
+)
+def test_clip_limits_values_by_the_bounds_that_a_spec_has(bounds, expected):
+    """NumPy before 2.1, which a TorchServe may have, refuses to clip by neither."""
+    spec = TensorSpec("float32", ("batch",), **bounds)
+    assert spec.clip(np.float32([-2, 0.5, 2])).tolist() == expected
+
+
 def test_json_round_trip():
     before = signature(batch=(2, 8))
     assert Signature.from_json(before.to_json()) == before

@@ -99,6 +99,14 @@ class TensorSpec:
         """The size that an array of this shape gives to each symbolic dimension."""
         return {s: n for s, n in zip(self.shape, shape, strict=False) if isinstance(s, str)}
 
+    def clip(self, values: np.ndarray | float) -> np.ndarray:
+        """The values limited to `low` and `high`, in a dtype that holds both."""
+        array = np.asarray(values)
+        if self.low is None and self.high is None:
+            return array  # NumPy before 2.1 refuses to clip without a bound.
+        clipped: np.ndarray = np.clip(array, self.low, self.high)
+        return clipped
+
     def __str__(self) -> str:
         return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
 
@@ -277,7 +285,7 @@ class Signature:
         """Inputs of zeros (or the nearest valid value), symbolic dimensions at `sizes` or their least."""
         at = {symbol: low for symbol, (low, _) in self.dims.items()} | dict(sizes or {})
         return {
-            name: np.full(spec.resolve(at), np.clip(0, spec.low, spec.high), dtype=spec.dtype)
+            name: np.full(spec.resolve(at), spec.clip(0), dtype=spec.dtype)
             for name, spec in self.inputs.items()
         }
 

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from torchport.errors import ExportError
 from torchport.export.aotinductor import export_aotinductor
-from torchport.export.guards import guarded_sizes
-from torchport.export.onnx import export_onnx
-from torchport.export.program import export_program, in_order, save_program
+from torchport.export.guards import guarded_sizes, holds_at
+from torchport.export.onnx import export_onnx, to_onnx
+from torchport.export.program import capture, export_program, in_order, save_program
 from torchport.export.torchscript import export_torchscript
+from torchport.export.traced_sizes import first_difference, other_sizes, same_answers
 from torchport.model.outputs import check_eager_outputs
 from torchport.recipe.contract import Recipe
-from torchport.recipe.inputs import example_inputs
+from torchport.recipe.inputs import example_inputs, random_inputs
+from torchport.recipe.user_code import line_in_trace
 from torchport.recipe.variants import is_optional, wanted_variants
 from torchport.store.hashing import sha256_bytes
 from torchport.store.variants import Variant
@@ -28,6 +31,7 @@ from torchport_runtime import Signature
 
 if TYPE_CHECKING:
     from torch import nn
+    from torch.export import ExportedProgram
 
 
 @dataclass
@@ -63,8 +67,8 @@ def make_artifacts(
     """
     made = Artifacts()
     failures: dict[str, list[str]] = {}
-    # The ONNX exporter fixes a recurrent layer's length in the program it is given: it comes last; and what
-    # is compiled comes after what is saved as it was captured.
+    # The ONNX exporter may change the program that it is given: it comes last; and what is compiled comes
+    # after what is saved as it was captured.
     order = {"aotinductor": 1, "onnxruntime": 2}
     variants = sorted(
         wanted_variants(recipe),
@@ -126,7 +130,7 @@ class _Exporter:
     ) -> None:
         self._recipe, self._module, self._ordered = recipe, module, ordered
         self._signature, self._inputs = signature, inputs
-        self._programs: dict[str, Any] = {}
+        self._programs: dict[str, ExportedProgram] = {}
         self._guards: dict[str, dict[str, Any]] = {}
 
     def guards(self) -> list[dict[str, Any]]:
@@ -145,12 +149,40 @@ class _Exporter:
             return save_program(program), {}
         if variant.backend == "aotinductor":
             return export_aotinductor(program)
-        return export_onnx(program, self._signature)
+        return self._onnx(program, precision)
 
-    def _program(self, precision: str) -> Any:
+    def _onnx(self, program: ExportedProgram, precision: str) -> tuple[bytes, dict[str, Any]]:
+        """The ONNX graph, compared with one that was traced at other sizes.
+
+        Raises:
+            ExportError: it is right at the traced sizes alone.
+        """
+        content, facts = export_onnx(program, self._signature)
+        traced = self._signature.check_input_shapes(self._inputs)
+        sizes = other_sizes(self._signature, traced, partial(holds_at, program, self._signature))
+        if sizes is None:
+            return content, facts
+        inputs = random_inputs(self._signature, sizes, seed=1)
+        try:
+            other = capture(self._recipe, self._ordered, self._signature, inputs, precision)
+            twin = to_onnx(other, self._signature).SerializeToString()
+        except ExportError:  # At sizes that the model does not take after all; parity asks it at its own.
+            return content, facts
+        found = first_difference(content, twin)
+        if found is None or same_answers(content, twin, inputs):
+            return content, facts
+        where = line_in_trace(found.trace, self._recipe)
+        at, and_at = (", ".join(f"{symbol}={size}" for symbol, size in s.items()) for s in (traced, sizes))
+        raise ExportError(
+            f"{where + ': ' if where else ''}the ONNX graph holds the sizes that it was traced with: "
+            f"{found.operator} ({found.node}) {found.what}, traced at {at} and at {and_at}; use x.shape[...] "
+            "where a size is needed and make no Python number of it, or leave onnxruntime out of the "
+            "recipe's backends"
+        )
+
+    def _program(self, precision: str) -> ExportedProgram:
         if precision not in self._programs:
             program = export_program(self._recipe, self._ordered, self._signature, self._inputs, precision)
-            # Before the ONNX exporter has changed it.
             self._guards |= {guard["holds_where"]: guard for guard in guarded_sizes(program, self._signature)}
             self._programs[precision] = program
         return self._programs[precision]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torchport.errors import ExportError, StaleError
 from torchport.export.artifacts import make_artifacts
@@ -24,9 +24,6 @@ from torchport.store.folders import BuildFolder
 from torchport.store.hashing import sha256_bytes
 from torchport.store.versions import library_versions
 from torchport_runtime.backends.aotinductor import built_here
-
-if TYPE_CHECKING:
-    pass
 
 FORMAT = 2
 """Of the record. What was exported under another one is exported again."""
@@ -66,7 +63,7 @@ def export(
             "torchscript": recipe.torchscript,
             **_precisions(recipe),
             **({"compiled_for": built_here()} if "aotinductor" in recipe.backends else {}),
-            "libraries": library_versions("torch", "onnx", "onnxscript"),
+            "libraries": library_versions("torch", "onnx", "onnx-ir", "onnxscript"),
         }
         why = _why_export(folder, inputs)
         if why is None and not force:

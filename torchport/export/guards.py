@@ -10,7 +10,7 @@ sizes as if they were such as the example's. So these are sizes that parity has 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice, product
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from torchport.recipe.inputs import elements
 from torchport_runtime import Signature
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torch.export import ExportedProgram
 
 EVERY_SIZE = 1024
@@ -38,25 +39,44 @@ KEPT = 16
 
 def guarded_sizes(program: ExportedProgram, signature: Signature) -> list[dict[str, Any]]:
     """Each guard that does not hold for all sizes of the signature, and some at which it does not."""
-    import torch
-
-    guards = getattr(program.module(), "_guards_fn", None)
-    if guards is None:  # Nothing was taken for granted.
+    guards = _guards(program)
+    if guards is None:
         return []
     found: dict[str, list[dict[str, int]]] = {}
     for sizes in sizes_to_try(signature):
-        inputs = [
-            torch.empty(spec.resolve(sizes), dtype=getattr(torch, spec.dtype), device="meta")
-            for spec in signature.inputs.values()
-        ]
         try:
-            guards(*inputs)
+            guards(*_without_values(signature, sizes))
         except Exception as err:  # It does not hold; or it cannot be asked, as where it divides by 0.
             said = str(err).removeprefix("Guard failed: ").splitlines() or [type(err).__name__]
             found.setdefault(said[0][:200], []).append(sizes)
     return [
         {"holds_where": guard, "not_at": _spread(_affordable(sizes, signature))}
         for guard, sizes in found.items()
+    ]
+
+
+def holds_at(program: ExportedProgram, signature: Signature, sizes: dict[str, int]) -> bool:
+    """Whether all guards of a program hold at some sizes."""
+    guards = _guards(program)
+    try:
+        if guards is not None:
+            guards(*_without_values(signature, sizes))
+    except Exception:  # Whatever a guard raises, it does not hold there.
+        return False
+    return True
+
+
+def _guards(program: ExportedProgram) -> Callable[..., object] | None:
+    """What checks the guards, or None where nothing was taken for granted."""
+    return getattr(program.module(), "_guards_fn", None)
+
+
+def _without_values(signature: Signature, sizes: dict[str, int]) -> list[Tensor]:
+    import torch
+
+    return [
+        torch.empty(spec.resolve(sizes), dtype=getattr(torch, spec.dtype), device="meta")
+        for spec in signature.inputs.values()
     ]
 
 

@@ -7,21 +7,45 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from torchport.errors import ExportError
-from torchport.export.program import check_dims, gist
+from torchport.export.program import check_dims, gist, is_dynamic
 from torchport.export.recurrent import recurrent_layers_as_loops
 from torchport.export.translations.rnn import rnn_translations
 from torchport_runtime import Signature, TensorSpec
 
 if TYPE_CHECKING:
     import onnx
+    import onnx_ir
     from torch.export import ExportedProgram
 
 
 def export_onnx(program: ExportedProgram, signature: Signature) -> tuple[bytes, dict[str, Any]]:
-    """One `.onnx` file at the exporter's default opset, and what is to be recorded about it."""
+    """One `.onnx` file at the exporter's default opset, and what is recorded about it.
+
+    Raises:
+        ExportError: the exporter cannot take an operator, or onnx.checker refuses what it wrote.
+    """
+    proto = to_onnx(program, signature)
+    _strip_paths(proto)
+    import onnx
+
     try:
-        import onnx
-        import onnxscript  # noqa: F401  (the exporter needs it and says so less clearly)
+        onnx.checker.check_model(proto, full_check=True)
+    except Exception as err:  # checker and shape inference each raise their own.
+        raise ExportError(f"onnx.checker refuses the exported graph: {gist(err)}") from err
+    opset = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
+    facts = {"opset": opset, "ir_version": proto.ir_version, "nodes": len(proto.graph.node)}
+    return proto.SerializeToString(deterministic=True), facts
+
+
+def to_onnx(program: ExportedProgram, signature: Signature) -> onnx.ModelProto:
+    """The graph with its dimensions named; its nodes keep the stack traces that the program has.
+
+    Raises:
+        ExportError: the exporter cannot take an operator, or a dimension of an output came out fixed.
+    """
+    try:
+        import onnx  # noqa: F401  (the exporter needs both and says so less clearly)
+        import onnxscript  # noqa: F401
         import torch
     except ImportError as err:
         raise ExportError(f"ONNX export needs {err.name}: pip install 'torchport[train]'") from err
@@ -36,9 +60,12 @@ def export_onnx(program: ExportedProgram, signature: Signature) -> tuple[bytes, 
                 output_names=list(signature.outputs),
                 external_data=False,
                 verbose=False,
+                optimize=False,
             )
-        if exported is None:
-            raise TypeError("torch.onnx.export gave no program")
+            if exported is None:
+                raise TypeError("torch.onnx.export gave no program")
+            _forget_traced_sizes(exported.model, signature)
+            exported.optimize()
         proto: onnx.ModelProto = exported.model_proto
     except Exception as err:  # The exporter's errors have a base class only inside torch.
         operator = re.search(r"aten[.:]+[\w.]+|prims[.:]+[\w.]+|torchvision[.:]+[\w.]+", str(err))
@@ -48,14 +75,34 @@ def export_onnx(program: ExportedProgram, signature: Signature) -> tuple[bytes, 
             "the recipe's backends"
         ) from err
     _name_dims(proto, signature)
-    _strip_paths(proto)
-    try:
-        onnx.checker.check_model(proto, full_check=True)
-    except Exception as err:  # checker and shape inference each raise their own.
-        raise ExportError(f"onnx.checker refuses the exported graph: {gist(err)}") from err
-    opset = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
-    facts = {"opset": opset, "ir_version": proto.ir_version, "nodes": len(proto.graph.node)}
-    return proto.SerializeToString(deterministic=True), facts
+    return proto
+
+
+def _forget_traced_sizes(model: onnx_ir.Model, signature: Signature) -> None:
+    """Where a named dimension of an input is noted as a number, drop all noted shapes before anything is
+    optimized, and name the inputs' dimensions.
+
+    The optimizer computes with the exporter's notes: with torch 2.14.1 and the length of a GRU's input noted
+    as it was traced, it folded `arange(time) == 0` to a constant of that length. It infers anew what it
+    needs; notes that are symbolic are kept, since less can be inferred than they say.
+    """
+    import onnx_ir
+
+    pairs = list(zip(model.graph.inputs, signature.inputs.values(), strict=True))
+    if not any(
+        is_dynamic(size, signature) and isinstance(noted, int)
+        for value, spec in pairs
+        for size, noted in zip(spec.shape, value.shape or (), strict=False)
+    ):
+        return
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            value.shape = None
+    for graph in model.graph.subgraphs():
+        for value in graph.inputs:
+            value.shape = None
+    for value, spec in pairs:
+        value.shape = onnx_ir.Shape(spec.shape)
 
 
 def _name_dims(proto: onnx.ModelProto, signature: Signature) -> None:

@@ -16,9 +16,11 @@ import numpy as np
 
 from torchport.errors import ExportError
 from torchport.export.recurrent import recurrent_layers_as_loops
+from torchport.export.traced_sizes import first_differing_trace, other_sizes
 from torchport.model.half_precision import default_dtype, half_dtype, in_half
 from torchport.recipe.contract import Recipe
-from torchport.recipe.user_code import where_in_user_code
+from torchport.recipe.inputs import random_inputs
+from torchport.recipe.user_code import line_in_trace, where_in_user_code
 from torchport_runtime import Signature
 from torchport_runtime.backends.backend import named_outputs
 
@@ -56,12 +58,43 @@ def export_program(
     inputs: Mapping[str, np.ndarray],
     precision: str = "float32",
 ) -> ExportedProgram:
-    """torch.export with every symbolic dimension dynamic, its dimensions held against the signature."""
+    """torch.export with every symbolic dimension dynamic, its dimensions compared with the signature's.
+
+    Raises:
+        ExportError: torch.export cannot take the model, or a dimension came out fixed.
+    """
+    program = capture(recipe, module, signature, inputs, precision)
+    try:
+        _check_program(program, signature)
+    except ExportError as err:
+        where = _where_fixed(program, recipe, module, signature, inputs, precision)
+        if not where:
+            raise
+        raise ExportError(f"{where}: {err}") from err
+    for part in program.graph_module.modules():
+        for node in getattr(getattr(part, "graph", None), "nodes", ()):
+            node.meta.pop("stack_trace", None)
+    return program
+
+
+def capture(
+    recipe: Recipe,
+    module: nn.Module,
+    signature: Signature,
+    inputs: Mapping[str, np.ndarray],
+    precision: str = "float32",
+) -> ExportedProgram:
+    """A model as torch.export sees it at the sizes of `inputs`. Its operations know their lines in the
+    user's code, which are paths of this machine.
+
+    Raises:
+        ExportError: torch.export cannot take the model.
+    """
     import torch
     from torch.export import Dim
 
     dynamic: tuple[Any, ...] = tuple(
-        {axis: Dim.AUTO for axis, size in enumerate(spec.shape) if _is_dynamic(size, signature)}
+        {axis: Dim.AUTO for axis, size in enumerate(spec.shape) if is_dynamic(size, signature)}
         for spec in signature.inputs.values()
     )
     is_half = precision != "float32"
@@ -73,16 +106,16 @@ def export_program(
     own_dtype = default_dtype(half_dtype(precision) if is_half else None)
     try:
         with quiet(), recurrent_layers_as_loops(), own_dtype:
-            program = torch.export.export(module, positional(inputs), dynamic_shapes=dynamic)
+            return torch.export.export(module, positional(inputs), dynamic_shapes=dynamic)
     except Exception as err:  # torch.export raises UserError, TorchRuntimeError, guards' and ops' own.
         raise ExportError(
             f"{where_in_user_code(err, recipe)}: torch.export cannot take it: {gist(err)}: rewrite "
             "that line with torch operations (torch.where, torch.cond), or leave pt2 and onnxruntime "
             "out of the recipe's backends"
         ) from err
-    for part in program.graph_module.modules():
-        for node in getattr(getattr(part, "graph", None), "nodes", ()):
-            node.meta.pop("stack_trace", None)
+
+
+def _check_program(program: ExportedProgram, signature: Signature) -> None:
     placeholders = {n.name: n for n in program.graph.nodes if n.op == "placeholder"}
     values = [placeholders[name].meta["val"] for name in program.graph_signature.user_inputs]
     check_dims("input", {n: list(v.shape) for n, v in zip(signature.inputs, values, strict=True)}, signature)
@@ -93,7 +126,25 @@ def export_program(
         {n: list(v.meta["val"].shape) for n, v in zip(signature.outputs, outputs, strict=True)},
         signature,
     )
-    return program
+
+
+def _where_fixed(
+    program: ExportedProgram,
+    recipe: Recipe,
+    module: nn.Module,
+    signature: Signature,
+    inputs: Mapping[str, np.ndarray],
+    precision: str,
+) -> str:
+    """The user's line from which on captures at two sizes differ; empty if it cannot be told."""
+    sizes = other_sizes(signature, signature.check_input_shapes(inputs))
+    if sizes is None:
+        return ""
+    try:
+        other = capture(recipe, module, signature, random_inputs(signature, sizes, seed=0), precision)
+    except ExportError:
+        return ""
+    return line_in_trace(first_differing_trace(program, other), recipe)
 
 
 @contextmanager
@@ -129,7 +180,8 @@ def positional(inputs: Mapping[str, np.ndarray]) -> tuple[Any, ...]:
     return tuple(torch.from_numpy(array.copy()) for array in inputs.values())
 
 
-def _is_dynamic(size: int | str, signature: Signature) -> bool:
+def is_dynamic(size: int | str, signature: Signature) -> bool:
+    """Whether a size of a tensor's shape is a name that stands for more than one number."""
     return isinstance(size, str) and signature.dims[size][0] != signature.dims[size][1]
 
 
@@ -143,7 +195,7 @@ def check_dims(role: str, shapes: Mapping[str, list[Any]], signature: Signature)
             raise ExportError(f"{role} {tensor!r} has shape {shape}, the signature says {list(want)}")
         for axis, (size, expected) in enumerate(zip(shape, want, strict=True)):
             fixed = isinstance(size, int) or str(size).isdigit()
-            if _is_dynamic(expected, signature):
+            if is_dynamic(expected, signature):
                 if fixed:
                     raise ExportError(
                         f"{role} {tensor!r}, axis {axis}: {expected!r} came out fixed at {size}: "

@@ -31,7 +31,7 @@ def recurrent_layers_as_loops() -> Iterator[None]:
     """
     import torch
 
-    operators = {
+    operators: dict[Any, Callable[..., Any]] = {
         torch.ops.aten.gru.input: partial(_without_cell_state, cell=_gru_cell),
         torch.ops.aten.lstm.input: _lstm,
         torch.ops.aten.rnn_tanh.input: partial(_without_cell_state, cell=partial(_rnn_cell, torch.tanh)),
@@ -49,7 +49,7 @@ def _decomposed_by(operator: Any, loop: Callable[..., Any]) -> Iterator[None]:
     import torch
 
     # Which of the two is asked depends on who computes shapes: the capture, or the conversion of a program.
-    tables = (
+    tables: tuple[tuple[dict[Any, Any], Any], ...] = (
         (operator.py_kernels, torch._C.DispatchKey.CompositeImplicitAutograd),
         (torch._decomp.decomposition_table, operator),
     )
@@ -171,7 +171,7 @@ def _steps(
         return step < gates.size(0)
 
     def advance(step: Tensor, output: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-        index = step.item()
+        index: Any = step.item()  # Symbolic: a number only where the loop runs.
         torch._check(index >= 0)
         torch._check(index < gates.size(0))
         new = cell(gates[index], state, recurrent)
@@ -180,7 +180,9 @@ def _steps(
         return (step + 1, output, *new)
 
     start = torch.zeros((), dtype=torch.int64)
-    _, output, *last = while_loop(has_next, advance, (start, output, *(part.clone() for part in state)))
+    _, output, *last = while_loop(  # type: ignore[no-untyped-call]
+        has_next, advance, (start, output, *(part.clone() for part in state))
+    )
     return output.flip(0) if reverse else output, tuple(last)
 
 

@@ -17,8 +17,8 @@ ROOM = 11
 """Above a dimension's least size, where it is traced."""
 
 
-def example_inputs(signature: Signature, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random inputs to trace with, every symbolic dimension of at least 2 and each of another size.
+def example_sizes(signature: Signature) -> dict[str, int]:
+    """Sizes to trace with, every symbolic dimension of at least 2 and each of another size.
 
     A dimension of 1 would be specialised, and two of the same size could be taken for one. But for the
     batch they are not the least either: a window that fits in but once is taken for a fixed one.
@@ -31,7 +31,12 @@ def example_inputs(signature: Signature, seed: int = 0) -> dict[str, np.ndarray]
         upward, downward = range(start, high + 1), range(start - 1, least - 1, -1)
         sizes[symbol] = next((size for size in chain(upward, downward) if size not in taken), high)
         taken.add(sizes[symbol])
-    return random_inputs(signature, sizes, seed)
+    return sizes
+
+
+def example_inputs(signature: Signature, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random inputs to trace with, of `example_sizes`."""
+    return random_inputs(signature, example_sizes(signature), seed)
 
 
 def random_inputs(signature: Signature, sizes: dict[str, int], seed: int) -> dict[str, np.ndarray]:
@@ -60,4 +65,4 @@ def random_tensor(spec: TensorSpec, shape: tuple[int, ...], generator: np.random
         return generator.integers(low, high, shape, endpoint=True).astype(dtype)
     if spec.low is not None and spec.high is not None:
         return generator.uniform(spec.low, spec.high, shape).astype(dtype)
-    return np.clip(generator.standard_normal(shape), spec.low, spec.high).astype(dtype)
+    return spec.clip(generator.standard_normal(shape)).astype(dtype)

@@ -141,10 +141,20 @@ def _sources(path: Path, module: ModuleType) -> dict[str, str]:
         for name in _imported_names(waiting.pop()):
             found = sys.modules.get(name)
             file = Path(getattr(found, "__file__", None) or "/").resolve()
-            if found is not None and file.is_relative_to(path.parent) and file not in files:
+            if found is not None and file not in files and _is_own(file, path.parent):
                 files[file] = found
-                waiting.append(found)
+                if file.suffix == ".py":  # A compiled extension imports nothing that can be read.
+                    waiting.append(found)
     return {file.relative_to(path.parent).as_posix(): sha256_file(file) for file in sorted(files)}
+
+
+def _is_own(file: Path, folder: Path) -> bool:
+    """Whether a file below a recipe's folder is the user's: a virtual environment there is not."""
+    return file.is_relative_to(folder) and not any(
+        (parent / "pyvenv.cfg").exists() or parent.name in ("site-packages", "dist-packages")
+        for parent in file.parents
+        if parent.is_relative_to(folder)
+    )
 
 
 def _imported_names(module: ModuleType) -> set[str]:

@@ -122,13 +122,26 @@ def where_in_user_code(err: BaseException, recipe: Recipe) -> str:
     frames: list[tuple[str, int]] = []
     for link in _chain(err):
         frames += [(f.filename, f.lineno or 0) for f in traceback.extract_tb(link.__traceback__)]
-        frames += [(m["file"], int(m["line"])) for m in _STACK_LINE.finditer(str(link))]
+        frames += _frames_in(str(link))
+    return _last_of_user(frames, recipe) or recipe.path.name
+
+
+def line_in_trace(trace: str, recipe: Recipe) -> str:
+    """The user's line in a stack trace that is text; empty if it has none."""
+    return _last_of_user(_frames_in(trace), recipe)
+
+
+def _frames_in(text: str) -> list[tuple[str, int]]:
+    return [(m["file"], int(m["line"])) for m in _STACK_LINE.finditer(text)]
+
+
+def _last_of_user(frames: list[tuple[str, int]], recipe: Recipe) -> str:
     beside = [f for f in frames if Path(f[0]).parent == recipe.path.parent]
     other = [f for f in frames if is_model_code(f[0])]
     for found in (beside, other):
         if found:
             return f"{Path(found[-1][0]).name}:{found[-1][1]}"
-    return recipe.path.name
+    return ""
 
 
 def is_model_code(file: str) -> bool:

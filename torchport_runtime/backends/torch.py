@@ -37,8 +37,11 @@ class TorchBackend:
         self.device = self._choose_device(options)
         self.provider = f"torch {self.device}"
         torch.set_num_threads(options.thread_count)
-        torch.backends.cuda.matmul.allow_tf32 = options.tf32
-        torch.backends.cudnn.allow_tf32 = options.tf32
+        with warnings.catch_warnings():
+            # torch 2.9 advises newer settings. Once they are used, every read of these two raises an error.
+            warnings.filterwarnings("ignore", "Please use the new API settings", UserWarning)
+            torch.backends.cuda.matmul.allow_tf32 = options.tf32
+            torch.backends.cudnn.allow_tf32 = options.tf32
         try:
             self._program = self._load(path)
         except BackendError:
@@ -101,7 +104,10 @@ class Pt2Backend(TorchBackend):
         before = quiet.level
         quiet.setLevel(logging.ERROR)  # It warns of symbols of loops, which are as they were written.
         try:
-            program = self._torch.export.load(str(path))
+            with warnings.catch_warnings():
+                # torch 2.9 says so of the bytes behind the weights; inference never writes to them.
+                warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
+                program = self._torch.export.load(str(path))
         finally:
             quiet.setLevel(before)
         if self.device != "cpu":

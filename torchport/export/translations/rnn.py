@@ -22,20 +22,21 @@ def rnn_translations() -> dict[Any, Callable[..., Any]]:
 
 
 def _rnn(activation: str) -> Callable[..., Any]:
-    # An operator of the opset's version is the same object in every later one that did not change it.
-    from onnxscript import opset18 as op
+    from onnxscript import opset18
+
+    op: Any = opset18  # Its annotations know tensors alone, where the exporter takes numbers, too.
 
     def translate(
-        input,
-        hx,
-        params,
+        input: Any,
+        hx: Any,
+        params: Any,
         has_biases: bool,
         num_layers: int,
         dropout: float,
         train: bool,
         bidirectional: bool,
         batch_first: bool,
-    ):
+    ) -> Any:
         """Inputs as `aten::rnn_tanh.input` has them; outputs [time, batch, directions * hidden], h_n."""
         directions = 2 if bidirectional else 1
         each = 4 if has_biases else 2

@@ -24,6 +24,7 @@ from torchport.errors import ServerError
 from torchport.optimize.tune.slo import PERCENTILES
 from torchport.recipe.contract import Recipe
 from torchport.recipe.requests import recipe_requests
+from torchport.server.http.event_loop import event_loop_factory
 
 CONNECTIONS = (1, 2, 4, 8, 16, 32, 64)
 """Loads that are put on a server. Fewer than its queue takes, so that it refuses nothing."""
@@ -80,7 +81,7 @@ def put_load(
     Raises:
         ServerError: no server there, or no answer within `PATIENCE_S`.
     """
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
         return runner.run(_put_load(url, messages, connections, seconds, warm_up))
 
 
@@ -227,12 +228,3 @@ class _Connection(asyncio.Protocol):
         self._closed = True
         if self._transport is not None:
             self._transport.abort()
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop
-    except ImportError:  # Windows has none.
-        return None
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory

@@ -9,7 +9,6 @@ Tensors go straight onto the model's graph, past its handler's decoding and enco
 
 from __future__ import annotations
 
-import time
 from collections.abc import Coroutine
 from typing import Any
 
@@ -17,9 +16,8 @@ from torchport.server.api.base import Api, Reply, Request
 from torchport.server.api.open_inference_requests import LENGTH_HEADER, InferenceRequest, read_request
 from torchport.server.api.predictions import Predictions
 from torchport.server.dispatch.job import Job, Kind
-from torchport.server.errors import InternalError, ResourceNotFound
+from torchport.server.errors import AnswerTooLarge, ResourceNotFound
 from torchport.server.models.registry import Registry
-from torchport.server.models.statistics import RouteStatistics
 from torchport.server.models.version import ModelVersion
 from torchport.server.open_inference.metadata import model_metadata, server_metadata
 from torchport.server.wire import Answer
@@ -76,9 +74,8 @@ class OipApi:
             return self._predictions.predict(request, name, number, more=[(b"explain", b"False")])
         asked = read_request(request.http.body, request.http.by_name.get(LENGTH_HEADER))
         route = self._registry.model(name).route(number)
-        caller = _Inference(self._predictions, request, asked, version, route)
-        version.submit(Kind.TENSORS, asked.row, caller, request.timeout())
-        route.requests += 1
+        caller = _Inference(self._predictions, request, asked, version)
+        version.submit(Kind.TENSORS, asked.row, caller, request.timeout(), route=route)
         return None
 
 
@@ -91,7 +88,7 @@ def takes_tensors(version: ModelVersion) -> bool:
 class _Inference:
     """Waits for a worker's tensors and sends them on."""
 
-    __slots__ = ("_api", "_asked", "_predictions", "_request", "_route", "_version")
+    __slots__ = ("_api", "_asked", "_predictions", "_request", "_version")
 
     def __init__(
         self,
@@ -99,20 +96,15 @@ class _Inference:
         request: Request,
         asked: InferenceRequest,
         version: ModelVersion,
-        route: RouteStatistics,
     ) -> None:
         self._predictions, self._api = predictions, predictions.api
-        self._request, self._asked = request, asked
-        self._version, self._route = version, route
+        self._request, self._asked, self._version = request, asked, version
 
     @property
     def is_gone(self) -> bool:
         return self._request.http.responder.is_gone
 
     def answered(self, job: Job, answer: Answer) -> None:
-        route, now = self._route, time.monotonic()
-        route.inference_us += (now - job.enqueued) * 1e6
-        route.queue_us += (job.started - job.enqueued) * 1e6
         try:
             reply = self._reply(answer)
         except Exception as err:
@@ -132,7 +124,5 @@ class _Inference:
         reply = self._asked.reply(model.name, model.version, answer.tensors)
         limit = self._api.settings.max_response_size
         if len(reply.body) > limit:
-            raise InternalError(
-                f"the model's answer is too large: {len(reply.body)} bytes, max_response_size is {limit}"
-            )
+            raise AnswerTooLarge(len(reply.body), limit)
         return reply

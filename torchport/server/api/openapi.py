@@ -1,4 +1,4 @@
-"""What the APIs are, in OpenAPI 3.0: the answers of `/api-description` and of `OPTIONS`."""
+"""Descriptions of the APIs in OpenAPI 3.0, for `/api-description` and `OPTIONS`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from torchport.server.api.openapi_open_inference import oip_paths
 from torchport.server.models.version import ModelVersion
+from torchport.server.settings.checks import MAX_WORKERS
 from torchport.version import __version__
 
 _ERROR = {
@@ -135,7 +136,7 @@ def _prediction(identifier: str, text: str, parameters: list[dict[str, Any]]) ->
 
 
 def _predictions(identifier: str, text: str, parameters: list[dict[str, Any]]) -> dict[str, Any]:
-    """All methods of a path that answers requests: TorchServe takes any of them for the same."""
+    """All methods of a path of predictions: TorchServe answers each in the same way."""
     operations = {
         method: _prediction(f"{identifier}{method.capitalize()}", text, parameters)
         for method in ("get", "post", "put")
@@ -205,7 +206,7 @@ def inference_description() -> dict[str, Any]:
 
 def management_description() -> dict[str, Any]:
     """The management API."""
-    whole = {"minimum": 0, "maximum": 1024}
+    whole = {"minimum": 0, "maximum": MAX_WORKERS}
     paths: dict[str, Any] = {
         **_described(),
         "/models": {

@@ -160,8 +160,7 @@ def extreme(spec: TensorSpec, random: np.ndarray, value: float) -> np.ndarray:
         high = low + 1 if spec.high is None else int(spec.high)
         return np.full_like(random, high if value >= 1 else low)
     filled = np.full_like(random, value) if value in (0.0, 1.0) else random * random.dtype.type(value)
-    clipped: np.ndarray = np.clip(filled, spec.low, spec.high).astype(random.dtype)
-    return clipped
+    return spec.clip(filled).astype(random.dtype)
 
 
 def _floats(signature: Signature, usual: dict[str, int]) -> Iterator[Case]:
@@ -172,10 +171,7 @@ def _floats(signature: Signature, usual: dict[str, int]) -> Iterator[Case]:
     inputs = random_inputs(signature, usual, 0)
 
     def changed(new: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        clipped = {
-            n: np.clip(a, signature.inputs[n].low, signature.inputs[n].high).astype(inputs[n].dtype)
-            for n, a in new.items()
-        }
+        clipped = {n: signature.inputs[n].clip(a).astype(inputs[n].dtype) for n, a in new.items()}
         return inputs | clipped
 
     with np.errstate(over="ignore"):  # float16 has no millions: they are Inf, which both compute on.
