@@ -137,7 +137,7 @@ def _refuse_hostile(path: Path, archive: zipfile.ZipFile) -> None:
 
 
 def _reason_against(info: zipfile.ZipInfo) -> str:
-    """Why an entry is not even looked at; empty where nothing speaks against it."""
+    """Why an entry is refused before it is read; empty if it is not."""
     # `filename` ends before a NUL, which the archive's own list does not.
     full = info.orig_filename
     name, shown = PurePosixPath(full), repr(full[:200])

@@ -79,7 +79,10 @@ def progress(items: Iterable[T], description: str, total: int | None) -> Iterabl
 
 @contextmanager
 def working(what: str) -> Iterator[Callable[[str], None]]:
-    """A spinner while something goes on; the function it gives changes its text."""
+    """Show a spinner during some work.
+
+    Yields a function that changes its text.
+    """
     with err.status(escape(what)) as status:
         yield lambda message: status.update(escape(message))
 

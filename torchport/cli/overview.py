@@ -69,7 +69,7 @@ def _metrics(folder: BuildFolder) -> str:
 
 
 def _state(store: Store, folder: BuildFolder) -> str:
-    """The last stage that was done."""
+    """The state of a model version: its last completed stage."""
     archive = store.archive(folder.name, folder.version)
     records = read_records(folder) if archive.is_file() else []
     if records and records[-1]["archive_sha256"] != sha256_file(archive):

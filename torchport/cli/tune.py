@@ -1,4 +1,4 @@
-"""`torchport tune RECIPE --slo p99=50ms`: the fastest proven way to serve a model on this machine."""
+"""`torchport tune RECIPE --slo p99=50ms`: the fastest verified configuration on this machine."""
 
 from __future__ import annotations
 

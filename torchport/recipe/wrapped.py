@@ -36,7 +36,10 @@ STEPS = 8
 
 
 class WrappedModel(Recipe):
-    """A model made by `build`, described by `describe`, which a subclass's `configure` calls."""
+    """A recipe whose model comes from `build` and whose signature from `describe`.
+
+    A subclass's `configure` calls `describe`.
+    """
 
     handler = "tensor"
     optional_backends = ("pt2",)

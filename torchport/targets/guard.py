@@ -1,4 +1,4 @@
-"""Cleans up a temporary server when the process that started it is killed.
+"""Cleans up a temporary server if the process that started it dies.
 
     with guard(run):
         with start(store, run) as server: ...

@@ -38,7 +38,7 @@ ROWS = 8
 
 MAX_BYTES = 2 << 20
 """Maximum bytes of the arrays of one graph in one precision. Cases beyond it are left out: every archive
-contains the test vectors, so that they must be small beside a model."""
+contains the test vectors, so that they must be small compared with a model."""
 
 
 @dataclass(frozen=True, kw_only=True)

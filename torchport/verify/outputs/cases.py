@@ -86,10 +86,13 @@ class Case:
 def parity_cases(
     recipe: Recipe, graph: str, signature: Signature, guards: Sequence[Mapping[str, Any]] = ()
 ) -> Iterator[Case]:
-    """Every case of one graph. `guards` are those of its export (`torchport.export.guards`).
+    """Every case of one graph.
+
+    `guards` are those of its export (`torchport.export.guards`).
 
     Raises:
-        RecipeError: the recipe gives no samples, or one that does not fit its own signature.
+        RecipeError: the recipe gives no samples, or one that does not fit its own signature; or a dimension
+            is too large to be swept.
     """
     for index, sample in enumerate(checked_samples(recipe, graph, signature)):
         yield Case(f"sample {index}", sample)

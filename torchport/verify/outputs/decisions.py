@@ -56,7 +56,7 @@ class Decisions:
         usable = np.isfinite(expected).all(axis=-1) & np.isfinite(eager).all(axis=-1)
 
         def clear_after(count: int) -> np.ndarray:
-            """Where the last chosen class is clearly ahead of the next."""
+            """Mask of rows whose last chosen class is clearly ahead of the next."""
             with np.errstate(invalid="ignore"):
                 ahead: np.ndarray = ranked[..., -count] - ranked[..., -count - 1] > 2 * bound
             return ahead

@@ -66,13 +66,13 @@ class HalfReference(Reference):
         return {**super().bound_of, "epsilon": self._epsilon}
 
     def overflowed(self, case: str, output: str) -> np.ndarray:
-        """Where eager in this precision is not finite, but the truth is."""
+        """Mask of values that are finite in the truth only, not in this precision."""
         lost = ~np.isfinite(self._eager[case][output])
         beyond: np.ndarray = lost & np.isfinite(self._full.truth(case, output).value)
         return beyond
 
     def not_finite(self, case: str, output: str) -> np.ndarray:
-        """Where the model's output is finite neither in this precision nor in float32."""
+        """Mask of values that are finite neither in this precision nor in float32."""
         eager = self._eager[case][output]
         if eager.dtype.kind != "f":
             return np.zeros(eager.shape, bool)

@@ -98,7 +98,7 @@ class Reference:
         return {"eager_multiple": EAGER_MULTIPLE, "scale_epsilons": SCALE_EPSILONS}
 
     def overflowed(self, case: str, output: str) -> np.ndarray:
-        """Where eager's output has left a half precision's range; nowhere in float32."""
+        """Mask of values beyond a half precision's range; all False in float32."""
         return np.zeros(self._eager[case][output].shape, bool)
 
     def eager_figures(self, case: str, output: str, rows: slice) -> dict[str, float]:
@@ -113,7 +113,7 @@ class Reference:
         return dict(self._figures[key])
 
     def not_finite(self, case: str, output: str) -> np.ndarray:
-        """Where the output is not finite, and float64 leaves float32's range."""
+        """Mask of values that neither float32 nor float64 has within float32's range."""
         eager, double = self._eager[case][output], self._double[case][output]
         if eager.dtype.kind != "f":
             return np.zeros(eager.shape, bool)
