@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torchport.errors import RecipeError
-from torchport.model.eager import EagerBackend, moved_module
+from torchport.model.eager import EagerBackend, perturbed_module
 from torchport.recipe.contract import Recipe, Request
 from torchport.recipe.handler import described_handler
 from torchport.recipe.loading import find_handler
@@ -44,7 +44,7 @@ HELD_OUT = 64
 FIRST = 10
 """Maximum number of differing answers that a certificate's row names. Further ones are counted only."""
 
-WITNESSES = 4
+PERTURBED_MODELS = 4
 """Number of perturbed models that decide a differing answer again. Each is the trained model, perturbed by
 as much as a backend may be off. What one of them decides otherwise was no clear decision."""
 
@@ -92,7 +92,7 @@ class AnswerParity:
             for index, one in enumerate(got)
             if not model.is_tie(index) and differing(one, model.truth[index], model.eager[index])
         ]
-        ties = model.moved_ties(suspects)
+        ties = model.perturbed_ties(suspects)
         for index, (sent, one) in enumerate(zip(asked, got, strict=True)):
             truth = model.truth[index]
             row = rows.setdefault(truth.kind, _empty(backend, device, truth.kind))
@@ -153,7 +153,7 @@ class _TrainedModel:
         references: Mapping[str, str],
     ) -> None:
         self._recipe, self._handler, self._graphs, self._asked = recipe, handler, graphs, asked
-        self._witnesses: dict[int, list[Decided]] = {}
+        self._perturbed: dict[int, list[Decided]] = {}
         self.eager = self._decisions(graphs)
         self.truth, self.kind = self.eager, next((k for k in references.values() if k != "float64"), "")
         if not self.kind:
@@ -172,22 +172,22 @@ class _TrainedModel:
         """Whether eager float32 itself decides otherwise than float64."""
         return bool(differing(self.eager[index], self.truth[index], self.eager[index]))
 
-    def moved_ties(self, indices: Sequence[int]) -> set[int]:
+    def perturbed_ties(self, indices: Sequence[int]) -> set[int]:
         """Indices of answers that flip when the model is perturbed.
 
         The weights are perturbed by the error bound of a backend: such answers count as ties.
         """
-        missing = [index for index in indices if index not in self._witnesses]
+        missing = [index for index in indices if index not in self._perturbed]
         if missing:
             asked = [self._asked[index] for index in missing]
-            for seed in range(WITNESSES):
-                moved = {n: moved_module(m, EAGER_MULTIPLE, seed) for n, m in self._graphs.items()}
-                for index, one in zip(missing, self._decisions(moved, asked), strict=True):
-                    self._witnesses.setdefault(index, []).append(one)
+            for seed in range(PERTURBED_MODELS):
+                perturbed = {n: perturbed_module(m, EAGER_MULTIPLE, seed) for n, m in self._graphs.items()}
+                for index, one in zip(missing, self._decisions(perturbed, asked), strict=True):
+                    self._perturbed.setdefault(index, []).append(one)
         return {
             index
             for index in indices
-            if any(differing(one, self.truth[index], self.eager[index]) for one in self._witnesses[index])
+            if any(differing(one, self.truth[index], self.eager[index]) for one in self._perturbed[index])
         }
 
     def _decisions(
