@@ -53,7 +53,7 @@ Backends = Mapping[str, Backend]
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Probe:
     name: str
     request: Request
 
@@ -80,7 +80,7 @@ class AnswerParity:
         self,
         backend: str,
         device: str,
-        asked: Sequence[_Asked],
+        probes: Sequence[_Probe],
         got: Sequence[Decided],
         model: _TrainedModel,
     ) -> None:
@@ -93,7 +93,7 @@ class AnswerParity:
             if not model.is_tie(index) and differing(one, model.truth[index], model.eager[index])
         ]
         ties = model.perturbed_ties(suspects)
-        for index, (sent, one) in enumerate(zip(asked, got, strict=True)):
+        for index, (sent, one) in enumerate(zip(probes, got, strict=True)):
             truth = model.truth[index]
             row = rows.setdefault(truth.kind, _empty(backend, device, truth.kind))
             if model.is_tie(index) or index in ties:
@@ -131,13 +131,13 @@ def compare_answers(
         raise RecipeError(
             f"handler {recipe.handler}: decides = {handler.decides!r}: one of {', '.join(KINDS)} is expected"
         )
-    asked = _asked(recipe)
+    probes = _probes(recipe)
     compared = AnswerParity()
     with torch_threads_kept(recipe.options.thread_count), _quiet():
-        model = _TrainedModel(recipe, handler, graphs, asked, references)
+        model = _TrainedModel(recipe, handler, graphs, probes, references)
         compared.against = model.kind
         for (backend, device), backends in opened.items():
-            compared.add(backend, device, asked, _decisions(recipe, handler, backends, asked), model)
+            compared.add(backend, device, probes, _decisions(recipe, handler, backends, probes), model)
     return compared
 
 
@@ -149,10 +149,10 @@ class _TrainedModel:
         recipe: Recipe,
         handler: Handler,
         graphs: Mapping[str, nn.Module],
-        asked: Sequence[_Asked],
+        probes: Sequence[_Probe],
         references: Mapping[str, str],
     ) -> None:
-        self._recipe, self._handler, self._graphs, self._asked = recipe, handler, graphs, asked
+        self._recipe, self._handler, self._graphs, self._probes = recipe, handler, graphs, probes
         self._perturbed: dict[int, list[Decided]] = {}
         self.eager = self._decisions(graphs)
         self.truth, self.kind = self.eager, next((k for k in references.values() if k != "float64"), "")
@@ -160,13 +160,13 @@ class _TrainedModel:
             double = self._decisions(graphs, double=True)
             refused = [i for i, one in enumerate(double) if _is_refusal(one) != _is_refusal(self.eager[i])]
             if refused:
-                self.kind = f"float32: the handler does not answer {asked[refused[0]].name} in float64"
+                self.kind = f"float32: the handler does not answer {probes[refused[0]].name} in float64"
             else:
                 self.truth, self.kind = double, "float64"
-                others = sum(self.is_tie(index) for index in range(len(asked)))
-                if others * 2 > len(asked):  # It shows its numbers' precision: that says nothing of ties.
+                others = sum(self.is_tie(index) for index in range(len(probes)))
+                if others * 2 > len(probes):  # It shows its numbers' precision: that says nothing of ties.
                     self.truth = self.eager
-                    self.kind = f"float32: the handler answers {others} of {len(asked)} otherwise in float64"
+                    self.kind = f"float32: the handler answers {others} of {len(probes)} otherwise in float64"
 
     def is_tie(self, index: int) -> bool:
         """Whether eager float32 itself decides otherwise than float64."""
@@ -179,10 +179,10 @@ class _TrainedModel:
         """
         missing = [index for index in indices if index not in self._perturbed]
         if missing:
-            asked = [self._asked[index] for index in missing]
+            probes = [self._probes[index] for index in missing]
             for seed in range(PERTURBED_MODELS):
                 perturbed = {n: perturbed_module(m, EAGER_MULTIPLE, seed) for n, m in self._graphs.items()}
-                for index, one in zip(missing, self._decisions(perturbed, asked), strict=True):
+                for index, one in zip(missing, self._decisions(perturbed, probes), strict=True):
                     self._perturbed.setdefault(index, []).append(one)
         return {
             index
@@ -191,13 +191,13 @@ class _TrainedModel:
         }
 
     def _decisions(
-        self, graphs: Mapping[str, nn.Module], asked: Sequence[_Asked] | None = None, *, double: bool = False
+        self, graphs: Mapping[str, nn.Module], probes: Sequence[_Probe] | None = None, *, double: bool = False
     ) -> list[Decided]:
         signatures = self._handler.signatures
         backends = {
             name: EagerBackend(module, signatures[name], double=double) for name, module in graphs.items()
         }
-        return _decisions(self._recipe, self._handler, backends, self._asked if asked is None else asked)
+        return _decisions(self._recipe, self._handler, backends, self._probes if probes is None else probes)
 
 
 def spread(examples: int) -> list[int]:
@@ -206,24 +206,24 @@ def spread(examples: int) -> list[int]:
     return [index * examples // count for index in range(count)]
 
 
-def _asked(recipe: Recipe) -> list[_Asked]:
+def _probes(recipe: Recipe) -> list[_Probe]:
     """The recipe's requests, and held-out inputs that are spread over all of them."""
     with running(recipe.path, "heldout"):
         examples = list(recipe.heldout())
     return [
-        *(_Asked(f"request {index}", sent) for index, sent in enumerate(recipe_requests(recipe))),
-        *(_Asked(f"held-out {index}", examples[index].request) for index in spread(len(examples))),
+        *(_Probe(f"request {index}", sent) for index, sent in enumerate(recipe_requests(recipe))),
+        *(_Probe(f"held-out {index}", examples[index].request) for index in spread(len(examples))),
     ]
 
 
 def _decisions(
-    recipe: Recipe, handler: Handler, backends: Backends, asked: Sequence[_Asked]
+    recipe: Recipe, handler: Handler, backends: Backends, probes: Sequence[_Probe]
 ) -> list[Decided]:
     """The handler's decisions over some backends, in batches of the served size."""
     handler.backends = dict(backends)
     found = []
-    for start in range(0, len(asked), recipe.serving.batch_size):
-        chunk = asked[start : start + recipe.serving.batch_size]
+    for start in range(0, len(probes), recipe.serving.batch_size):
+        chunk = probes[start : start + recipe.serving.batch_size]
         with running(find_handler(recipe), "answer"):
             answers = handler.answer([InferenceRequest(sent.request.fields()) for sent in chunk])
         for answer in answers:
