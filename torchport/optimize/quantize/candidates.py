@@ -157,7 +157,7 @@ class Workbench:
             metrics=metrics,
             agreement=self.before.agreement(measured),
             problems=self._gate.broken(self.before.metrics, metrics),
-            drop=self._gate.most_lost(self.before.metrics, metrics),
+            drop=self._gate.largest_drop(self.before.metrics, metrics),
             speed=taken["float32"] / taken["int8"],
         )
 
