@@ -18,7 +18,7 @@ ROOM = 11
 
 
 def example_sizes(signature: Signature) -> dict[str, int]:
-    """Sizes to trace with: each dimension at minimum 2, and no two alike.
+    """Sizes to trace with: each dimension at least 2, and no two alike.
 
     A dimension of 1 would be specialised, and two of the same size could be taken for one. Dimensions
     other than the batch are above their minimum: a window that fits in only once is taken for a fixed

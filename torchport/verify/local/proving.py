@@ -2,7 +2,7 @@
 
 Another processor, GPU or library version may compute other numbers than the certificate is about:
 
-    result = prove_again(store.archive("linear", "1.0"))
+    result = verify_archive(store.archive("linear", "1.0"))
     result.record["passed"]
 
 It needs neither the recipe nor the weights: the archive contains test vectors
@@ -45,7 +45,7 @@ class LocalParity:
     record: dict[str, Any]
 
 
-def prove_again(
+def verify_archive(
     archive: Path, *, force: bool = False, tell: Callable[[str], None] = lambda message: None
 ) -> LocalParity:
     """Run an archive's test vectors on its backends, on this machine's devices.
