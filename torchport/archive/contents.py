@@ -19,7 +19,7 @@ import yaml
 from torchport.archive.entries import extract, open_archive, read_entry
 from torchport.errors import ArchiveError
 from torchport.store.hashing import sha256_json
-from torchport.store.variants import Variant, carried_variants, has_passed
+from torchport.store.variants import Variant, contained_variants, has_passed
 from torchport_runtime.errors import BackendError
 from torchport_runtime.options import BackendOptions
 
@@ -77,7 +77,7 @@ class ArchiveContents:
 
         INT8 is left out, because it has its own gate.
         """
-        return carried_variants(self.signature.get("graphs", {}), {entry.name for entry in self.entries})
+        return contained_variants(self.signature.get("graphs", {}), {entry.name for entry in self.entries})
 
 
 def inspect_archive(path: Path) -> ArchiveContents:

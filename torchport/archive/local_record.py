@@ -109,13 +109,13 @@ def require_local_parity(
     if record is None:
         raise ArchiveError(f"{archive.name} has not been proven on this machine: {AGAIN}")
     try:
-        _hold(archive, Variant(backend, precision), device, record)
+        _compare(archive, Variant(backend, precision), device, record)
     except _NO_RECORD as err:
         path = record_path(archive)
         raise ArchiveError(f"{path.parent.name}/{path.name} is damaged ({err!r}): {AGAIN}") from err
 
 
-def _hold(archive: Path, variant: Variant, device: str, record: Mapping[str, Any]) -> None:
+def _compare(archive: Path, variant: Variant, device: str, record: Mapping[str, Any]) -> None:
     changed = _changes(record, sha256_file(archive))
     own = [result for result in record["results"] if Variant.of(result) == variant]
     if not changed and not own:

@@ -91,7 +91,7 @@ def quantize(recipe: Recipe, store: Store, max_drop: float, force: bool) -> bool
 def prove_store(store: Store, force: bool, timeout_s: float | None = None) -> None:
     """Verify every archive of a store here, each in a child process."""
     from torchport.errors import ParityError, TorchportError
-    from torchport.verify.local.process import TIMEOUT_S, prove_apart
+    from torchport.verify.local.process import TIMEOUT_S, verify_in_child
 
     archives = store.archive_files()
     if not archives:
@@ -100,7 +100,7 @@ def prove_store(store: Store, force: bool, timeout_s: float | None = None) -> No
     for path in archives:
         try:
             with show.working(f"proving {path.name}") as tell:
-                result = prove_apart(path, force=force, timeout_s=timeout_s or TIMEOUT_S, tell=tell)
+                result = verify_in_child(path, force=force, timeout_s=timeout_s or TIMEOUT_S, tell=tell)
         except (TorchportError, OSError) as err:
             show.problem(str(err))
             failed.append(path.name)

@@ -32,7 +32,7 @@ FURTHER, COMBINED = 256, 512
 """Number of random sizes of one dimension beyond `EVERY_SIZE`, and of random combinations of all
 dimensions."""
 
-MOST_ELEMENTS = 2**20
+MAX_ELEMENTS = 2**20
 """Maximum input elements of sizes to verify at. Larger sizes are left out if there are smaller ones: the
 model runs there, and time and memory grow with them."""
 
@@ -106,7 +106,7 @@ def sizes_to_try(signature: Signature) -> Iterator[dict[str, int]]:
 
 def _affordable(sizes: list[dict[str, int]], signature: Signature) -> list[dict[str, int]]:
     """Sizes with few elements; if all have many, the one with the fewest."""
-    few = [one for one in sizes if elements(signature, one) <= MOST_ELEMENTS]
+    few = [one for one in sizes if elements(signature, one) <= MAX_ELEMENTS]
     return few or [min(sizes, key=partial(elements, signature))]
 
 

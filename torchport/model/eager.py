@@ -104,7 +104,7 @@ class EagerBackend:
         return tensor.double() if self._double and tensor.is_floating_point() else tensor
 
 
-def moved_module(module: nn.Module, epsilons: int = 1, seed: int = 0) -> nn.Module:
+def perturbed_module(module: nn.Module, epsilons: int = 1, seed: int = 0) -> nn.Module:
     """A copy of the module with every parameter perturbed.
 
     Each is off by `epsilons` machine epsilons, up or down at random.
@@ -112,14 +112,14 @@ def moved_module(module: nn.Module, epsilons: int = 1, seed: int = 0) -> nn.Modu
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    moved = copy.deepcopy(module)
+    perturbed = copy.deepcopy(module)
     with torch.no_grad():
-        for parameter in moved.parameters():
+        for parameter in perturbed.parameters():
             if parameter.is_floating_point():
                 sign = torch.randint(0, 2, parameter.shape, generator=generator) * 2 - 1
                 share = epsilons * torch.finfo(parameter.dtype).eps
                 parameter.mul_(1 + share * sign.to(parameter.dtype).to(parameter.device))
-    return moved
+    return perturbed
 
 
 def _first_tensor(value: Any) -> Any:

@@ -70,7 +70,7 @@ class Gate:
         comparison, _ = parse_goal(metric, self.goals[metric])
         return before - now if comparison.startswith(">") else now - before
 
-    def most_lost(self, before: Mapping[str, float], now: Mapping[str, float]) -> float:
+    def largest_drop(self, before: Mapping[str, float], now: Mapping[str, float]) -> float:
         """The largest drop of the metrics; infinite if one is missing."""
         known = [name for name in self.goals if name in before and name in now]
         lost = [self.drop(name, before[name], now[name]) for name in known]

@@ -27,9 +27,9 @@ def example_sizes(signature: Signature) -> dict[str, int]:
     taken: set[int] = set()
     sizes: dict[str, int] = {}
     for symbol, (low, high) in signature.dims.items():
-        least = max(low, 2)
-        start = least if symbol == signature.batch_dim else min(least + ROOM, high)
-        upward, downward = range(start, high + 1), range(start - 1, least - 1, -1)
+        minimum = max(low, 2)
+        start = minimum if symbol == signature.batch_dim else min(minimum + ROOM, high)
+        upward, downward = range(start, high + 1), range(start - 1, minimum - 1, -1)
         sizes[symbol] = next((size for size in chain(upward, downward) if size not in taken), high)
         taken.add(sizes[symbol])
     return sizes

@@ -45,7 +45,7 @@ def keep_record(folder: BuildFolder, record: dict[str, Any]) -> list[dict[str, A
     Records of other archives are removed. Returns all that remain.
     """
     others = [
-        other for other in read_records(folder, record["archive_sha256"]) if _asked(other) != _asked(record)
+        other for other in read_records(folder, record["archive_sha256"]) if _key(other) != _key(record)
     ]
     records = [*others, record]
     write_json(folder.serving, {"format": FORMAT, "servers": records})
@@ -63,6 +63,6 @@ def records_beside(archive: Path, name: str, version: str) -> list[dict[str, Any
     return read_records(store.build(name, version), sha256_file(archive))
 
 
-def _asked(record: dict[str, Any]) -> tuple[str, Any, Any]:
+def _key(record: dict[str, Any]) -> tuple[str, Any, Any]:
     """Key of a record: the server without its version, the backend, the precision."""
     return record["server"].partition(" ")[0], record.get("backend"), record.get("precision", "float32")

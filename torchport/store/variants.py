@@ -48,7 +48,7 @@ def has_passed(certificate: Mapping[str, Any], variant: Variant) -> bool:
     return bool(own) and all(own)
 
 
-def carried_variants(graphs: Mapping[str, Any], names: set[str]) -> list[Variant]:
+def contained_variants(graphs: Mapping[str, Any], names: set[str]) -> list[Variant]:
     """Variants whose artifacts of all graphs are among an archive's names.
 
     INT8 is left out, because it has its own certificate.

@@ -42,7 +42,7 @@ contains the test vectors, so that they must be small compared with a model."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProvenCase:
+class ExpectedCase:
     """Inputs and expected outputs of one graph.
 
     `bounds`: maximum absolute error per output, for a backend that computes in `precision`. Outputs
@@ -62,7 +62,7 @@ class ProvenCase:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProvenRequest:
+class ExpectedRequest:
     """A request and its expected answer.
 
     `body` and `answer` are JSON or bytes each; `params` are the request's other fields.
@@ -82,8 +82,8 @@ class Evidence:
     """
 
     answered_by: str
-    cases: list[ProvenCase] = field(default_factory=list)
-    requests: list[ProvenRequest] = field(default_factory=list)
+    cases: list[ExpectedCase] = field(default_factory=list)
+    requests: list[ExpectedRequest] = field(default_factory=list)
 
     def add_cases(
         self,
@@ -107,14 +107,14 @@ class Evidence:
             and (precision == "float32" or _within(case.name, signature, reference))
         ]
         for case in sorted(judged, key=_worth):
-            proven = _proven(graph, signature, case, reference, precision)
-            if proven.size <= left or left == MAX_BYTES:
-                self.cases.append(proven)
-                left -= proven.size
+            expected = _expected_case(graph, signature, case, reference, precision)
+            if expected.size <= left or left == MAX_BYTES:
+                self.cases.append(expected)
+                left -= expected.size
 
     def add_request(self, request: Request, answer: Any) -> None:
         self.requests.append(
-            ProvenRequest(body=request.fields()["body"], params=dict(request.params), answer=answer)
+            ExpectedRequest(body=request.fields()["body"], params=dict(request.params), answer=answer)
         )
 
     def to_bytes(self) -> bytes:
@@ -176,7 +176,7 @@ def read_evidence(path: Path) -> Evidence:
             return arrays[value["bytes"]].tobytes() if "bytes" in value else value["json"]
 
         cases = [
-            ProvenCase(
+            ExpectedCase(
                 graph=case["graph"],
                 name=case["name"],
                 inputs=named(case["inputs"]),
@@ -187,7 +187,7 @@ def read_evidence(path: Path) -> Evidence:
             for case in index["cases"]
         ]
         requests = [
-            ProvenRequest(body=said(r["body"]), params=dict(r["params"]), answer=said(r["answer"]))
+            ExpectedRequest(body=said(r["body"]), params=dict(r["params"]), answer=said(r["answer"]))
             for r in index["requests"]
         ]
         return Evidence(index["answered_by"], cases, requests)
@@ -213,7 +213,9 @@ def _within(case: str, signature: Signature, reference: Reference) -> bool:
     )
 
 
-def _proven(graph: str, signature: Signature, case: Case, reference: Reference, precision: str) -> ProvenCase:
+def _expected_case(
+    graph: str, signature: Signature, case: Case, reference: Reference, precision: str
+) -> ExpectedCase:
     def few(array: np.ndarray) -> np.ndarray:
         return array if signature.batch_dim is None else array[:ROWS]
 
@@ -226,6 +228,6 @@ def _proven(graph: str, signature: Signature, case: Case, reference: Reference, 
         else:
             expected[name] = few(eager)
     inputs = {name: few(array) for name, array in case.inputs.items()}
-    return ProvenCase(
+    return ExpectedCase(
         graph=graph, name=case.name, inputs=inputs, expected=expected, bounds=bounds, precision=precision
     )

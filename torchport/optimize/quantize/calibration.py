@@ -24,7 +24,7 @@ from torchport.recipe.loading import find_handler
 from torchport.recipe.user_code import running
 from torchport.store.folders import BuildFolder
 
-MOST_ROWS = 128
+MAX_ROWS = 128
 """Maximum rows of a graph's calibration inputs; further rows are left out. They would hardly change a
 range, and each costs a run with every activation kept."""
 
@@ -72,13 +72,13 @@ class Calibration:
                     digests = row_digests(whole, padding)
                     keep = [digest not in held_out.get(graph, ()) for digest in digests]
                     left_out += keep.count(False)
-                    keep = [k and i < MOST_ROWS - rows[graph] for i, k in enumerate(keep)]
+                    keep = [k and i < MAX_ROWS - rows[graph] for i, k in enumerate(keep)]
                     rows[graph] += sum(keep)
                     if any(keep):
                         batches[graph].append(
                             {n: a[keep][0] if single else a[keep] for n, a in whole.items()}
                         )
-                    if rows[graph] >= MOST_ROWS:
+                    if rows[graph] >= MAX_ROWS:
                         break
             if not rows[graph]:
                 raise RecipeError(
@@ -102,7 +102,7 @@ class Calibration:
                 continue
             for start in range(0, len(next(iter(batch.values()))), PIECE_ROWS):
                 pieces.append({name: array[start : start + PIECE_ROWS] for name, array in batch.items()})
-        yield from sorted(pieces, key=_greatest, reverse=True)
+        yield from sorted(pieces, key=_largest, reverse=True)
 
     @property
     def sha256(self) -> str:
@@ -117,6 +117,6 @@ class Calibration:
         return digest.hexdigest()
 
 
-def _greatest(inputs: Inputs) -> float:
+def _largest(inputs: Inputs) -> float:
     floats = [array for array in inputs.values() if array.dtype.kind == "f"]
     return max((float(np.abs(array).max(initial=0.0)) for array in floats), default=0.0)

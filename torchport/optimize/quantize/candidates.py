@@ -3,7 +3,7 @@
 bench = Workbench(recipe, folder, gate, work=Path("work"))
 candidate = bench.candidate("minmax")
 candidate.problems                   # why it does not pass the gate; empty if it does
-candidate = bench.candidate("minmax", left=bench.layers_by_error("minmax")[:3])
+candidate = bench.candidate("minmax", exclude=bench.layers_by_error("minmax")[:3])
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Candidate:
 
     Args:
         method: how its ranges were found, one of `METHODS`.
-        left: the excluded nodes, which stay in float32, worst first.
+        excluded: the excluded nodes, which stay in float32, worst first.
         folder: the folder of its graphs.
         size: their size together, bytes.
         metrics: held-out metrics; empty if it is much too slow.
@@ -58,7 +58,7 @@ class Candidate:
     """
 
     method: str
-    left: tuple[Layer, ...]
+    excluded: tuple[Layer, ...]
     folder: Path
     size: int
     metrics: dict[str, float]
@@ -108,8 +108,8 @@ class Workbench:
         taken = interleaved_seconds({"float32": self._float32}, self._batches, rounds=FULL_ROUNDS)
         return taken["float32"] / len(self._batches)
 
-    def candidate(self, method: str, left: Sequence[Layer] = ()) -> Candidate:
-        """Make a candidate and measure it; the nodes in `left` are excluded.
+    def candidate(self, method: str, exclude: Sequence[Layer] = ()) -> Candidate:
+        """Make a candidate and measure it; the nodes in `exclude` are excluded.
 
         Raises:
             QuantizationError: ONNX Runtime cannot make it, or a client could spoil others' answers with it.
@@ -124,7 +124,7 @@ class Workbench:
         os.symlink((self._build / "assets").resolve(), folder / "assets", target_is_directory=True)
         size = 0
         for name, graph in self._graphs.items():
-            content = graph.quantized(method, leave=[layer for of, layer in left if of == name])
+            content = graph.quantized(method, exclude=[layer for of, layer in exclude if of == name])
             size += len(content)
             (folder / f"{name}{INT8_SUFFIX}").write_bytes(content)
         handler = self._open(folder, variant_options(self._recipe, INT8, "cpu"))
@@ -134,7 +134,7 @@ class Workbench:
             speed = taken["float32"] / taken["int8"]
             return Candidate(
                 method=method,
-                left=tuple(left),
+                excluded=tuple(exclude),
                 folder=folder,
                 size=size,
                 metrics={},
@@ -151,13 +151,13 @@ class Workbench:
         taken = interleaved_seconds(both, self._batches, rounds=QUICK_ROUNDS, at_least=QUICK_SECONDS)
         return Candidate(
             method=method,
-            left=tuple(left),
+            excluded=tuple(exclude),
             folder=folder,
             size=size,
             metrics=metrics,
             agreement=self.before.agreement(measured),
             problems=self._gate.broken(self.before.metrics, metrics),
-            drop=self._gate.most_lost(self.before.metrics, metrics),
+            drop=self._gate.largest_drop(self.before.metrics, metrics),
             speed=taken["float32"] / taken["int8"],
         )
 

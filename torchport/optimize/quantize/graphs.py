@@ -2,7 +2,7 @@
 
     graph = Int8Graph("main", Path("main.onnx"), work=Path("work"), arithmetic=Arithmetic.of_this_machine())
     graph.calibrate("entropy", batches)
-    content = graph.quantized("entropy", leave={"node_Conv_58"})    # the bytes of main.int8.onnx
+    content = graph.quantized("entropy", exclude={"node_Conv_58"})    # the bytes of main.int8.onnx
 
 Static quantisation is QDQ with weights per channel; its ranges are measured on calibration inputs.
 Dynamic quantisation measures ranges anew in every run.
@@ -133,9 +133,9 @@ class Int8Graph:
             raise QuantizationError(f"{self.name}.onnx: calibration by {method} failed: {err}") from err
 
     def quantized(
-        self, method: str, *, leave: Collection[str] = (), only: Collection[str] | None = None
+        self, method: str, *, exclude: Collection[str] = (), only: Collection[str] | None = None
     ) -> bytes:
-        """The graph's bytes in INT8, without the excluded nodes in `leave`.
+        """The graph's bytes in INT8, without the excluded nodes in `exclude`.
 
         With `only`, all other nodes stay in float32 too.
 
@@ -149,7 +149,7 @@ class Int8Graph:
             "per_channel": True,
             "reduce_range": self._arithmetic.reduce_range,
             "weight_type": QuantType.QInt8,
-            "nodes_to_exclude": sorted(leave),
+            "nodes_to_exclude": sorted(exclude),
             "nodes_to_quantize": sorted(only) if only is not None else None,
         }
         signed = self._arithmetic.signed_activations

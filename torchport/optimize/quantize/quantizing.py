@@ -147,7 +147,7 @@ def _certificate(recipe: Recipe, bench: Workbench, gate: Gate, best: Candidate) 
         "means": METHODS[best.method],
         "arithmetic": bench.arithmetic.to_json() | {"per_channel": True},
         "layers": len(bench.layers),
-        "left_in_float32": ["/".join(layer) for layer in best.left],
+        "left_in_float32": ["/".join(layer) for layer in best.excluded],
         "gate": gate.to_json(),
         "metrics": {
             name: {"float32": value, "int8": best.metrics[name]}
@@ -176,7 +176,7 @@ def _report(recipe: Recipe, bench: Workbench, gate: Gate, outcome: Outcome) -> d
         "tried": [
             {
                 "method": c.method,
-                "left_in_float32": ["/".join(layer) for layer in c.left],
+                "left_in_float32": ["/".join(layer) for layer in c.excluded],
                 "metrics": c.metrics,
                 "compared": c.agreement.compared,
                 "agreed": c.agreement.agreed,

@@ -80,7 +80,7 @@ def search(bench: Workbench, tell: Tell = lambda message: None) -> Outcome:
     for whole in [c for c in tried if _worth_mending(c, tried)]:
         tell(f"{whole.method}: which layers it hurts")
         ranked = bench.layers_by_error(whole.method)
-        tried += _left_in_float32(bench, whole.method, ranked, tell)
+        tried += _with_excluded_nodes(bench, whole.method, ranked, tell)
     tell("timing what passes")
     tried = _timed(bench, tried)
     return Outcome(_chosen(tried), tried, impossible)
@@ -98,7 +98,7 @@ def _worth_mending(candidate: Candidate, tried: Sequence[Candidate]) -> bool:
     return candidate.method == "dynamic" or all(c.problems for c in static)
 
 
-def _left_in_float32(bench: Workbench, method: str, ranked: list[Layer], tell: Tell) -> list[Candidate]:
+def _with_excluded_nodes(bench: Workbench, method: str, ranked: list[Layer], tell: Tell) -> list[Candidate]:
     """Candidates with the worst nodes excluded, twice as many each time.
 
     Once the gate holds, the minimum number with which it holds is found by halving.
@@ -144,5 +144,5 @@ def _chosen(tried: Sequence[Candidate]) -> Candidate | None:
 
     return min(
         (c for c in passing if c.speed >= AS_FAST * fastest),
-        key=lambda c: (c.drop, -(c.agreement.share or 0.0), len(c.left)),
+        key=lambda c: (c.drop, -(c.agreement.share or 0.0), len(c.excluded)),
     )

@@ -31,7 +31,7 @@ BETTER = 1.02
 """Minimum speed-up over the default (median of the rounds). Below it, or if slower in any round, the
 default is kept."""
 
-LEAST_ROUNDS = 2
+MIN_ROUNDS = 2
 """Minimum rounds of the finals, even after the deadline: one alone would not tell what is noise."""
 
 Serve = Callable[[Configuration], AbstractContextManager[Ask]]
@@ -150,7 +150,7 @@ def search(
     """Measure configurations, and choose the best within the SLO.
 
     The default is chosen if nothing is better. Nothing is chosen if nothing is within the SLO. A run
-    that has begun at `deadline` (of `clock`) is finished. The finals always take place: `LEAST_ROUNDS`,
+    that has begun at `deadline` (of `clock`) is finished. The finals always take place: `MIN_ROUNDS`,
     with the default and at least one other.
 
     Raises:
@@ -185,7 +185,7 @@ def search(
     try_all([c for shape in ranked[: effort.shapes] for c in space.with_batches(shape)])
     entries = _entries(outcome, effort)
     final_cost = median(costs) + 3 * effort.final_s
-    while len(entries) > 2 and clock() + LEAST_ROUNDS * final_cost * len(entries) > deadline:
+    while len(entries) > 2 and clock() + MIN_ROUNDS * final_cost * len(entries) > deadline:
         # Of the last two, it is the one that keeps the model's precision that stays.
         entries.pop(1 if len(entries) == 3 and _gives_up_precision(entries[1], space) else -1)
     _finals(outcome, entries, serve, effort, lambda: clock() >= deadline, tell)
@@ -245,7 +245,7 @@ def _finals(
     for number in range(effort.rounds):
         # Turned round every time: what heats up or slows down meets nobody in the same place.
         for configuration in entries if number % 2 == 0 else reversed(entries):
-            enough = all(len(found) >= LEAST_ROUNDS for found in runs.values())
+            enough = all(len(found) >= MIN_ROUNDS for found in runs.values())
             if configuration not in runs or (enough and late()):
                 continue
             tell(f"round {number + 1} of {effort.rounds}: {configuration}")

@@ -149,8 +149,8 @@ def _longest_mate(
     free = set(sizes) - set(shared) - {signature.batch_dim}
     if not free:
         return None
-    greatest = {symbol: signature.dims[symbol][1] for symbol in free}
-    return random_inputs(signature, {**sizes, **greatest, signature.batch_dim: 1}, seed=0)
+    maximum = {symbol: signature.dims[symbol][1] for symbol in free}
+    return random_inputs(signature, {**sizes, **maximum, signature.batch_dim: 1}, seed=0)
 
 
 def _scale(value: np.ndarray) -> float:

@@ -3,7 +3,7 @@
 The archive's handler is foreign code, which may end, crash or hang its process. The other archives must
 be verified all the same:
 
-    prove_apart(store.archive("linear", "1.0")).record["passed"]
+    verify_in_child(store.archive("linear", "1.0")).record["passed"]
 
 Only the result file counts, never the exit code. The child leads a process group that ends with it. The
 child ends with the process that started it, after a SIGKILL too.
@@ -28,7 +28,7 @@ from torchport.archive.local_record import record_path
 from torchport.child_process import end_with_parent, how_it_ended
 from torchport.errors import ArchiveError, TorchportError
 from torchport.store.files import read_json, write_json
-from torchport.verify.local.proving import LocalParity, prove_again
+from torchport.verify.local.proving import LocalParity, verify_archive
 
 TIMEOUT_S = 1800.0
 """Seconds for all backends and devices of one archive; beyond, the child is killed. This is many times
@@ -42,20 +42,20 @@ _DRAIN_S = 0.5
 """Seconds to wait for the rest of a pipe: a process that has left the group may hold it open."""
 
 
-def prove_apart(
+def verify_in_child(
     archive: Path,
     *,
     force: bool = False,
     timeout_s: float = TIMEOUT_S,
     tell: Callable[[str], None] = lambda message: None,
 ) -> LocalParity:
-    """Verify an archive on this machine in a child process, as `prove_again` does.
+    """Verify an archive on this machine in a child process, as `verify_archive` does.
 
     Call it on the main thread: on Linux a child dies with the thread that started it.
 
     Raises:
-        ArchiveError: as `prove_again`; or the child ended without a result, or took longer than `timeout_s`
-            seconds. The archive has no record then.
+        ArchiveError: as `verify_archive`; or the child ended without a result, or took longer than
+            `timeout_s` seconds. The archive has no record then.
         OSError: no process can be started, or the temporary folder cannot be written to.
     """
     with tempfile.TemporaryDirectory(prefix="torchport-proving-", ignore_cleanup_errors=True) as name:
@@ -134,7 +134,7 @@ def main() -> None:
     progress = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     try:
-        result = prove_again(
+        result = verify_archive(
             given.archive, force=given.force, tell=lambda message: print(message, file=progress, flush=True)
         )
         write_json(given.outcome, {"done": result.done, "record": result.record})

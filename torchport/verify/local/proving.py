@@ -2,7 +2,7 @@
 
 Another processor, GPU or library version may compute other numbers than the certificate is about:
 
-    result = prove_again(store.archive("linear", "1.0"))
+    result = verify_archive(store.archive("linear", "1.0"))
     result.record["passed"]
 
 It needs neither the recipe nor the weights: the archive contains test vectors
@@ -29,7 +29,7 @@ from torchport.store.hashing import sha256_file
 from torchport.store.variants import Variant
 from torchport.store.versions import library_versions
 from torchport.verify.answers.equality import same_answer
-from torchport.verify.evidence import FILE, Evidence, ProvenCase, read_evidence
+from torchport.verify.evidence import FILE, Evidence, ExpectedCase, read_evidence
 from torchport.verify.outputs.error_statistics import absolute_error, same_values
 from torchport.version import __version__
 from torchport_runtime.options import BackendOptions
@@ -46,7 +46,7 @@ class LocalParity:
     record: dict[str, Any]
 
 
-def prove_again(
+def verify_archive(
     archive: Path, *, force: bool = False, tell: Callable[[str], None] = lambda message: None
 ) -> LocalParity:
     """Run an archive's test vectors on its backends, on this machine's devices.
@@ -84,7 +84,7 @@ def prove_again(
         if devices and (reason := _why_no_gpu(archive, own, variant)):
             without_gpu.append({**variant.to_json(), "reason": reason})
             devices = []
-        results += [_prove(archive, own, variant, device, tell) for device in ("cpu", *devices)]
+        results += [_verify_variant(archive, own, variant, device, tell) for device in ("cpu", *devices)]
     record = {
         "torchport": __version__,
         "archive": archive.name,
@@ -130,7 +130,7 @@ def _why_no_gpu(archive: Path, own: BackendOptions, variant: Variant) -> str:
     return ""
 
 
-def _prove(
+def _verify_variant(
     archive: Path, own: BackendOptions, variant: Variant, device: str, tell: Callable[[str], None]
 ) -> dict[str, Any]:
     """Result of one variant on one device. It has failed if the archive does not load with it."""
@@ -140,10 +140,10 @@ def _prove(
     try:
         with _load(archive, own, variant, device) as model:
             evidence = read_evidence(model.folder / FILE)
-            proven = [case for case in evidence.cases if case.precision == variant.precision]
-            if not proven:
+            comparable = [case for case in evidence.cases if case.precision == variant.precision]
+            if not comparable:
                 failures.append(f"{FILE} holds nothing to prove {variant} by: verify and package it again")
-            for case in proven:
+            for case in comparable:
                 cases += 1
                 for ratio, failure in _compare(model, case):
                     worst = max(worst, ratio)
@@ -167,7 +167,7 @@ def _prove(
     }
 
 
-def _compare(model: ArchivedModel, case: ProvenCase) -> Iterator[tuple[float, str]]:
+def _compare(model: ArchivedModel, case: ExpectedCase) -> Iterator[tuple[float, str]]:
     """For each output the worst error (in bounds) and the failure.
 
     The failure is empty if the output is right.

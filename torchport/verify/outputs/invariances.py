@@ -97,7 +97,7 @@ class Invariances:
             again = self._answer(backend, label, {name: a.copy() for name, a in case.inputs.items()})
             if again is None:
                 continue
-            self._hold_together(case, label, kept, again)
+            self._compare_repeated(case, label, kept, again)
             self._ledger.compare(label, case.name, again, self._rows(case))
             self.counts["repeated"] += 1
 
@@ -116,7 +116,7 @@ class Invariances:
                 if self._run(backend, case, f"{case.name}, threads={count}", case.inputs):
                     self.counts["threads"]["compared"] += 1
 
-    def _hold_together(
+    def _compare_repeated(
         self,
         case: Case,
         label: str,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from torchport.errors import RecipeError
-from torchport.model.eager import EagerBackend, moved_module
+from torchport.model.eager import EagerBackend, perturbed_module
 from torchport.verify.outputs.cases import THREADS, Case
 from torchport.verify.outputs.error_statistics import figures
 from torchport.verify.torch_threads import torch_threads_kept
@@ -65,7 +65,7 @@ class Reference:
         self.kind, self._double = self._truths([case for case in cases if case.name in self._eager])
         self.cases = [case for case in cases if case.name not in self.refused]
         cases = self.cases
-        moved = self._others(cases)
+        others = self._others(cases)
         self._otherwise = self._by_other_threads([case for case in cases if case.is_sample])
         self._truth = {
             case.name: {
@@ -73,7 +73,7 @@ class Reference:
                     name,
                     self._double[case.name][name],
                     self._eager[case.name][name],
-                    [others[case.name][name] for others in moved],
+                    [other[case.name][name] for other in others],
                     [by[case.name][name] for by in self._otherwise if case.name in by],
                 )
                 for name in signature.outputs
@@ -82,7 +82,7 @@ class Reference:
         }
         self._bound_lucky_cases()
         real = [case for case in cases if case.is_sample]
-        self._bound_channels(real, moved)
+        self._bound_channels(real, others)
 
     def eager(self, case: str, output: str) -> np.ndarray:
         """The output in eager float32."""
@@ -163,11 +163,11 @@ class Reference:
         others = [self._double] if self.kind == "float64" else []
         doubles = [n for n, spec in self._signature.outputs.items() if spec.dtype == "float64"]
         if self.kind != "float64" or doubles:
-            others.append(self._moved(cases))
+            others.append(self._perturbed(cases))
         return others
 
-    def _moved(self, cases: Sequence[Case]) -> dict[str, dict[str, np.ndarray]]:
-        backend = EagerBackend(moved_module(self._module), self._signature)
+    def _perturbed(self, cases: Sequence[Case]) -> dict[str, dict[str, np.ndarray]]:
+        backend = EagerBackend(perturbed_module(self._module), self._signature)
         return {
             case.name: backend.run(
                 {
@@ -236,7 +236,7 @@ class Reference:
         return 0.0 if spec.low is None or spec.high is None else max(abs(spec.low), abs(spec.high))
 
     def _bound_channels(
-        self, samples: Sequence[Case], moved: Sequence[Mapping[str, Mapping[str, np.ndarray]]]
+        self, samples: Sequence[Case], runs: Sequence[Mapping[str, Mapping[str, np.ndarray]]]
     ) -> None:
         """Give every sample's outputs their channels' bounds, from all samples' rows."""
         for name, spec in self._signature.outputs.items():
@@ -246,7 +246,7 @@ class Reference:
                 channels = spec.shape[axis]
                 if not isinstance(channels, int) or channels < 2:
                     continue
-                bounds = self._channel_bounds(name, axis, channels, samples, moved)
+                bounds = self._channel_bounds(name, axis, channels, samples, runs)
                 if bounds is None:
                     continue
                 for case in samples:
@@ -260,14 +260,14 @@ class Reference:
         axis: int,
         channels: int,
         samples: Sequence[Case],
-        moved: Sequence[Mapping[str, Mapping[str, np.ndarray]]],
+        runs: Sequence[Mapping[str, Mapping[str, np.ndarray]]],
     ) -> np.ndarray | None:
         def together(of: Mapping[str, Mapping[str, np.ndarray]]) -> np.ndarray:
             return np.concatenate(
                 [np.moveaxis(of[case.name][name], axis, -1).reshape(-1, channels) for case in samples]
             )
 
-        eager, others = together(self._eager), [together(of) for of in moved]
+        eager, others = together(self._eager), [together(of) for of in runs]
         if len(eager) < CHANNEL_ROWS or not all(np.isfinite(other).all() for other in others):
             return None
         computed = [eager, *(together(of) for of in self._otherwise)]

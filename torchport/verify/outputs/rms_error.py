@@ -19,7 +19,7 @@ MULTIPLE = 4
 """Maximum RMS error, as a multiple of eager's. Another order of summation, or wider intermediates, change
 it by less than half on what was measured (ONNX Runtime, TorchScript and torch.export on the CPU)."""
 
-LEAST_EPSILONS = 1
+MIN_EPSILONS = 1
 """RMS error that is always allowed, in epsilons of the output's own RMS: rounding the outputs alone may
 cost as much, if eager happens to be exact."""
 
@@ -64,5 +64,5 @@ class TypicalError:
     def _figures(self, name: str) -> dict[str, float]:
         ours, eager, cases = self._sums[name]
         error, own = float(np.sqrt(ours / cases)), float(np.sqrt(eager / cases))
-        allowed = max(MULTIPLE * own, LEAST_EPSILONS * self._epsilon)
+        allowed = max(MULTIPLE * own, MIN_EPSILONS * self._epsilon)
         return {"error": error, "eager": own, "allowed": allowed}
