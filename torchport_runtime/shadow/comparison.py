@@ -5,7 +5,8 @@
     difference.disagreeing               # rows
 
 Both backends were verified to be within a bound of the truth, so they differ by the sum of both bounds at
-most. For INT8 and half precision no such bounds are used: there decisions count, and finite numbers.
+most. For INT8 and half precision no such bounds are used: only decisions are compared, and whether numbers
+are finite.
 """
 
 from __future__ import annotations
