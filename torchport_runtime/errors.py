@@ -1,12 +1,15 @@
-"""The root of every error that torchport raises, and those that can happen while serving.
+"""Root of torchport's errors, and the errors that can happen while serving.
 
-Each class knows the exit code of a command that ends with it and the HTTP status of an answer
-that it becomes. A message says what was given, what was expected, and what to do.
+Each class has the exit code of a command that ends with it, and the HTTP status of an answer. A message
+says what was given, what was expected, and what to do.
 """
 
 
 class TorchportError(Exception):
-    """Any error of ours. `exit_code` is for commands, `http_status` for answers to requests."""
+    """Any error of torchport.
+
+    `exit_code` is for commands, `http_status` for answers to requests.
+    """
 
     exit_code = 2
     http_status = 500
