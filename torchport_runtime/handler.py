@@ -142,7 +142,7 @@ class Handler:
             return
         self.shadow = Shadow(folder, self.signatures, options)
         for name, backend in self.backends.items():
-            self.backends[name] = self.shadow.beside(name, self.signatures[name], backend)
+            self.backends[name] = self.shadow.wrap(name, self.signatures[name], backend)
         logger.info(
             "shadow: %s %s, of %g of the rows", shadowed.backend, shadowed.precision, self.shadow.fraction
         )

@@ -1,7 +1,7 @@
 """Shadow testing: a fraction of live traffic runs again on a second backend.
 
     shadow = Shadow(folder, signatures, options)           # options.shadow says which backend, and how much
-    backend = shadow.beside("main", signature, backend)    # answers as before; the shadow samples its rows
+    backend = shadow.wrap("main", signature, backend)      # answers as before; the shadow samples its rows
     shadow.report(context.metrics)
 
 No caller waits for it. The second backend has its own process, which uses idle processor time only. Rows
@@ -93,7 +93,7 @@ class Shadow:
             self.close()
             raise
 
-    def beside(self, graph: str, signature: Signature, backend: Backend) -> Backend:
+    def wrap(self, graph: str, signature: Signature, backend: Backend) -> Backend:
         """Wrap a backend, so that the shadow samples its rows."""
         return _Watched(self, graph, signature, backend)
 
