@@ -22,7 +22,7 @@ from PIL import Image
 
 
 class Window(NamedTuple):
-    """Where a picture lies in the model's input, pixels."""
+    """A picture's place in the model's input, in pixels."""
 
     left: int
     top: int
@@ -51,7 +51,10 @@ class Letterbox:
             raise ValueError(f"fill {self.fill}: a grey level from 0 to 255 is expected")
 
     def window(self, picture: tuple[int, int]) -> Window:
-        """Where a picture of (width, height) lies; sides are one pixel at least."""
+        """The place of a picture of (width, height) in the model's input.
+
+        Its sides are at least one pixel long.
+        """
         height, width = self.size
         scale = min(width / picture[0], height / picture[1])
         fitted = [
@@ -60,7 +63,10 @@ class Letterbox:
         return Window((width - fitted[0]) // 2, (height - fitted[1]) // 2, *fitted)
 
     def fit(self, picture: Image.Image) -> Image.Image:
-        """Fit the picture into an image of the model's size, keeping its mode."""
+        """Fit the picture into an image of the model's size.
+
+        The picture's mode stays.
+        """
         window = self.window(picture.size)
         if picture.size != (window.width, window.height):
             picture = picture.resize((window.width, window.height), Image.Resampling.BILINEAR)
@@ -69,7 +75,7 @@ class Letterbox:
         return canvas
 
     def place(self, boxes: np.ndarray, picture: tuple[int, int]) -> np.ndarray:
-        """Convert boxes [n, 4] of a picture to the model's pixels, for training.
+        """Convert a picture's boxes [n, 4] to the model's pixels, for training.
 
         `picture` is its width and height.
         """
@@ -78,7 +84,7 @@ class Letterbox:
         return np.asarray(boxes * factor + np.array([window.left, window.top] * 2))
 
     def restore(self, boxes: np.ndarray, picture: tuple[int, int]) -> np.ndarray:
-        """Convert boxes [n, 4] of the model's pixels to the picture's, clipped to it."""
+        """Convert the model's boxes [n, 4] to the picture's pixels, clipped."""
         window = self.window(picture)
         # Each side by its own factor: a fitted side is a whole number of pixels.
         factor = np.array([picture[0] / window.width, picture[1] / window.height] * 2)
@@ -87,7 +93,10 @@ class Letterbox:
 
 
 class Detections(NamedTuple):
-    """Detections, best first: boxes float64 [n, 4], classes int64 [n], scores float64 [n]."""
+    """One picture's detections, best first.
+
+    Boxes are float64 [n, 4], classes int64 [n], scores float64 [n].
+    """
 
     boxes: np.ndarray
     classes: np.ndarray
@@ -209,9 +218,9 @@ class BoxDecoder:
 
 
 def iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Intersection over union of boxes [n, 4] and others [m, 4]: float64 [n, m].
+    """Intersection over union of two sets of boxes.
 
-    It is 0 for empty boxes.
+    Boxes [n, 4] and others [m, 4] give float64 [n, m]. It is 0 for empty boxes.
     """
     low = np.maximum(boxes[:, None, :2], others[None, :, :2])
     high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])

@@ -16,7 +16,7 @@ class TorchportError(Exception):
 
 
 class SignatureError(TorchportError):
-    """Tensors, or a description of tensors, that do not fit the model's signature."""
+    """Tensors, or descriptions of tensors, that do not fit a signature."""
 
     http_status = 400
 
@@ -39,10 +39,10 @@ class BadRequest(TorchportError):
 
 
 class BackendError(TorchportError):
-    """A backend that cannot be opened as asked, or that failed while it ran."""
+    """A backend that cannot be opened, or that failed while running."""
 
 
 def one_line(err: BaseException) -> str:
-    """An error's message without the C++ stack that follows it, at most 400 characters."""
+    """An error's message without its C++ stack, at most 400 characters."""
     lines = [line.strip() for line in str(err).splitlines() if line.strip()]
     return (" ".join(lines[:3]) or type(err).__name__)[:400]

@@ -73,7 +73,7 @@ class Handler:
         """Read labels, vocabulary and options, once, before the first request."""
 
     def decode(self, request: InferenceRequest) -> Tensors:
-        """One request's input tensors, with a leading batch dimension (1, or more rows).
+        """One request's input tensors, with a leading batch dimension.
 
         They enter the graph that `request.graph` names: set it if the model has several.
         Raise `BadRequest` with a reason if the request cannot be read.
@@ -123,7 +123,7 @@ class Handler:
         self.initialized = True
 
     def load(self, folder: Path, options: BackendOptions, handler_options: Mapping[str, Any]) -> None:
-        """Read the signature and the assets of an unpacked archive and open its graphs.
+        """Read an unpacked archive's signature and assets, and open its graphs.
 
         Raises:
             BackendError: the backend, the device or an artifact is missing.
@@ -156,7 +156,7 @@ class Handler:
         self.setup()
 
     def warm_up(self) -> None:
-        """Run every graph on zeros, so that no client waits for lazy set-up.
+        """Run every graph on zeros, because first runs are slow.
 
         Each runs with one row, and with two if it has a batch.
         """
@@ -168,7 +168,7 @@ class Handler:
                 self.backends[name].run(signature.zeros({signature.batch_dim: pair}))
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[Any]:
-        """TorchServe's entry point: one row per request in, one body per request out."""
+        """TorchServe's entry point: rows of requests in, bodies of answers out."""
         if self.shadow is not None:
             self.shadow.report(context.metrics)
         requests = [InferenceRequest(row, RequestHeaders(context, i)) for i, row in enumerate(data)]
@@ -182,7 +182,7 @@ class Handler:
         return bodies
 
     def answer(self, requests: Sequence[InferenceRequest]) -> list[Answer]:
-        """Answer every request; a bad one gets its own 4xx and the others are served."""
+        """Answer every request; a bad one alone gets a 4xx."""
         if len(requests) > 1:
             together = self._answer_together(requests)
             if together is not None:
@@ -326,7 +326,7 @@ def _phrase(status: int) -> str:
 
 
 def _fault(what: str) -> Answer:
-    """A 500 for one request; the reason goes to the log, not to the client."""
+    """A 500 for one request; only the log has the reason."""
     logger.exception(what)
     return Answer(
         {"code": 500, "type": "InternalServerException", "message": f"{what}: see the model's log"},

@@ -30,7 +30,9 @@ _RESAMPLING = {
 
 
 def decode_image(content: bytes, mode: str = "RGB") -> Image.Image:
-    """Decode PNG, JPEG, WebP, BMP or GIF bytes (the first frame), upright, in `mode` (RGB or L).
+    """Decode PNG, JPEG, WebP, BMP or GIF bytes to an upright image.
+
+    The image is the first frame, in `mode` (RGB or L).
 
     Sixteen-bit grey is scaled to eight bits, where Pillow's own conversion would clip it. EXIF
     rotation is applied. An alpha channel is dropped, as `Image.convert` does in training scripts.

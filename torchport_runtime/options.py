@@ -214,7 +214,7 @@ class BackendOptions:
         return artifact_suffix(self.backend, self.precision)
 
     def numerics(self) -> dict[str, Any]:
-        """The options that can change a result; a certificate is bound to them."""
+        """Options that can change a result; a certificate is bound to them."""
         own: dict[str, Any] = {"tf32": self.tf32}
         if self.backend == "onnxruntime":
             own["graph_optimization"] = self.graph_optimization

@@ -30,7 +30,7 @@ GAP_LEVEL = 96
 
 
 def to_pixels(images: np.ndarray, low: float = 0.0, high: float = 1.0) -> np.ndarray:
-    """Convert floats [n, 1 or 3, height, width] to uint8 of the same shape.
+    """Convert float images [n, 1 or 3, height, width] to uint8.
 
     `low` becomes 0 and `high` 255. Values outside are clipped, values between are rounded to the nearest
     (halves to even).

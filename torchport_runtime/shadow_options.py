@@ -56,7 +56,9 @@ class ShadowOptions:
 
     @classmethod
     def read(cls, given: Any) -> ShadowOptions | None:
-        """Read the block, or a text such as "torchscript=0.1"; None for "off" or nothing.
+        """Read the block, or a text such as "torchscript=0.1".
+
+        "off" and nothing give None.
 
         Raises:
             BackendError: the value is something else, or holds unknown or wrong keys.

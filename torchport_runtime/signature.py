@@ -97,7 +97,7 @@ class TensorSpec:
         return tuple(sizes[s] if isinstance(s, str) else s for s in self.shape)
 
     def sizes(self, shape: tuple[int, ...]) -> dict[str, int]:
-        """The size that an array of this shape gives to each symbolic dimension."""
+        """The size of each symbolic dimension in an array's shape."""
         return {s: n for s, n in zip(self.shape, shape, strict=False) if isinstance(s, str)}
 
     def clip(self, values: np.ndarray | float) -> np.ndarray:
@@ -220,7 +220,7 @@ class Signature:
         return self._check("input", self.inputs, tensors, None)
 
     def with_defaults(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Add missing inputs that have a default, in the sizes of the others.
+        """Add missing inputs that have a default, in the given inputs' sizes.
 
         Raises:
             SignatureError: a missing input has a dimension that no given input has, a size exceeds its

@@ -73,7 +73,7 @@ def decode_texts(request: InferenceRequest, *, limit_bytes: int = 65536, limit_t
 
 
 def clean_text(text: str) -> str:
-    """The text in Unicode's composed form (NFC), with no white space around it.
+    """The text in Unicode's composed form (NFC), without white space around it.
 
     Control characters such as NUL, except tab and line ends, become spaces. A byte order mark at the start
     is dropped. A run of combining marks keeps its first 32 (Unicode's stream-safe format, UAX 15, allows
@@ -139,12 +139,15 @@ class TextEncoder:
         return int(found)
 
     def encode(self, text: str) -> tuple[np.ndarray, bool]:
-        """Token ids, int64 [n] with n at least 1, and whether the text was cut to `max_tokens`."""
+        """Token ids, int64 [n], and whether the text was cut to `max_tokens`.
+
+        There is at least one id.
+        """
         ids = self._encoding(text).ids or [self.id_of(UNKNOWN)]
         return np.array(ids[: self.max_tokens], dtype=np.int64), len(ids) > self.max_tokens
 
     def pieces(self, text: str) -> list[str]:
-        """The piece of the text for each of `encode`'s ids; "▁" for a space alone."""
+        """The text of each of `encode`'s ids; "▁" for a space alone."""
         encoding = self._encoding(text)
         found = zip(encoding.tokens, encoding.offsets, strict=True)
         pieces = [token if token == "▁" else text[start:end].strip() for token, (start, end) in found]
@@ -179,7 +182,9 @@ def train_bpe(
     lowercase: bool = False,
     min_frequency: int = 2,
 ) -> str:
-    """A byte-pair encoding (Sennrich et al., 2016) learned from `texts`, as a tokenizer's JSON.
+    """Learn a byte-pair encoding from `texts`, as a tokenizer's JSON.
+
+    The method is that of Sennrich et al., 2016.
 
     Words carry a leading "▁" in place of the space before them and punctuation stands alone, so
     that `TextEncoder.decode` gives the text back, except runs of white space. The special
@@ -221,7 +226,7 @@ def _utf8(body: bytes) -> str:
 
 
 def _as_json(text: str) -> Any:
-    """The text's JSON if it has one of the shapes of a request, else the text."""
+    """The text's JSON if it is a request's, else the text."""
     start = text.lstrip("\ufeff \t\r\n")[:1]
     if start not in ("{", "["):
         return text
@@ -252,7 +257,7 @@ def _of_object(body: Mapping[str, Any]) -> Any:
 
 
 def _checked(text: str, index: int, batched: bool) -> int:
-    """The text's length in bytes of UTF-8; half a surrogate pair is refused."""
+    """The text's length in UTF-8 bytes; half a surrogate pair is refused."""
     try:
         return len(text.encode("utf-8"))
     except UnicodeEncodeError as err:

@@ -56,7 +56,7 @@ class UiString:
     capital: bool
 
     def restore(self, translation: str) -> str:
-        """The translation with its slots filled and its first letter as the original's."""
+        """The translation with filled slots and the original's case of first letter."""
         first = _FIRST_WORD.match(translation)
         if self.capital and first and not _SLOT.search(translation[: first.start(1)]):
             at = first.start(1)

@@ -52,7 +52,7 @@ def built_here() -> dict[str, Any]:
 
 
 def built_for(path: Path) -> dict[str, Any]:
-    """What an artifact says it was compiled for; none of its code is loaded.
+    """Read what an artifact was compiled for, without loading its code.
 
     Raises:
         BackendError: the file is damaged, or its build record is missing.
@@ -71,7 +71,7 @@ def built_for(path: Path) -> dict[str, Any]:
 
 
 def why_not_here(built: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
-    """Why code `built` for one machine cannot run `here`; None if it can."""
+    """Why code `built` elsewhere cannot run `here`; None if it can."""
     for key, what in (("system", "for"), ("machine", "for"), ("torch", "with torch")):
         if built.get(key) != here[key]:
             return f"it was compiled {what} {built.get(key)}, this is {here[key]}"

@@ -22,7 +22,10 @@ _NAME_BYTES = 128
 
 @cache
 def cuda_device_count() -> int:
-    """Number of CUDA devices that the driver knows; 0 without a driver. Loads no CUDA library."""
+    """Number of the driver's CUDA devices; 0 without a driver.
+
+    No CUDA library is loaded.
+    """
     try:
         driver = ctypes.CDLL(_DRIVER)
         count = ctypes.c_int(0)
@@ -34,7 +37,10 @@ def cuda_device_count() -> int:
 
 
 def device_name(index: int) -> str:
-    """The driver's name of a CUDA device; empty if it is missing. Loads no CUDA library."""
+    """The driver's name of a CUDA device; empty if it is missing.
+
+    No CUDA library is loaded.
+    """
     if index >= cuda_device_count():
         return ""
     name = ctypes.create_string_buffer(_NAME_BYTES)
@@ -48,7 +54,7 @@ def device_index(device: str) -> int:
 
 
 def refuse_cuda(options: BackendOptions, reason: str) -> None:
-    """Raise if CUDA was asked for by name; with `auto`, log the reason.
+    """Raise if CUDA was named; with `auto`, log the reason.
 
     Raises:
         BackendError: the device is not `auto`; the message has the reason.

@@ -75,7 +75,7 @@ def provider_options(
 
 
 def profile_shapes(signature: Signature) -> dict[str, str]:
-    """Minimum, usual and maximum shape of every input, as the provider reads them.
+    """Minimum, usual and maximum shape of every input, for the provider.
 
     Raises:
         BackendError: an input's name holds `:` or `,`.

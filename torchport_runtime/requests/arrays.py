@@ -36,9 +36,10 @@ def array_format(content: Any) -> str | None:
 
 
 def read_arrays(content: bytes, signature: Signature) -> dict[str, np.ndarray]:
-    """Read the inputs in a file's bytes: an `.npy` is the only input, an `.npz` names them.
+    """Read a model's inputs from the bytes of an `.npy` or `.npz` file.
 
-    Arrays keep their dtype: they are checked against the signature later.
+    An `.npy` is the only input, an `.npz` names its inputs. Arrays keep their dtype: they are checked
+    against the signature later.
 
     Raises:
         BadRequest: the file is damaged, too large once unpacked (413), holds pickled objects, or lacks the
@@ -93,9 +94,9 @@ def _unpacked(archive: zipfile.ZipFile) -> dict[str, bytes]:
 
 
 def write_arrays(arrays: Mapping[str, np.ndarray], kind: str) -> bytes:
-    """The bytes of an `.npy` or `.npz` file; the same for the same arrays.
+    """The bytes of an `.npy` or `.npz` file of some arrays.
 
-    An `.npy` holds the only array.
+    The same arrays give the same bytes. An `.npy` holds the only array.
 
     Raises:
         BadRequest: several arrays for an .npy.

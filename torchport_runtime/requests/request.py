@@ -28,7 +28,7 @@ _HOW_TO_SEND = (
 
 @dataclass(slots=True)
 class Answer:
-    """The answer to one client; `value` is bytes, or a value for JSON."""
+    """The answer to one client; `value` is bytes or for JSON."""
 
     value: Any
     content_type: str = "application/json"
@@ -123,7 +123,7 @@ class InferenceRequest:
             raise BadRequest(f"the body's JSON holds a number that is too long: {err}") from err
 
     def param(self, name: str, default: int, *, low: int, high: int) -> int:
-        """A whole number from a form's field (`curl -F k=3`) or the query.
+        """A whole number from the query or a form (`curl -F k=3`).
 
         A missing field gives `default`.
 
@@ -169,7 +169,9 @@ class InferenceRequest:
         return values if len(values) > 1 else next(iter(values.values()))
 
     def tensors(self, signature: Signature) -> dict[str, np.ndarray]:
-        """The body's JSON as the arrays of `signature`'s inputs, with a leading batch dimension.
+        """The body's JSON as arrays of `signature`'s inputs.
+
+        The arrays have a leading batch dimension.
 
         Takes one row (`[4.0]`, or `{"x": [4.0]}`), several (`[[4.0], [5.0]]`, or
         `{"x": [[4.0], [5.0]]}`), or `{"instances": [row, row]}`; `batched` says which it was.
@@ -242,7 +244,7 @@ class InferenceRequest:
 
 
 def as_array(name: str, value: Any, spec: TensorSpec) -> np.ndarray:
-    """Convert nested lists, or an array, to an array of the input's dtype.
+    """Convert nested lists or an array to the input's dtype.
 
     Raises:
         BadRequest: not numbers, numbers that the dtype cannot hold, another number of dimensions.

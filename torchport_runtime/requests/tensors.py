@@ -33,7 +33,7 @@ class TensorRequest:
 
 
 def run_tensors(handler: Any, requests: Sequence[TensorRequest]) -> list[dict[str, np.ndarray] | Exception]:
-    """Outputs or error of each request; requests of equal sizes share a run."""
+    """Outputs or error of each request; equal sizes share a run."""
     results: dict[int, dict[str, np.ndarray] | Exception] = {}
     checked: dict[int, dict[str, np.ndarray]] = {}
     groups: dict[Any, list[int]] = {}

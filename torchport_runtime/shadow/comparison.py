@@ -120,7 +120,7 @@ def _distances(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def _other_decisions(spec: TensorSpec, one: np.ndarray, other: np.ndarray, limit: np.ndarray) -> np.ndarray:
-    """Where the decisions of two outputs differ.
+    """A mask of the places at which two outputs decide differently.
 
     A decision is the largest class along a last axis of fixed size, or the sign of a single number. Near
     ties, which a difference within the limit can turn over, do not count.

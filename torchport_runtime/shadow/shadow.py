@@ -247,7 +247,10 @@ class Shadow:
             logger.warning("shadow: the backends disagree, first on graph %s: %s", graph, why)
 
     def _lose(self, err: Exception) -> None:
-        """Turn the shadow off and count its rows as dropped; serving goes on."""
+        """Turn the shadow off after an error; serving goes on.
+
+        Its rows count as dropped.
+        """
         if self._closed.is_set():
             return
         surprise = not isinstance(err, BackendError)
@@ -265,7 +268,7 @@ class Shadow:
 
 
 class _Watched:
-    """A backend that answers, and queues some of its rows for the shadow."""
+    """A backend that also queues some of its rows for the shadow."""
 
     def __init__(self, shadow: Shadow, graph: str, signature: Signature, backend: Backend) -> None:
         self._shadow, self._graph, self.unwatched = shadow, graph, backend

@@ -135,7 +135,10 @@ def _prediction(identifier: str, text: str, parameters: list[dict[str, Any]]) ->
 
 
 def _predictions(identifier: str, text: str, parameters: list[dict[str, Any]]) -> dict[str, Any]:
-    """The methods of a prediction's path; all do the same, as on TorchServe."""
+    """The methods of a prediction's path, which all do the same.
+
+    TorchServe takes any of them, too.
+    """
     operations = {
         method: _prediction(f"{identifier}{method.capitalize()}", text, parameters)
         for method in ("get", "post", "put")
