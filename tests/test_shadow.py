@@ -167,9 +167,7 @@ def watched(proven, tmp_path):
         signature = recipe.signatures()["main"]
         shadow = Shadow(folder, {"main": signature}, options)
         started.append(shadow)
-        return shadow, shadow.beside(
-            "main", signature, open_backend(folder / "main.onnx", signature, options)
-        )
+        return shadow, shadow.wrap("main", signature, open_backend(folder / "main.onnx", signature, options))
 
     yield folder, start
     for shadow in started:

@@ -51,7 +51,7 @@ class ApiError(TorchportError):
 
 
 class InternalError(ApiError):
-    """The model or a worker failed; the client can do nothing about it."""
+    """The model or a worker failed; the client cannot help it."""
 
 
 class AnswerTooLarge(InternalError):

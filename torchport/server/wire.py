@@ -20,7 +20,7 @@ MAX_FRAME = 1 << 34
 
 
 class Field(msgspec.Struct, array_like=True):
-    """A named part of a request: the body, or a part of a form."""
+    """A named part of a request: body or form part."""
 
     name: str
     content_type: str

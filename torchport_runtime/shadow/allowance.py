@@ -1,8 +1,8 @@
 """A shadow's CPU budget: a share of the time that passes.
 
-allowance = CpuBudget(0.01)
-allowance.spend(0.2)
-allowance.wait_s()                   # 15.0: what is above AT_ONCE_S has to come in again first
+budget = CpuBudget(0.01)
+budget.spend(0.2)
+budget.wait_s()                      # 15.0: the time above AT_ONCE_S must be saved up again
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@
     difference.disagreeing               # rows
 
 Both backends were verified to be within a bound of the truth, so they differ by the sum of both bounds at
-most. For INT8 and half precision no such bounds are used: there decisions count, and finite numbers.
+most. For INT8 and half precision no such bounds are used: only decisions are compared, and whether numbers
+are finite.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ def _distances(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def _other_decisions(spec: TensorSpec, one: np.ndarray, other: np.ndarray, limit: np.ndarray) -> np.ndarray:
-    """Where the decisions of two outputs differ.
+    """A mask of the places at which two outputs decide differently.
 
     A decision is the largest class along a last axis of fixed size, or the sign of a single number. Near
     ties, which a difference within the limit can turn over, do not count.

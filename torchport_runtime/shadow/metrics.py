@@ -25,7 +25,7 @@ class Dimension:
 
 
 def add_counts(metrics: Any, counted: Mapping[str, int], *, is_first: bool) -> None:
-    """Add counts to the counters that have any; the first time to all.
+    """Add counts to their counters; the first time also zeros.
 
     Prometheus sees no increase of a counter that did not exist before.
     """

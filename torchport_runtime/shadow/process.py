@@ -1,6 +1,7 @@
 """A `Shadow`'s process: `python -m torchport_runtime.shadow.process SOCKET LIFELINE`.
 
-It uses idle processor time only: its scheduling class is the idle one, if the system has that. If memory
+Once loaded, it uses idle processor time only: its scheduling class is the idle one, if the system has
+that. If memory
 is short, Linux ends it first. It ends with its worker, however that ends: LIFELINE is a pipe that nothing
 is written to, and that closes then. It ends by SIGPROF if one comparison takes too much processor time.
 """

@@ -1,7 +1,7 @@
 """Shadow testing: a fraction of live traffic runs again on a second backend.
 
     shadow = Shadow(folder, signatures, options)           # options.shadow says which backend, and how much
-    backend = shadow.beside("main", signature, backend)    # answers as before; the shadow samples its rows
+    backend = shadow.wrap("main", signature, backend)      # answers as before; the shadow samples its rows
     shadow.report(context.metrics)
 
 No caller waits for it. The second backend has its own process, which uses idle processor time only. Rows
@@ -93,7 +93,7 @@ class Shadow:
             self.close()
             raise
 
-    def beside(self, graph: str, signature: Signature, backend: Backend) -> Backend:
+    def wrap(self, graph: str, signature: Signature, backend: Backend) -> Backend:
         """Wrap a backend, so that the shadow samples its rows."""
         return _Watched(self, graph, signature, backend)
 
@@ -247,7 +247,10 @@ class Shadow:
             logger.warning("shadow: the backends disagree, first on graph %s: %s", graph, why)
 
     def _lose(self, err: Exception) -> None:
-        """Turn the shadow off and count its rows as dropped; serving goes on."""
+        """Turn the shadow off after an error; serving goes on.
+
+        Its rows count as dropped.
+        """
         if self._closed.is_set():
             return
         surprise = not isinstance(err, BackendError)
@@ -265,7 +268,7 @@ class Shadow:
 
 
 class _Watched:
-    """A backend that answers, and queues some of its rows for the shadow."""
+    """A backend that also queues some of its rows for the shadow."""
 
     def __init__(self, shadow: Shadow, graph: str, signature: Signature, backend: Backend) -> None:
         self._shadow, self._graph, self.unwatched = shadow, graph, backend

@@ -71,8 +71,8 @@ _encode = msgspec.json.Encoder().encode
 class InferenceRequest:
     """A parsed inference request, and the form of its answer.
 
-    `binary`: whether an output is wanted as bytes, for those that say so. `binary_default`: whether the
-    others are.
+    `binary`: for each output that the client is specific about, whether it is wanted as bytes.
+    `binary_default`: the same for every other output.
     """
 
     id: str | None

@@ -66,7 +66,7 @@ class Access:
             raise InvalidKey
 
     def renew(self, kind: KeyKind, *, write: bool = True) -> None:
-        """Make a new key of this kind and write it into the file.
+        """Make a new key and write it to the key file.
 
         Raises:
             TorchportError: the file cannot be written. The old key stays valid, because the new one could

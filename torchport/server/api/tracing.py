@@ -60,7 +60,7 @@ class Tracing:
         )
 
     def end(self, span: Any, job: Job, status: int) -> None:
-        """End a span with the answer's status and the time in the queue."""
+        """End a span with the answer's status and queue time."""
         from opentelemetry.trace import Status, StatusCode
 
         span.set_attribute("http.response.status_code", status)

@@ -108,7 +108,7 @@ class WorkerHost(asyncio.Protocol):
         return self._process.pid if self._process else 0
 
     def resident_bytes(self) -> int:
-        """Current resident memory of the process in bytes; 0 if it is gone."""
+        """Current resident memory of the process in bytes; 0 if ended."""
         try:
             return int(psutil.Process(self.pid).memory_info().rss) if self.pid else 0
         except psutil.Error:
@@ -265,7 +265,7 @@ class WorkerHost(asyncio.Protocol):
             asyncio.get_running_loop().call_later(CUT_OFF_S, self.kill, reason)
 
     def _ended(self, code: int) -> None:
-        """Note the exit code; finalize once the channel is read to its end.
+        """Note the exit code; finalize once the channel is empty.
 
         Answers may still be in the channel.
         """

@@ -117,7 +117,7 @@ class WorkerProcess:
         return f"worker {self.slot} of {self.spec.load.model} {self.spec.load.version}"
 
     def resident_bytes(self) -> int:
-        """Current resident memory of the process in bytes; 0 if it is gone."""
+        """Current resident memory of the process in bytes; 0 if ended."""
         return self._host.resident_bytes() if self._host else 0
 
     # Starting and stopping.

@@ -75,7 +75,10 @@ class HttpConnection(asyncio.Protocol):
         self._reader.feed(data)
 
     def eof_received(self) -> None:
-        """Close the connection, by returning None: nothing tells whether the client still reads."""
+        """Close the connection, by returning None.
+
+        A client that has stopped sending may have stopped reading, too.
+        """
 
     def pause_writing(self) -> None:
         self._can_write.clear()
@@ -158,7 +161,7 @@ class HttpConnection(asyncio.Protocol):
         self._write(head_of(status, lines, framing))
 
     async def send_chunk(self, piece: bytes) -> None:
-        """Send one piece of the answer; wait while the client reads too slowly."""
+        """Send one piece of the answer; wait for a slow client."""
         if piece and not self._bodiless and not self.is_gone:
             self._write(b"%x\r\n%b\r\n" % (len(piece), piece) if self._chunked else piece)
             await self._can_write.wait()

@@ -96,7 +96,7 @@ class HttpRequest:
 
     @property
     def responder(self) -> Responder:
-        """Where the answer is sent.
+        """The connection to which the answer is sent.
 
         Raises:
             RuntimeError: the request is answered by value.

@@ -34,7 +34,7 @@ class HttpServer:
 
     @property
     def url(self) -> str:
-        """URL of the server, with the port that the system chose for 0."""
+        """URL of the server, with the actual port."""
         assert self._server is not None
         port = self._server.sockets[0].getsockname()[1]
         host = f"[{self._host}]" if ":" in self._host else self._host

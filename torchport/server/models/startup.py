@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 async def load_models(registry: Registry, settings: ServerSettings) -> None:
-    """Register the models of the start; one failure does not stop the others.
+    """Register the models of the start; a failure does not stop the rest.
 
     Their workers start at once. The call returns before they are ready.
     """
@@ -62,7 +62,7 @@ def startup_registrations(settings: ServerSettings, workers: int) -> list[Regist
 
 
 def _in_store(url: str, settings: ServerSettings) -> str:
-    """The name in the store of a path that leads into it; else `url` itself."""
+    """The name in the store of a path there; else `url`."""
     path = Path(url)
     if "://" not in url and path.parent != Path() and path.resolve().parent == settings.model_store.resolve():
         return path.name

@@ -19,7 +19,7 @@ _YOUNG_S = 60.0
 
 
 class WorkFolder:
-    """A server's own folder, locked until it is removed or the process ends."""
+    """A server's own folder, locked until removed or until the process ends."""
 
     def __init__(self) -> None:
         remove_abandoned()

@@ -41,7 +41,7 @@ MAX_TENSORS = 1000
 
 
 class NotFinite(ApiError):
-    """The model's answer is NaN or Inf, and the client asked for JSON."""
+    """The model's answer is NaN or Inf, which JSON cannot hold."""
 
     http_status = 422
     kind = "BadRequestException"
@@ -53,7 +53,9 @@ def datatype_of(dtype: str) -> str:
 
 
 def tensor_of_json(name: str, datatype: str, shape: Sequence[int], data: Any) -> Tensor:
-    """A tensor from numbers in row-major order, in one list or in lists nested as the shape says.
+    """Make a tensor from numbers in row-major order.
+
+    `data` is one list, or lists nested as the shape says.
 
     Raises:
         InvalidRequest: the datatype is unknown, the shape is invalid or does not fit, or the datatype
@@ -85,7 +87,7 @@ def tensor_of_json(name: str, datatype: str, shape: Sequence[int], data: Any) ->
 
 
 def tensor_of_bytes(name: str, datatype: str, shape: Sequence[int], data: bytes) -> Tensor:
-    """A tensor from its bytes.
+    """Make a tensor from its bytes.
 
     Raises:
         InvalidRequest: the datatype is unknown, the shape is invalid, or the number of bytes does not fit it.
@@ -146,7 +148,7 @@ def _count(name: str, shape: Sequence[int]) -> int:
 
 
 def _flat(name: str, shape: Sequence[int], count: int, data: Any) -> list[Any]:
-    """The values of a flat list, or of lists nested as the shape says."""
+    """The values of a flat or nested list, checked against the shape."""
     if not isinstance(data, list):
         raise InvalidRequest(f"input {name!r}: its data is to be an array")
     if len(data) == count and not isinstance(data[0], list):

@@ -113,7 +113,7 @@ class LoadedModel:
 
     @property
     def signature(self) -> bytes:
-        """The graphs' signatures as JSON; empty for archives that torchport did not make."""
+        """The graphs' signatures as JSON; empty unless torchport made the archive."""
         signatures = getattr(self._entry.owner, "signatures", None)
         # A handler of somebody else's may have something of that name.
         if not isinstance(signatures, dict) or not all(hasattr(s, "to_json") for s in signatures.values()):
@@ -142,7 +142,7 @@ class LoadedModel:
         return self._metrics.take()
 
     def _value(self, field: Field) -> Any:
-        """A field as TorchServe's handlers get it: JSON and text decoded if valid."""
+        """A field as TorchServe's handlers get it: decoded JSON, text or bytes."""
         if not self._order.decode_input:
             return field.value
         try:

@@ -42,7 +42,7 @@ class Models:
         self._send = send
         self._models: dict[int, LoadedModel] = {}
         self._spaces: dict[int, ModelSpace] = {}
-        self._memory, self._looked = 0, 0.0
+        self._memory, self._measured_at = 0, 0.0
 
     def obey(self, order: Order) -> None:
         """Carry out one order."""
@@ -101,8 +101,8 @@ class Models:
         self._answer(slot, batch, answers)
 
     def _answer(self, slot: int, batch: int, answers: list[Answer]) -> None:
-        if time.monotonic() - self._looked > MEMORY_EVERY_S:
-            self._memory, self._looked = resident_bytes(), time.monotonic()
+        if time.monotonic() - self._measured_at > MEMORY_EVERY_S:
+            self._memory, self._measured_at = resident_bytes(), time.monotonic()
         self._send(Answered(slot, batch, answers, self._models[slot].take_samples(), self._memory))
 
     def _space(self, slot: int) -> AbstractContextManager[None]:
