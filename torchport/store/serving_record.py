@@ -35,14 +35,20 @@ def read_records(folder: BuildFolder, archive_sha256: str | None = None) -> list
     return [record for record in records if record["archive_sha256"] == wanted]
 
 
-def keep_record(folder: BuildFolder, record: dict[str, Any]) -> list[dict[str, Any]]:
-    """Put a record in the place of the same server's, and drop those of another archive; returns all."""
+def records_of_certificate(
+    folder: BuildFolder, certificate_sha256: str, archive_sha256: str | None = None
+) -> list[dict[str, Any]]:
+    """As `read_records`, of archives that carry this certificate."""
+    records = read_records(folder, archive_sha256)
+    return [record for record in records if record.get("certificate_sha256") == certificate_sha256]
+
+
+def keep_record(folder: BuildFolder, record: dict[str, Any]) -> None:
+    """Put a record in the place of the same server's, and drop those of another archive."""
     others = [
         other for other in read_records(folder, record["archive_sha256"]) if _asked(other) != _asked(record)
     ]
-    records = [*others, record]
-    write_json(folder.serving, {"format": FORMAT, "servers": records})
-    return records
+    write_json(folder.serving, {"format": FORMAT, "servers": [*others, record]})
 
 
 def records_beside(archive: Path, name: str, version: str) -> list[dict[str, Any]]:
