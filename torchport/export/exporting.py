@@ -11,7 +11,6 @@ under a temporary name: the same weights give the same bytes in any folder.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from torchport.errors import ExportError, StaleError
@@ -22,6 +21,7 @@ from torchport.recipe.contract import Recipe
 from torchport.store.files import write_bytes, write_json
 from torchport.store.folders import BuildFolder
 from torchport.store.hashing import sha256_bytes
+from torchport.store.stage_result import StageResult
 from torchport.store.versions import library_versions
 from torchport_runtime.backends.aotinductor import built_here
 
@@ -29,13 +29,8 @@ FORMAT = 2
 """Of the record. What was exported under another one is exported again."""
 
 
-@dataclass(frozen=True)
-class ExportResult:
-    """`done` is False where the artifacts were there already, of these weights."""
-
-    done: bool
-    record: dict[str, Any]
-    why: str
+class ExportResult(StageResult):
+    """The artifacts and `export.json`. Not done if they were of these weights already."""
 
 
 def export(

@@ -1,3 +1,3 @@
-"""Reads the artifacts and writes `parity.json`, `measures.json`, `parity.html`, `evidence.npz`; verifies archives again on
-this machine.
+"""Reads the artifacts and writes `parity.json`, `measures.json`, `parity.html` and `evidence.npz`;
+verifies archives again on this machine.
 """

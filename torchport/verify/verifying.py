@@ -11,7 +11,6 @@ threads, the layout of inputs. All failures are collected and reported at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torchport.errors import BackendError
@@ -23,6 +22,7 @@ from torchport.store.files import json_bytes, write_bytes, write_json
 from torchport.store.folders import BuildFolder
 from torchport.store.hashing import sha256_bytes
 from torchport.store.serving_record import records_of_certificate
+from torchport.store.stage_result import StageResult
 from torchport.store.variants import Variant
 from torchport.store.versions import library_versions
 from torchport.verify.answers.parity import compare_answers
@@ -41,13 +41,13 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-@dataclass(frozen=True)
-class ParityResult:
-    """`done` is False where a passing certificate of exactly these bytes was there already."""
+class ParityResult(StageResult):
+    """The certificate. Not done if one of exactly these bytes had passed already."""
 
-    done: bool
-    certificate: dict[str, Any]
-    why: str
+    @property
+    def certificate(self) -> dict[str, Any]:
+        """`parity.json`."""
+        return self.record
 
     @property
     def failures(self) -> list[str]:
