@@ -39,7 +39,7 @@ def test_stages_one_by_one_and_again(write_recipe, tmp_path):
     names = {path.name for path in build.iterdir() if not path.name.startswith(".")}
     assert names == {
         *("weights.pt", "training.json", "export.json", "signature.json", "parity.json"),
-        *("parity.html", "evidence.npz"),
+        *("parity.html", "measures.json", "evidence.npz"),
         *("main.pt", "main.onnx", "main.pt2", "assets"),
     }
     assert (tmp_path / "model_store" / "tiny-1.0.mar").is_file()

@@ -29,6 +29,8 @@ STAGES = {
     "package": package,
 }
 
+TIMED = ("training.json", "measures.json", "parity.html")
+
 children = multiprocessing.get_context("forkserver")
 children.set_forkserver_preload(
     ["sklearn", "onnxruntime", "torchport.package.packaging", "tests.exporter_warmed_up"]
@@ -79,8 +81,8 @@ def contents(store):
 
 
 def without_times(files):
-    """The report shows latencies, training.json the seconds that it took: each is another every time."""
-    return {n: content for n, content in files.items() if not n.endswith(("training.json", "parity.html"))}
+    """Measures and the report have latencies, training.json seconds: each is another every time."""
+    return {n: content for n, content in files.items() if not n.endswith(TIMED)}
 
 
 @pytest.fixture(scope="module")

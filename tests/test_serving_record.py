@@ -5,8 +5,10 @@ import json
 import pytest
 
 from torchport.cli.overview import overview
+from torchport.store.hashing import sha256_file
 from torchport.store.serving_record import keep_record, read_records
-from torchport.verify.report.page import WIRE, with_wire
+from torchport.verify.report.page import renew_report
+from torchport.verify.verifying import verify
 
 
 def record(server="torchport 0.1.0", archive="a", **more):
@@ -65,15 +67,38 @@ def test_a_damaged_file_is_none(folder, store, content):
     assert row["state"] == "-"
 
 
-def test_the_page_says_what_servers_answered_and_says_it_anew():
-    page = f"<p>before</p>{WIRE[0]}\n{WIRE[1]}<p>after</p>".encode()
-    once = with_wire(page, [record(failures=["request 0: <served>"], passed=False)])
-    assert b"Over the wire" in once
+def test_the_page_says_what_servers_answered_and_says_it_anew(built):
+    recipe, folder = built()
+    verify(recipe, folder)
+    certified = {"certificate_sha256": sha256_file(folder.parity)}
+    written = folder.report.read_bytes()
+    renew_report(folder)
+    assert folder.report.read_bytes() == written
+    keep_record(folder, record(failures=["request 0: <served>"], passed=False, **certified))
+    renew_report(folder)
+    once = folder.report.read_bytes()
+    assert once.count(b"Over the wire") == 1
     assert b"request 0: &lt;served&gt;" in once
-    again = with_wire(once, [record(), record("TorchServe 0.12.0")]).decode()
+    keep_record(folder, record(**certified))
+    keep_record(folder, record("TorchServe 0.12.0", **certified))
+    renew_report(folder)
+    again = folder.report.read_text()
     assert again.count("Over the wire") == 1
     assert "served&gt;" not in again
     assert "TorchServe 0.12.0" in again
-    assert again.startswith("<p>before</p>")
-    assert again.endswith("<p>after</p>")
-    assert with_wire(b"<p>an older page</p>", [record()]) == b"<p>an older page</p>"
+    keep_record(folder, record(archive="b", certificate_sha256="another"))
+    renew_report(folder)
+    assert folder.report.read_bytes() == written
+
+
+@pytest.mark.parametrize(
+    "content", [None, "{", '{"format": 1}', '{"certificate_sha256": "another", "graphs": []}']
+)
+def test_a_page_without_its_measures_stays_as_it_is(built, content):
+    recipe, folder = built()
+    verify(recipe, folder)
+    folder.report.write_bytes(b"<p>an older page</p>")
+    folder.measures.unlink() if content is None else folder.measures.write_text(content)
+    keep_record(folder, record(certificate_sha256=sha256_file(folder.parity)))
+    renew_report(folder)
+    assert folder.report.read_bytes() == b"<p>an older page</p>"

@@ -41,6 +41,8 @@ _MODEL_KEYS = frozenset(["modelName", "modelVersion", "handler", *_NAMES])
 
 @dataclass(frozen=True)
 class Entry:
+    """One file of an archive; `size` is in bytes."""
+
     name: str
     size: int
     sha256: str

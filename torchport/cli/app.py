@@ -210,15 +210,7 @@ def ship(
     """
     target = Store(store)
     loaded = given_recipe(ctx, recipe, target, cache, as_trained=False)
-    worked = [
-        stages.train(loaded, target, seed, weights, force),
-        stages.export(loaded, target, force),
-        stages.verify(loaded, target, force, None),
-        stages.package(loaded, target, None, force),
-    ]
-    if not any(worked):
-        show.say("nothing had to be done again; asking once more")
-    stages.check(loaded, target, None, server)
+    stages.ship(loaded, target, seed, weights, force, server)
     show.say(f"serve it: torchport serve; then, in another terminal: torchport query {loaded.name}")
 
 

@@ -5,14 +5,26 @@ Each function returns whether there was work to do.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.filesize import decimal
 
 from torchport.cli import console as show
 from torchport.recipe.contract import Recipe
-from torchport.store.folders import Store
+from torchport.store.folders import BuildFolder, Store
 from torchport.store.variants import Variant
+
+if TYPE_CHECKING:
+    from torchport.cli.pipeline import T, Tell
+    from torchport.export.exporting import ExportResult
+    from torchport.package.packaging import PackageResult
+    from torchport.targets.checking import CheckResult
+    from torchport.train.training import TrainingResult
+    from torchport.verify.verifying import ParityResult
 
 
 def train(
@@ -26,36 +38,58 @@ def train(
         result = keep_weights(recipe, folder)
     else:
         result = run(recipe, folder, seed=seed, weights=weights, force=force, show=show.progress)
+    _show_training(result)
+    return result.done
+
+
+def _show_training(result: TrainingResult) -> None:
+    """Print the line of `train`."""
     numbers = ", ".join(f"{k} {v:.5g}" for k, v in result.record["metrics"].items())
     source = result.record.get("weights_from")
     detail = numbers or ("weights as given" if source == "a file" else "trained")
     if source == "build":
         detail = f"no training and no --weights: as build() gives it, seed {result.record['seed']}"
     show.stage("train", result.done, result.why, detail)
-    return result.done
 
 
 def export(recipe: Recipe, store: Store, force: bool) -> bool:
     from torchport.export.exporting import export as run
-    from torchport.model.exported import failed_variants
 
     with show.working("exporting") as tell:
         result = run(recipe, store.build(recipe.name, recipe.version), force=force, tell=tell)
+    _show_export(result)
+    return result.done
+
+
+def _show_export(result: ExportResult) -> None:
+    """Print the line of `export`, and a line for each optional variant that failed."""
+    from torchport.model.exported import failed_variants
+
     artifacts = result.record["artifacts"]
     sizes = [f"{n} {decimal(e['bytes'])}" for n, e in artifacts.items() if "bytes" in e]
     show.stage("export", result.done, result.why, ", ".join(sizes))
     for variant, why in failed_variants(result.record).items():
         show.say(f"  without {variant}: {why}")
-    return result.done
 
 
 def verify(recipe: Recipe, store: Store, force: bool, devices: list[str] | None) -> bool:
-    from torchport.errors import ParityError
     from torchport.verify.verifying import verify as run
 
     folder = store.build(recipe.name, recipe.version)
     with show.working("verifying") as tell:
         result = run(recipe, folder, devices=devices, force=force, tell=tell)
+    _show_parity(recipe, folder, result)
+    return result.done
+
+
+def _show_parity(recipe: Recipe, folder: BuildFolder, result: ParityResult) -> None:
+    """Print the certificate's table and the line of `verify`.
+
+    Raises:
+        ParityError: the exports did not pass.
+    """
+    from torchport.errors import ParityError
+
     if result.done:
         show.parity(result.certificate)
         show.say(f"the report: {folder.report}")
@@ -67,7 +101,6 @@ def verify(recipe: Recipe, store: Store, force: bool, devices: list[str] | None)
     failed = sorted({str(Variant.of(r)) for r in results if not r["passed"]})
     but = f", but not {', '.join(failed)}, which is optional and will not ship" if failed else ""
     show.stage("verify", result.done, result.why, f"every export computes what was trained{but}")
-    return result.done
 
 
 def quantize(recipe: Recipe, store: Store, max_drop: float, force: bool) -> bool:
@@ -123,6 +156,12 @@ def package(
     from torchport.package.packaging import package as run
 
     result = run(recipe, store, backends=backends, precision=precision, shadow=shadow, force=force)
+    _show_package(recipe, result)
+    return result.done
+
+
+def _show_package(recipe: Recipe, result: PackageResult) -> None:
+    """Print the line of `package`, and how the archive differs from the one before and from its tuning."""
     size = decimal(result.path.stat().st_size)
     why = "packaged" if result.done else "the same bytes are there"
     show.stage("package", result.done, why, f"{result.path} {size}, sha256 {result.sha256[:12]}")
@@ -132,7 +171,6 @@ def package(
         show.say(f"  as tuned: {result.tuning.configuration}")
     if result.tuning.why_not:
         show.say(f"  without tuning.json: {result.tuning.why_not} (torchport tune {recipe.name})")
-    return result.done
 
 
 def check(
@@ -142,22 +180,44 @@ def check(
     server: str = "torchport",
     precision: str | None = None,
 ) -> None:
-    from torchport.recipe.requests import recipe_requests
-    from torchport.targets.checking import SERVERS, require
     from torchport.targets.checking import check as run
 
     results = []
-    for one in SERVERS if server == "all" else [server]:
+    for one in _servers(server):
         with show.working("serving") as tell:
             result = run(recipe, store, backend=backend, precision=precision, server=one, tell=tell)
+        _show_check(result)
         results.append(result)
-        if result.failures:
-            continue
-        record = result.record
-        numbers = "".join(f", served {k} {v:.5g}" for k, v in record["metrics"].items())
-        detail = f"{record['requests_compared']} answers as in process{numbers}"
-        ran = "" if record["precision"] == "float32" else f", {record['precision']}"
-        show.stage("check", True, f"{record['server']}, {record['backend']}{ran}", detail)
+    _show_answers(recipe, results)
+
+
+def _servers(server: str) -> list[str]:
+    """The servers that `--server` names."""
+    from torchport.targets.checking import SERVERS
+
+    return list(SERVERS) if server == "all" else [server]
+
+
+def _show_check(result: CheckResult) -> None:
+    """Print the line of `check` if the server answered as the model in process does."""
+    if result.failures:
+        return
+    record = result.record
+    numbers = "".join(f", served {k} {v:.5g}" for k, v in record["metrics"].items())
+    detail = f"{record['requests_compared']} answers as in process{numbers}"
+    ran = "" if record["precision"] == "float32" else f", {record['precision']}"
+    show.stage("check", True, f"{record['server']}, {record['backend']}{ran}", detail)
+
+
+def _show_answers(recipe: Recipe, results: Sequence[CheckResult]) -> None:
+    """Print the recipe's requests with their answers.
+
+    Raises:
+        CheckError: a server answered otherwise than the model in process, or misses a goal.
+    """
+    from torchport.recipe.requests import recipe_requests
+    from torchport.targets.checking import require
+
     for result in results:
         if result.failures:
             require(result)
@@ -168,3 +228,44 @@ def check(
         show.exchange(sent + params, answer)
     for result in results:
         require(result)
+
+
+def ship(recipe: Recipe, store: Store, seed: int, weights: Path | None, force: bool, server: str) -> None:
+    """Run all five stages, and print each one's line and a server's answers."""
+    from torchport.cli.pipeline import ship as run
+
+    folder = store.build(recipe.name, recipe.version)
+    doing = {"export": "exporting", "verify": "verifying", "check": "serving"}
+    shown: dict[str, Callable[[Any], None]] = {
+        "train": _show_training,
+        "export": _show_export,
+        "verify": partial(_show_parity, recipe, folder),
+        "package": partial(_show_package, recipe),
+        "check": _show_check,
+    }
+    worked: list[bool] = []
+
+    def run_stage(name: str, stage: Callable[[Tell], T]) -> T:
+        if name == "check" and worked == [False] * 4:
+            show.say("nothing had to be done again; asking once more")
+        with show.working(doing[name]) if name in doing else nullcontext(_untold) as tell:
+            result = stage(tell)
+        shown[name](result)
+        worked.append(getattr(result, "done", True))
+        return result
+
+    shipped = run(
+        recipe,
+        store,
+        seed=seed,
+        weights=weights,
+        force=force,
+        servers=_servers(server),
+        show=show.progress,
+        run_stage=run_stage,
+    )
+    _show_answers(recipe, shipped.checked)
+
+
+def _untold(message: str) -> None:
+    """Drop a message of a stage that shows its own progress, or none."""

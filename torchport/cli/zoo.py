@@ -16,15 +16,15 @@ from typing import Any
 
 import yaml
 
+from torchport.cli.pipeline import T, Tell, ship
 from torchport.errors import RecipeError, TorchportError
-from torchport.export.exporting import export
-from torchport.package.packaging import package
+from torchport.model.exported import not_exported
+from torchport.package.packaging import PackageResult
+from torchport.recipe.contract import Recipe
 from torchport.recipe.loading import load_recipe
-from torchport.store.folders import Store
-from torchport.targets.checking import check
+from torchport.store.folders import BuildFolder, Store
 from torchport.train.run import Progress, no_progress
-from torchport.train.training import train
-from torchport.verify.verifying import verify
+from torchport.verify.verifying import ParityResult
 from torchport_runtime.suggest import did_you_mean
 
 
@@ -95,7 +95,7 @@ def ship_all(
     seed: int = 0,
     cache: Path = Path(".cache"),
     show: Progress[Any] = no_progress,
-    tell: Callable[[str], None] = lambda message: None,
+    tell: Tell = lambda message: None,
 ) -> Iterator[Row]:
     """Train, export, verify, package and check each entry; a row for each, as it ends."""
     loads = []
@@ -121,32 +121,35 @@ def _ship(
     seed: int,
     cache: Path,
     show: Progress[Any],
-    tell: Callable[[str], None],
+    tell: Tell,
 ) -> None:
+    """Ship one recipe, and fill its row as far as the stages come."""
     recipe = load_recipe(entry.recipe, entry.parameters, cache)
     row.task, row.goals = recipe.task, recipe.goals
-    folder = store.build(recipe.name, recipe.version)
 
-    def timed(stage: str, run: Callable[[], Any]) -> Any:
-        tell(f"{entry.recipe}: {stage}")
+    def timed(name: str, stage: Callable[[Tell], T]) -> T:
+        tell(f"{entry.recipe}: {name}")
         started = time.monotonic()
-        result = run()
-        row.seconds[stage] = time.monotonic() - started
+        result = stage(tell)
+        row.seconds[name] = time.monotonic() - started
+        if isinstance(result, ParityResult):
+            _add_parity(row, recipe, store.build(recipe.name, recipe.version), result.certificate)
+        if isinstance(result, PackageResult):
+            row.archive_bytes = result.path.stat().st_size
         return result
 
-    timed("train", lambda: train(recipe, folder, seed=seed, weights=entry.weights, show=show))
-    exported = timed("export", lambda: export(recipe, folder)).record
-    certificate = timed("verify", lambda: verify(recipe, folder)).certificate
-    row.exported = dict.fromkeys(recipe.backends, "passed") | dict(exported["failed"])
+    shipped = ship(recipe, store, seed=seed, weights=entry.weights, show=show, run_stage=timed)
+    for checked in shipped.checked:
+        row.metrics = checked.record["metrics"]
+        row.answers = checked.record["requests_compared"] + checked.record["heldout_answers"]
+        row.problem = "; ".join([*checked.failures, *checked.missed][:3])
+
+
+def _add_parity(row: Row, recipe: Recipe, folder: BuildFolder, certificate: Mapping[str, Any]) -> None:
+    """Fill in which variants were exported and passed."""
+    row.exported = dict.fromkeys(recipe.backends, "passed") | not_exported(folder)
     for result in certificate["results"]:
         if not result["passed"]:
             row.exported = {**row.exported, result["backend"]: "failed parity"}
         row.worst_error_to_bound = max(row.worst_error_to_bound, result["worst_error_to_bound"])
-    if certificate["failures"]:
-        row.problem = "; ".join(certificate["failures"][:3])
-        return
-    row.archive_bytes = timed("package", lambda: package(recipe, store)).path.stat().st_size
-    checked = timed("check", lambda: check(recipe, store, tell=tell))
-    row.metrics = checked.record["metrics"]
-    row.answers = checked.record["requests_compared"] + checked.record["heldout_answers"]
-    row.problem = "; ".join([*checked.failures, *checked.missed][:3])
+    row.problem = "; ".join(certificate["failures"][:3])

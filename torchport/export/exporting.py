@@ -12,7 +12,6 @@ folder.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from torchport.errors import ExportError, StaleError
@@ -23,6 +22,7 @@ from torchport.recipe.contract import Recipe
 from torchport.store.files import write_bytes, write_json
 from torchport.store.folders import BuildFolder
 from torchport.store.hashing import sha256_bytes
+from torchport.store.stage_result import StageResult
 from torchport.store.versions import library_versions
 from torchport_runtime.backends.aotinductor import built_here
 
@@ -30,16 +30,8 @@ FORMAT = 2
 """Version of the export record. A record of another version is stale: the model is exported again."""
 
 
-@dataclass(frozen=True)
-class ExportResult:
-    """Result of the export stage.
-
-    `done` is False if the artifacts of these weights existed already.
-    """
-
-    done: bool
-    record: dict[str, Any]
-    why: str
+class ExportResult(StageResult):
+    """The artifacts and `export.json`. Not done if they were of these weights already."""
 
 
 def export(

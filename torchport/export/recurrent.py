@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,73 +70,46 @@ def _decomposed_by(operator: Any, loop: Callable[..., Any]) -> Iterator[None]:
         operator._dispatch_cache.clear()
 
 
+class _Settings(NamedTuple):
+    """The arguments of `aten::gru.input`, `lstm.input` and `rnn_tanh.input` after the weights."""
+
+    has_biases: bool
+    num_layers: int
+    dropout: float
+    train: bool
+    bidirectional: bool
+    batch_first: bool
+
+
 def _without_cell_state(
-    x: Tensor,
-    h0: Tensor,
-    params: Sequence[Tensor],
-    has_biases: bool,
-    num_layers: int,
-    dropout: float,
-    train: bool,
-    bidirectional: bool,
-    batch_first: bool,
-    *,
-    cell: Cell,
+    x: Tensor, h0: Tensor, params: Sequence[Tensor], *settings: Any, cell: Cell
 ) -> tuple[Tensor, Tensor]:
     """A GRU or RNN layer stack, with the arguments of `aten::gru.input`.
 
     Returns all outputs [time, batch, hidden], and the last of each layer and direction.
     """
-    output, (h_n,) = _layers(
-        x, (h0,), params, has_biases, num_layers, dropout, train, bidirectional, batch_first, cell
-    )
+    output, (h_n,) = _layers(x, (h0,), params, _Settings(*settings), cell)
     return output, h_n
 
 
 def _lstm(
-    x: Tensor,
-    states: Sequence[Tensor],
-    params: Sequence[Tensor],
-    has_biases: bool,
-    num_layers: int,
-    dropout: float,
-    train: bool,
-    bidirectional: bool,
-    batch_first: bool,
+    x: Tensor, states: Sequence[Tensor], params: Sequence[Tensor], *settings: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """An LSTM layer stack, with the arguments of `aten::lstm.input`.
 
     With projections each direction has one more weight.
     """
-    output, (h_n, c_n) = _layers(
-        x,
-        tuple(states),
-        params,
-        has_biases,
-        num_layers,
-        dropout,
-        train,
-        bidirectional,
-        batch_first,
-        _lstm_cell,
-    )
+    output, (h_n, c_n) = _layers(x, tuple(states), params, _Settings(*settings), _lstm_cell)
     return output, h_n, c_n
 
 
 def _layers(
-    x: Tensor,
-    initial: State,
-    params: Sequence[Tensor],
-    has_biases: bool,
-    num_layers: int,
-    dropout: float,
-    train: bool,
-    bidirectional: bool,
-    batch_first: bool,
-    cell: Cell,
+    x: Tensor, initial: State, params: Sequence[Tensor], settings: _Settings, cell: Cell
 ) -> tuple[Tensor, State]:
+    """All layers and directions: outputs [time, batch, hidden] and the last states, stacked."""
     import torch
 
+    has_biases, num_layers, dropout, train, bidirectional, batch_first = settings
     directions = 2 if bidirectional else 1
     each = len(params) // (num_layers * directions)
     current = x.transpose(0, 1) if batch_first else x

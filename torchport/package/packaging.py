@@ -42,11 +42,10 @@ from torchport.recipe.loading import find_handler
 from torchport.store.files import remove_strays, write_bytes
 from torchport.store.folders import BuildFolder, Store
 from torchport.store.hashing import sha256_bytes, sha256_file
-from torchport.store.serving_record import read_records
 from torchport.store.variants import Variant, has_passed
 from torchport.store.zips import reproducible_zip
 from torchport.verify.evidence import FILE
-from torchport.verify.report.page import with_wire
+from torchport.verify.report.page import renew_report
 from torchport_runtime import BackendOptions
 from torchport_runtime.options import HALF_PRECISIONS
 
@@ -114,9 +113,7 @@ def package(
             return PackageResult(False, path, digest, tuning)
         changed = _changed_settings(path, config)
         write_bytes(path, content)
-        if folder.report.is_file():  # What servers answered of another archive is no part of it any more.
-            page = with_wire(folder.report.read_bytes(), read_records(folder, digest))
-            write_bytes(folder.report, page)
+        renew_report(folder, digest)  # What servers answered of another archive is no part of it any more.
         return PackageResult(True, path, digest, tuning, changed)
 
 

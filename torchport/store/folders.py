@@ -64,6 +64,10 @@ class BuildFolder:
         return self.path / "parity.json"
 
     @property
+    def measures(self) -> Path:
+        return self.path / "measures.json"
+
+    @property
     def report(self) -> Path:
         return self.path / "parity.html"
 

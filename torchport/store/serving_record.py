@@ -39,17 +39,23 @@ def read_records(folder: BuildFolder, archive_sha256: str | None = None) -> list
     return [record for record in records if record["archive_sha256"] == wanted]
 
 
-def keep_record(folder: BuildFolder, record: dict[str, Any]) -> list[dict[str, Any]]:
+def records_of_certificate(
+    folder: BuildFolder, certificate_sha256: str, archive_sha256: str | None = None
+) -> list[dict[str, Any]]:
+    """`read_records`, limited to archives that contain this certificate."""
+    records = read_records(folder, archive_sha256)
+    return [record for record in records if record.get("certificate_sha256") == certificate_sha256]
+
+
+def keep_record(folder: BuildFolder, record: dict[str, Any]) -> None:
     """Add a record, replacing that of the same server, backend and precision.
 
-    Records of other archives are removed. Returns all that remain.
+    Records of other archives are removed.
     """
     others = [
         other for other in read_records(folder, record["archive_sha256"]) if _key(other) != _key(record)
     ]
-    records = [*others, record]
-    write_json(folder.serving, {"format": FORMAT, "servers": records})
-    return records
+    write_json(folder.serving, {"format": FORMAT, "servers": [*others, record]})
 
 
 def records_beside(archive: Path, name: str, version: str) -> list[dict[str, Any]]:

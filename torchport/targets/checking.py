@@ -27,7 +27,6 @@ from torchport.recipe.goals import missed_goals
 from torchport.recipe.requests import recipe_requests
 from torchport.recipe.shipped import packaged_folder
 from torchport.recipe.user_code import running
-from torchport.store.files import write_bytes
 from torchport.store.folders import BuildFolder, Store
 from torchport.store.hashing import sha256_file
 from torchport.store.serving_record import keep_record
@@ -40,7 +39,7 @@ from torchport.targets.torchserve_setup import Ports
 from torchport.verify.answers.decisions import decided, differing
 from torchport.verify.answers.equality import ATOL, RTOL, as_json, same_answer
 from torchport.verify.answers.parity import FIRST, spread
-from torchport.verify.report.page import with_wire
+from torchport.verify.report.page import renew_report
 from torchport.version import __version__
 from torchport_runtime.suggest import did_you_mean
 
@@ -118,7 +117,8 @@ def check(
         "goals": dict(recipe.goals),
         "missed": missed_goals(recipe.goals, found.metrics),
     }
-    _keep(folder, record)
+    keep_record(folder, record)
+    renew_report(folder)
     return CheckResult(record, found.answers)
 
 
@@ -283,14 +283,6 @@ def _compare_decisions(
             first.append({"input": f"held-out {index}", "differs": problem})
     counts = {"compared": len(chosen) - ties, "agreed": len(chosen) - ties - len(failures), "ties": ties}
     return {**counts, "first_differing": first[:FIRST]}, failures
-
-
-def _keep(folder: BuildFolder, record: dict[str, Any]) -> None:
-    """Write the record down, and into the report where that is of the archive's own certificate."""
-    records = keep_record(folder, record)
-    certified = folder.parity.is_file() and sha256_file(folder.parity) == record["certificate_sha256"]
-    if certified and folder.report.is_file():
-        write_bytes(folder.report, with_wire(folder.report.read_bytes(), records))
 
 
 def _compare_metrics(served: Mapping[str, float], trained: Mapping[str, float]) -> list[str]:

@@ -13,7 +13,6 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +25,7 @@ from torchport.recipe.user_code import running
 from torchport.store.files import write_bytes, write_json
 from torchport.store.folders import BuildFolder
 from torchport.store.hashing import sha256_bytes, sha256_file, sha256_json, sha256_tree
+from torchport.store.stage_result import StageResult
 from torchport.store.versions import library_versions
 from torchport.train.preflight import check_untrained
 from torchport.train.run import Progress, Run, no_progress
@@ -35,13 +35,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-@dataclass(frozen=True)
-class TrainingResult:
-    """`done` is False where the weights were there already, of this recipe and seed."""
-
-    done: bool
-    record: dict[str, Any]
-    why: str
+class TrainingResult(StageResult):
+    """The weights and `training.json`. Not done if they were of this recipe and seed already."""
 
 
 def train(

@@ -11,7 +11,6 @@ threads, the layout of inputs. All failures are collected and reported at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torchport.errors import BackendError
@@ -22,7 +21,8 @@ from torchport.recipe.contract import Recipe
 from torchport.store.files import json_bytes, write_bytes, write_json
 from torchport.store.folders import BuildFolder
 from torchport.store.hashing import sha256_bytes
-from torchport.store.serving_record import read_records
+from torchport.store.serving_record import records_of_certificate
+from torchport.store.stage_result import StageResult
 from torchport.store.variants import Variant
 from torchport.store.versions import library_versions
 from torchport.verify.answers.parity import compare_answers
@@ -32,7 +32,8 @@ from torchport.verify.evidence import Evidence
 from torchport.verify.outputs.graph import Graph, GraphResult, compare_graph
 from torchport.verify.record import Basis, Findings, certificate_of
 from torchport.verify.report.measures import GraphMeasures, measure_graph
-from torchport.verify.report.page import report, with_wire
+from torchport.verify.report.measures_file import write_measures
+from torchport.verify.report.page import report
 from torchport.verify.torch_threads import torch_threads_kept
 from torchport_runtime.backends.backend import Backend
 
@@ -40,13 +41,13 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-@dataclass(frozen=True)
-class ParityResult:
-    """`done` is False where a passing certificate of exactly these bytes was there already."""
+class ParityResult(StageResult):
+    """The certificate. Not done if one of exactly these bytes had passed already."""
 
-    done: bool
-    certificate: dict[str, Any]
-    why: str
+    @property
+    def certificate(self) -> dict[str, Any]:
+        """`parity.json`."""
+        return self.record
 
     @property
     def failures(self) -> list[str]:
@@ -159,13 +160,12 @@ def _write(
     evidence: Evidence,
     measures: Sequence[GraphMeasures],
 ) -> dict[str, Any]:
-    """Write the test vectors, the page and, last, the certificate."""
+    """Write the test vectors, the measures, the page and, last, the certificate."""
     vectors = evidence.to_bytes()
     certificate = certificate_of(folder, basis, found, vectors)
-    write_bytes(folder.evidence, vectors)
-    page = report(certificate, measures)
     digest = sha256_bytes(json_bytes(certificate))
-    served = [r for r in read_records(folder) if r.get("certificate_sha256") == digest]
-    write_bytes(folder.report, with_wire(page, served))
+    write_bytes(folder.evidence, vectors)
+    write_measures(folder.measures, measures, digest)
+    write_bytes(folder.report, report(certificate, measures, records_of_certificate(folder, digest)))
     write_json(folder.parity, certificate)
     return certificate

@@ -47,12 +47,7 @@ class HalfReference(Reference):
         self._eager = self._run_half(full.cases)
         self.cases = [case for case in full.cases if case.name in self._eager]
         self._truth = {
-            case.name: {
-                name: self._measure(
-                    name, self._double[case.name][name], array, [self._double[case.name][name]]
-                )
-                for name, array in self._eager[case.name].items()
-            }
+            case.name: {name: self._measure_half(case.name, name) for name in self._eager[case.name]}
             for case in self.cases
         }
         self._bound_lucky_cases()
@@ -93,15 +88,10 @@ class HalfReference(Reference):
                     self.problems.append(f"{case.name}: eager {self._precision} does not run here: {reason}")
         return outputs
 
-    def _measure(
-        self,
-        name: str,
-        truth: np.ndarray,
-        eager: np.ndarray,
-        others: Sequence[np.ndarray],
-        otherwise: Sequence[np.ndarray] = (),
-    ) -> Truth:
-        measured = super()._measure(name, truth, eager, others)
+    def _measure_half(self, case: str, name: str) -> Truth:
+        """The truth of one output, and its bound by this precision's error and epsilon."""
+        truth, eager = self._double[case][name], self._eager[case][name]
+        measured = self._measure(name, truth, eager, [truth])
         if eager.dtype.kind != "f":
             # A choice between equals may fall otherwise than in float64; `Comparison` takes either.
             return Truth(truth.astype(eager.dtype), 0.0, 0.0, 0.0)

@@ -1,1 +1,1 @@
-"""Reads a certificate and its measures and writes `parity.html`."""
+"""Reads a certificate, its measures and what servers answered; writes `parity.html`."""

@@ -1,7 +1,7 @@
-"""`parity.html`: the certificate, and what was measured beside it, as a page that one would rather look at.
+"""`parity.html`: the certificate, its measures and what servers answered, as a page of charts and tables.
 
     write_bytes(folder.report, report(certificate, [measure_graph(...)]))
-    write_bytes(folder.report, with_wire(folder.report.read_bytes(), read_records(folder)))
+    renew_report(folder)                 # the same from parity.json, measures.json and serving.json
 
 The page is whole in itself: no script, no font, nothing that is fetched; light or dark as the reader's
 system is.
@@ -13,13 +13,15 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torchport.store.files import write_bytes
+from torchport.store.folders import BuildFolder
+from torchport.store.hashing import sha256_file
+from torchport.store.serving_record import records_of_certificate
 from torchport.store.variants import Variant
 from torchport.verify.report.charts import Series, curves, dots, growth, heat_map
 from torchport.verify.report.measures import QUANTILES, GraphMeasures
+from torchport.verify.report.measures_file import read_measures
 from torchport.verify.report.templates import render
-
-PACKAGE = "torchport.verify.report"
-"""Where the templates lie."""
 
 _SIZE = re.compile(r"([A-Za-z_]\w*)=(\d+)")
 _SWEPT = re.compile(r"[A-Za-z_]\w*=\d+(,? [A-Za-z_]\w*=\d+)*")
@@ -27,33 +29,40 @@ _SAMPLE = re.compile(r"sample \d+")
 MOST_ROWS = 60
 """Cases in one chart: of more, those with the greatest errors."""
 
-WIRE = ("<!-- over the wire -->", "<!-- end of over the wire -->")
-"""Between these stands what servers answered, which is known after the rest of the page."""
 
-
-def report(certificate: Mapping[str, Any], measures: Sequence[GraphMeasures]) -> bytes:
-    """The page, UTF-8."""
-    graphs = [_graph(certificate, measured) for measured in measures]
+def report(
+    certificate: Mapping[str, Any],
+    measures: Sequence[GraphMeasures],
+    served: Sequence[Mapping[str, Any]] = (),
+) -> bytes:
+    """The page, UTF-8. `served` are the records of servers that answered with this certificate's archive."""
     answers = [
         {**row, "scores": f"{row['scores_apart']:.2g}" if row["scores_apart"] else "-"}
         for row in certificate.get("answers", [])
     ]
-    page = render(
-        PACKAGE, "parity.html.j2", certificate=certificate, graphs=graphs, answers=answers, wire=WIRE
-    )
-    return page.encode("utf-8")
+    values = {
+        "certificate": certificate,
+        "graphs": [_graph(certificate, measured) for measured in measures],
+        "answers": answers,
+        "served": served,
+    }
+    return render("torchport.verify.report", "parity.html.j2", **values).encode("utf-8")
 
 
-def with_wire(page: bytes, records: Sequence[Mapping[str, Any]]) -> bytes:
-    """The page with what servers answered, as `serving.json` has it, in the place of what it said of them
-    before; an older page, which has no place for it, as it is."""
-    text = page.decode("utf-8", "replace")
-    before, begin, rest = text.partition(WIRE[0])
-    _, end, after = rest.partition(WIRE[1])
-    if not (begin and end):
-        return page
-    said = render(PACKAGE, "wire.html.j2", records=records)
-    return f"{before}{begin}\n{said}\n{end}{after}".encode()
+def renew_report(folder: BuildFolder, archive_sha256: str | None = None) -> None:
+    """Render `parity.html` again, after the records of what servers answered have changed.
+
+    It shows the records of the archive that is given, or of the last one that was asked. Without the
+    certificate, or without `measures.json` of exactly that certificate, the page stays as it is.
+    """
+    certificate = folder.certificate()
+    if certificate is None:
+        return
+    digest = sha256_file(folder.parity)
+    measures = read_measures(folder.measures, digest)
+    if measures is not None:
+        served = records_of_certificate(folder, digest, archive_sha256)
+        write_bytes(folder.report, report(certificate, measures, served))
 
 
 def _graph(certificate: Mapping[str, Any], measured: GraphMeasures) -> dict[str, Any]:
