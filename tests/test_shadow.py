@@ -25,8 +25,8 @@ from torchport_runtime.backends.backend import open_backend
 from torchport_runtime.errors import BackendError
 from torchport_runtime.shadow import link as shadow_link
 from torchport_runtime.shadow import shadow as shadow_module
-from torchport_runtime.shadow.allowance import AT_ONCE_S, CpuBudget
 from torchport_runtime.shadow.comparison import Allowed, compare
+from torchport_runtime.shadow.cpu_budget import AT_ONCE_S, CpuBudget
 from torchport_runtime.shadow.sampler import Sampler
 from torchport_runtime.shadow.shadow import MAX_SAMPLES, Shadow
 from torchport_runtime.shadow_options import MIN_SHARE, ShadowOptions

@@ -25,7 +25,7 @@ import numpy as np
 from torchport_runtime.backends.backend import Backend, Tensors
 from torchport_runtime.errors import BackendError
 from torchport_runtime.options import BackendOptions
-from torchport_runtime.shadow.allowance import CpuBudget
+from torchport_runtime.shadow.cpu_budget import CpuBudget
 from torchport_runtime.shadow.link import COMPARE_LIMIT_S, ComparisonTimeout, ShadowLink
 from torchport_runtime.shadow.messages import SampledRows, ShadowResult, Start
 from torchport_runtime.shadow.metrics import add_counts, add_difference
