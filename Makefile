@@ -2,6 +2,7 @@
 MODEL ?= linear
 SEED ?= 0
 PORT ?= 8080
+PROCESSES ?= 2
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -19,6 +20,7 @@ LOCK := $(COMPILE) --upgrade --universal --python-version 3.11 --generate-hashes
         --custom-compile-command 'make lock' pyproject.toml
 # enum-compat is the one release without a wheel; nothing is compiled for it.
 WHEELS := $(COMPILE) --only-binary :all: --no-binary enum-compat --output-file /dev/null
+PYTEST := -m pytest --numprocesses $(PROCESSES)
 VERSIONS := -m pip freeze --disable-pip-version-check | grep -E '^(torch|torchvision|onnx.*|numpy)=='
 comma := ,
 extra_options = $(foreach extra,$(subst $(comma), ,$(1)),--extra $(extra))
@@ -29,7 +31,7 @@ extra_options = $(foreach extra,$(subst $(comma), ,$(1)),--extra $(extra))
 
 help: ## the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  variables: MODEL=$(MODEL) SEED=$(SEED) PORT=$(PORT)"
+	@echo "  variables: MODEL=$(MODEL) SEED=$(SEED) PORT=$(PORT) PROCESSES=$(PROCESSES)"
 
 install: $(STAMP) ## .venv with all that the other targets need, of the releases in requirements/locked.txt
 
@@ -88,12 +90,12 @@ bench: $(STAMP) ## side by side with TorchServe, mosec and bare uvicorn; needs w
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[bench]'
 	$(BIN)/python -m bench $(BENCH)
 
-test: $(STAMP) ## all tests, real TorchServe included
-	$(BIN)/python -m pytest
+test: $(STAMP) ## all tests, real TorchServe included, shared by PROCESSES
+	$(BIN)/python $(PYTEST)
 
 test-oldest: $(OLDEST)/installed ## all tests with the lowest releases that pyproject.toml allows
 	$(OLDEST)/bin/python $(VERSIONS)
-	$(OLDEST)/bin/python -m pytest
+	$(OLDEST)/bin/python $(PYTEST)
 
 $(OLDEST)/installed: pyproject.toml requirements/oldest.txt requirements/install.py
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
@@ -105,14 +107,14 @@ test-newest: ## all tests with the newest releases that pyproject.toml allows, a
 	$(UNCONSTRAINED) $(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check \
 	    --upgrade --upgrade-strategy eager --editable '.[$(TEST_EXTRAS)]'
 	$(NEWEST)/bin/python $(VERSIONS)
-	$(NEWEST)/bin/python -m pytest
+	$(NEWEST)/bin/python $(PYTEST)
 
 check: $(STAMP) ## ruff, mypy, the order of imports, and the quick tests: no server, no model on its road
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -m quick
+	$(BIN)/python $(PYTEST) -m quick
 
 lock: $(UV) ## requirements/locked.txt and oldest.txt anew, by uv; looks for a wheel of each release
 	$(LOCK) $(call extra_options,$(EXTRAS)) --constraint requirements/held.txt --output-file requirements/locked.txt

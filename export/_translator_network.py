@@ -19,7 +19,10 @@ BEGIN, END = 2, 3
 
 
 class Translator(nn.Module):
-    """Bidirectional GRU encoder; decoder of two GRU layers with attention on the encoder in between."""
+    """Encoder-decoder with attention: bidirectional GRU, then two GRU layers.
+
+    The attention on the encoder is between the two layers of the decoder.
+    """
 
     def __init__(self):
         super().__init__()
@@ -47,7 +50,10 @@ class Translator(nn.Module):
         return tokens.masked_fill(dropped, 1)
 
     def encode(self, tokens):
-        """Tokens [batch, source], padded with 0, to memory [batch, source, E + 2 H], state [batch, 2 H]."""
+        """Encode tokens [batch, source], padded with 0.
+
+        Returns memory [batch, source, E + 2 H] and state [batch, 2 H].
+        """
         mask = tokens > 0
         lengths = mask.sum(1, keepdim=True).clamp(min=1)
         embedded = self.dropout(self.embedding(self.drop_words(tokens)))
@@ -63,7 +69,7 @@ class Translator(nn.Module):
         return torch.cat([embedded, hidden, keys], 2), torch.cat([state, state], 1)
 
     def attend(self, lower, tokens, memory):
-        """Log attention [batch, target, source], and the context of each of the lower layer's outputs."""
+        """Log attention [batch, target, source], and context of each lower output."""
         _, hidden, keys = memory.split([EMBEDDING, HIDDEN, HIDDEN], 2)
         scores = self.query(lower) @ keys.transpose(1, 2) / HIDDEN**0.5
         scores = scores.masked_fill((tokens == 0)[:, None], -1e9)
@@ -80,7 +86,7 @@ class Translator(nn.Module):
         return logits + self.trust * (attention @ self.dictionary[tokens] + 1e-3).log()
 
     def loss(self, tokens, target):
-        """Of target [batch, 1 + target], from BEGIN to END."""
+        """Loss of a target [batch, 1 + target], from BEGIN to END."""
         memory, state = self.encode(tokens)
         first = state[None, :, :HIDDEN].contiguous()
         lower, _ = self.lower(self.dropout(self.embedding(self.drop_words(target[:, :-1]))), first)
@@ -115,7 +121,7 @@ class Encoder(nn.Module):
 
 
 class DecoderStep(nn.Module):
-    """One token further."""
+    """Decodes one more token."""
 
     def __init__(self, model):
         super().__init__()
@@ -133,9 +139,10 @@ class DecoderStep(nn.Module):
 
 
 def align(examples: list[tuple[np.ndarray, np.ndarray]], rounds: int = 6) -> torch.Tensor:
-    """IBM model 1: how likely each token is translated by each, [vocabulary, vocabulary].
+    """Probabilities that a token is translated by another, [vocabulary, vocabulary].
 
-    By expectation maximisation; token 0 stands for the empty word, END translates itself.
+    They are those of IBM model 1, found by expectation maximisation. Token 0 stands for the empty word;
+    END translates itself.
     """
     sources = [np.append(0, source[:-1]) for source, _ in examples]
     targets = [target[1:-1] for _, target in examples]

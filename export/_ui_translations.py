@@ -1,7 +1,9 @@
-"""The strings that `translate_en_fr` learns from, and what it is held against: two look-ups.
+"""Training and held-out strings of `translate_en_fr`, and two baselines.
 
 training, held = split(cache)         # [("Close all tabs", "Fermer tous les onglets"), ...]
 PhraseLookup(training)("Close the notebook")
+
+The baselines are look-ups in the training strings.
 """
 
 import json
@@ -24,7 +26,7 @@ Pairs = list[tuple[str, str]]
 
 
 def near(text: str) -> str:
-    """What near-duplicates have in common: words in lower case, without digits and final s."""
+    """Key that near-duplicates share: words in lower case, without digits and final s."""
     return " ".join(word.rstrip("s") for word in re.findall(r"[^\W\d_]+", text.lower()))
 
 
@@ -55,7 +57,7 @@ def words(text: str) -> list[str]:
 
 
 class PhraseLookup:
-    """Baseline: the longest known phrases, each replaced by what it most often came with (Dice)."""
+    """Baseline: replaces the longest known phrases by their most frequent translations (Dice)."""
 
     def __init__(self, pairs: Pairs, longest: int = 4):
         self.longest, together = longest, defaultdict(Counter)
@@ -112,7 +114,10 @@ def bleu(translations: list[str], references: list[str]) -> float:
 
 @lru_cache(maxsize=1)
 def baselines(cache: Path) -> dict[str, float]:
-    """BLEU on the held-out strings of the untranslated string, and of two look-ups."""
+    """BLEU of the baselines on the held-out strings.
+
+    They are the untranslated string and two look-ups.
+    """
     training, held = split(cache)
     references = [french for _, french in held]
     phrases = PhraseLookup(training)

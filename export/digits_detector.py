@@ -1,12 +1,13 @@
-"""A detector on scenes of real handwriting: FCOS with a small backbone, boxes decoded in the handler.
+"""A detector of handwritten digits: FCOS, with its boxes decoded in the handler.
 
     torchport ship export/digits_detector.py
     check    done      4 answers as in process, served map50 0.97 (TorchServe 0.12.0, onnxruntime)
 
-A scene holds up to six of the digits that scikit-learn ships (see digits_resnet18), of different sizes, light
-on an uneven, noisy, dark ground. Training draws new scenes in every epoch; the held-out scenes show digits
-that are in none of them. torchvision's FCOS decodes its boxes with shapes that depend on the data, so what is
-exported are its dense outputs; `torchport_runtime.boxes` makes boxes of them, here as in the handler.
+A scene holds up to six of the digits in scikit-learn (see digits_resnet18), of different sizes, light
+on an uneven, noisy, dark ground. Training draws new scenes in every epoch. The held-out scenes show
+digits that are in none of them. torchvision's FCOS decodes its boxes with shapes that depend on the
+data. So its dense outputs are exported, and `torchport_runtime.boxes` makes boxes of them, here and in
+the handler.
 """
 
 import io
@@ -63,14 +64,20 @@ def split() -> tuple[list[Digit], list[Digit]]:
 
 
 def cut(scan: np.ndarray) -> Image.Image:
-    """A scan [8, 8] of 0 to 16 as an image of 0 to 255, cut to its ink: the image's edges are the box."""
+    """A scan [8, 8] of 0 to 16 as an image of 0 to 255, cut to its ink.
+
+    The image's edges are the digit's box.
+    """
     rows, columns = (np.flatnonzero((scan >= 3).any(axis=axis)) for axis in (1, 0))
     inked = scan[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     return Image.fromarray(np.rint(inked * 255 / 16).astype(np.uint8))
 
 
 def scene(draw: np.random.Generator, digits: list[Digit], longest: tuple[int, int], count: int) -> Scene:
-    """A scene of up to `count` digits that do not overlap, its longer side between `longest`, pixels."""
+    """Draw a scene of at most `count` digits that do not overlap.
+
+    `longest` bounds its longer side, in pixels.
+    """
     long, ratio = int(draw.integers(*longest)), math.exp(draw.uniform(-0.9, 0.9))
     width, height = (round(long * min(1.0, r)) for r in (ratio, 1 / ratio))
     ground = Image.fromarray(draw.uniform(0, 70, (3, 3)).astype(np.float32))
@@ -99,7 +106,10 @@ def scene(draw: np.random.Generator, digits: list[Digit], longest: tuple[int, in
 
 
 def training_scenes(digits: list[Digit], seed: int, epoch: int) -> list[Scene]:
-    """New ones for every seed and epoch; a few are empty, so that nothing is found where nothing is."""
+    """Draw new scenes for every seed and epoch.
+
+    A few are empty, so that the model learns to find nothing there.
+    """
     draw = np.random.default_rng((seed, epoch))
     counts = draw.integers(1, MOST_DIGITS + 1, SCENES) * (draw.random(SCENES) >= EMPTY)
     return [scene(draw, digits, (96, 257), int(count)) for count in counts]
@@ -112,14 +122,14 @@ def heldout_scenes() -> list[Scene]:
 
 
 def encoded(picture: Image.Image, kind: str = "PNG") -> bytes:
-    """The picture as the file that a client would send."""
+    """The picture as the PNG file that a client would send."""
     buffer = io.BytesIO()
     picture.save(buffer, kind)
     return buffer.getvalue()
 
 
 def preprocess(pictures: list[Image.Image]) -> np.ndarray:
-    """float32 [n, 1, 128, 128], by the code that the handler runs on a request."""
+    """Pictures as float32 [n, 1, 128, 128], by the handler's code."""
     return np.stack([transform(letterbox.fit(picture)) for picture in pictures])
 
 
@@ -134,7 +144,7 @@ def block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 
 
 class Backbone(nn.Module):
-    """[batch, 1, 128, 128] to two feature maps of `out_channels`, at strides 8 and 16."""
+    """Turns [batch, 1, 128, 128] into two feature maps of `out_channels`, at strides 8 and 16."""
 
     out_channels = 64
 
@@ -152,7 +162,10 @@ class Backbone(nn.Module):
 
 
 class Detector(nn.Module):
-    """torchvision's FCOS, its outputs dense: logits, distances in strides, centerness, of every point."""
+    """torchvision's FCOS with dense outputs for every point.
+
+    They are logits, distances in strides, and centerness.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -173,7 +186,10 @@ class Detector(nn.Module):
         return dense["cls_logits"], dense["bbox_regression"], dense["bbox_ctrness"]
 
     def loss(self, images, targets):
-        """FCOS's own: focal loss of the classes, GIoU loss of the boxes, cross entropy of centerness."""
+        """FCOS's own loss.
+
+        It is focal loss of the classes, GIoU loss of the boxes, and cross entropy of centerness.
+        """
         points = torch.from_numpy(decoder.points()).float().to(images.device)
         centers, halves = points[:, :2], points[:, 2:] / 2
         anchors = torch.cat([centers - halves, centers + halves], dim=1)
@@ -267,7 +283,7 @@ def target(scene: Scene, device: str) -> dict[str, torch.Tensor]:
 
 
 def answer(model: nn.Module, sent: Request) -> dict:
-    """What the handler answers to a held-out picture."""
+    """The handler's answer to a held-out picture."""
     size = decode_image(sent.content).size
     model.eval()
     with torch.no_grad():
@@ -277,7 +293,10 @@ def answer(model: nn.Module, sent: Request) -> dict:
 
 
 def annotations(scenes: list[dict]) -> list[dict]:
-    """Boxes as COCO writes them, their ids from 1: of the truths, or, with scores, of the answers."""
+    """Boxes in COCO's format, with ids from 1.
+
+    They are the truths, or with scores the answers.
+    """
     rows = [
         {"image_id": image, "category_id": LABELS.index(found["label"]), "score": found.get("score")}
         | {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "iscrowd": 0}
@@ -289,7 +308,7 @@ def annotations(scenes: list[dict]) -> list[dict]:
 
 
 def mean_average_precision(answers: list[dict], expected: list[dict]) -> float:
-    """COCO's average precision at an IoU of 0.5, the mean over the classes."""
+    """COCO's average precision at an IoU of 0.5, averaged over the classes."""
     truths, found = annotations(expected), annotations(answers)
     if not found:
         return 0.0

@@ -1,17 +1,17 @@
-"""A generative adversarial network on real handwriting: a DCGAN (Radford et al., 2015) that is told
-which digit to draw.
+"""Draws handwritten digits by a conditional generative adversarial network.
 
     torchport ship export/digits_gan.py
 
-Generator and discriminator train as one model; the generator, averaged over training, is what ships.
-The discriminator judges a picture together with its digit by projection (Miyato and Koyama, 2018) and
-has spectral normalisation; what it sees, real or drawn, is shifted by up to a pixel, so that it cannot
-learn 1,437 scans by heart. A small term (mode seeking, Mao et al., 2019) rewards the generator where
-other noise makes another picture: without it all threes look alike.
+It is a DCGAN (Radford et al., 2015) that is told which digit to draw. Generator and discriminator train
+as one model. The generator, averaged over training, is exported. The discriminator judges a picture
+together with its digit by projection (Miyato and Koyama, 2018) and has spectral normalisation. What it
+sees, real or drawn, is shifted by up to a pixel, so that it cannot learn 1,437 scans by heart. A small
+term (mode seeking, Mao et al., 2019) rewards the generator if other noise makes another picture:
+without it all threes look alike.
 
-How good the samples are is said by a judge that has no part in the training: a support vector machine
-with an eleventh class, "no digit", of noise and of blends of two digits, which refuses what a plain
-classifier of digits calls one of the ten.
+A judge that has no part in the training says how good the samples are. It is a support vector machine
+with an eleventh class, "no digit", of noise and of blends of two digits. It refuses pictures that a
+plain classifier of digits calls one of the ten.
 """
 
 import copy
@@ -41,13 +41,16 @@ CONFIDENT, NO_DIGIT = 0.9, 10
 
 @lru_cache(maxsize=1)
 def split() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Training and held-out scans, uint8 [n, 1, 8, 8], and their digits, int64 [n]."""
+    """Training and held-out scans, uint8 [n, 1, 8, 8].
+
+    Their digits are int64 [n].
+    """
     train, heldout, train_digits, heldout_digits = _digits.split()
     return (*(to_pixels(scans[:, None], 0, 16) for scans in (train, heldout)), train_digits, heldout_digits)
 
 
 class Generator(nn.Module):
-    """Noise [batch, NOISE] and digits, int64 [batch], to an image [batch, 1, 8, 8] in [0, 1]."""
+    """Turns noise [batch, NOISE] and digits, int64 [batch], into images [batch, 1, 8, 8] in [0, 1]."""
 
     def __init__(self, width: int = 48):
         super().__init__()
@@ -69,7 +72,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """An image [batch, 1, 8, 8] and its digit to a logit [batch]: above 0 is real."""
+    """Turns images [batch, 1, 8, 8] and their digits into logits [batch]: above 0 is real."""
 
     def __init__(self, width: int = 24):
         super().__init__()
@@ -182,7 +185,7 @@ class DigitsGan(Recipe):
         ]
 
     def heldout(self):
-        """Sheets of samples; what is expected are the digits that the seeds ask for."""
+        """Sheets of samples; expected are the digits that the seeds ask for."""
         for seed in range(SHEETS):
             digits = sample(seed)[1].tolist()
             yield Example(request=Request(json={"seed": seed, "n": PER_SHEET}), expected=digits)
@@ -199,7 +202,7 @@ def sample(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def shifted(images: torch.Tensor) -> torch.Tensor:
-    """Each image moved by -1, 0 or 1 pixels in either direction, black moving in."""
+    """Each image shifted by -1, 0 or 1 pixels in either direction; black moves in."""
     count = len(images)
     padded = F.pad(images, (1, 1, 1, 1))[:, 0]
     rows, columns = (torch.arange(SIZE) + torch.randint(0, 3, (count, 1)) for _ in "yx")
@@ -217,11 +220,13 @@ def update_average(average: nn.Module, current: nn.Module, weight: float) -> Non
 
 
 def measure(pixels: np.ndarray, digits: np.ndarray) -> dict[str, float]:
-    """What the judge says of pictures, uint8 [n, 1, 8, 8], that are asked to be these digits: the fraction
-    seen as a digit with a confidence of 0.9, how many digits those are, and the fraction whose likeliest
-    class is the digit asked for. `nearest` is the mean distance to the nearest training scan: copies have
-    0, new scans by real hands about 1. `variety` is how far apart two pictures of a digit are, as a part
-    of what two training scans of it are.
+    """The judge's figures of pictures, uint8 [n, 1, 8, 8], drawn as `digits`.
+
+    `recognised` is the fraction seen as a digit with a confidence of 0.9, `classes` the number of
+    different digits among them, and `as_asked` the fraction whose likeliest class is the requested
+    digit. `nearest` is the mean distance to the nearest training scan: copies have 0, new scans by real
+    hands about 1. `variety` is the distance of two pictures of a digit, as a share of that of two
+    training scans of it.
     """
     flat = pixels.reshape(len(pixels), -1) / 255
     judge, scans = trained_judge()
@@ -246,8 +251,9 @@ def spread(flat: np.ndarray, digits: np.ndarray) -> float:
 
 @lru_cache(maxsize=1)
 def trained_judge() -> tuple[CalibratedClassifierCV, np.ndarray]:
-    """The judge, trained on the training scans and on as many pictures that are no digits, and the scans,
-    float64 [n, 64]; the same each time.
+    """The judge, and the training scans, float64 [n, 64].
+
+    It is trained on the scans and on as many pictures that are no digits. It is the same each time.
     """
     train, _, digits, _ = split()
     scans = train.reshape(len(train), -1) / 255

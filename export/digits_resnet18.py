@@ -1,10 +1,10 @@
-"""ResNet-18 on real handwriting: preprocess, define, train, evaluate, the whole way.
+"""ResNet-18 on handwritten digits: preprocess, define, train, evaluate, the whole way.
 
     torchport ship export/digits_resnet18.py
     torchport train digits_resnet18 --image-size 224 --epochs 3
 
-The data are in `_digits.py`: 1,437 scans to train on, 360 held out. They hold no more than 8 x 8 pixels:
-64 are plenty, and 224, the size of ImageNet's models, is for who wants to know what that size costs.
+The data are in `_digits.py`: 1,437 scans to train on, 360 held out. They have no more than 8 x 8
+pixels: 64 are plenty. 224 is the size of ImageNet's models, and shows what that size costs.
 """
 
 import io
@@ -43,7 +43,7 @@ class DigitsResNet18(Recipe):
         return resnet18(num_classes=10)
 
     def preprocess(self, files):
-        """float32 [n, 3, height, width] of image files, by the code that the handler runs on a request."""
+        """Image files as float32 [n, 3, height, width], by the handler's code."""
         return np.stack([self.transform(decode_image(file)) for file in files])
 
     def train(self, model, run):
@@ -83,7 +83,7 @@ class DigitsResNet18(Recipe):
         yield {"image": images[32:]}
 
     def calibration(self, graph):
-        """A quarter of the scans that it was trained on, drawn at random: none is held out."""
+        """A quarter of the training scans, drawn at random: none is held out."""
         train_scans, _, _, _ = split()
         chosen = np.random.default_rng(0).choice(len(train_scans), len(train_scans) // 4, replace=False)
         for start in range(0, len(chosen), 32):

@@ -1,15 +1,16 @@
-"""A variational auto-encoder (Kingma and Welling, 2013) on real handwriting, served as two graphs.
+"""A variational auto-encoder of handwritten digits, served as two graphs.
 
     torchport ship export/digits_vae.py
 
-The `encoder` says a mean and a variance in 8 dimensions, the `decoder` draws a picture of 8 numbers;
-chance stays outside of both: the handler reconstructs from the mean, and draws samples from a seed.
+The method is that of Kingma and Welling, 2013. The `encoder` gives a mean and a variance in 8
+dimensions. The `decoder` draws a picture of 8 numbers. Chance stays outside of both: the handler
+reconstructs from the mean, and draws samples from a seed.
 
-Reconstructions are held against principal components: as many of them as the latent has dimensions,
+Reconstructions are compared with principal components. As many of them as the latent has dimensions,
 fitted on the same training digits, are the best that any linear code of that size can do. The weight of
-the KL divergence is small (0.1 beside the summed squared error): on a fifth of the training digits,
-smaller ones reconstructed better (0.02 and 0.05, by a quarter and a ninth) with hardly fewer samples that
-look like digits. About half of the samples are digits to the judge of `digits_gan`.
+the KL divergence is small (0.1, with the summed squared error). On a fifth of the training digits,
+smaller ones reconstructed better (0.02 and 0.05, by a quarter and a ninth) with hardly fewer samples
+that look like digits. About half of the samples are digits to the judge of `digits_gan`.
 """
 
 import io
@@ -40,12 +41,12 @@ def split() -> tuple[list[bytes], list[bytes]]:
 
 
 def preprocess(files: list[bytes]) -> np.ndarray:
-    """float32 [n, 1, 8, 8] in [0, 1], by the code that the handler runs on a request."""
+    """Image files as float32 [n, 1, 8, 8] in [0, 1], by the handler's code."""
     return np.stack([transform(decode_image(file, transform.mode)) for file in files])
 
 
 class Encoder(nn.Module):
-    """[batch, 1, 8, 8] to mean and log variance, [batch, LATENT] each."""
+    """Turns images [batch, 1, 8, 8] into mean and log variance, [batch, LATENT] each."""
 
     def __init__(self):
         super().__init__()
@@ -66,7 +67,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """[batch, LATENT] to an image [batch, 1, 8, 8] in [0, 1]."""
+    """Turns [batch, LATENT] into images [batch, 1, 8, 8] in [0, 1]."""
 
     def __init__(self):
         super().__init__()
@@ -87,7 +88,10 @@ class Decoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Both, as they are trained: what lies between them is drawn from the encoder's distribution."""
+    """Encoder and decoder together, as they are trained.
+
+    The decoder gets a sample from the encoder's distribution.
+    """
 
     def __init__(self):
         super().__init__()
@@ -183,7 +187,7 @@ class DigitsVae(Recipe):
         ]
 
     def heldout(self):
-        """Every held-out scan; the same scan is what is expected."""
+        """Every held-out scan; the same scan is expected."""
         for scan in split()[1]:
             yield Example(request=Request(body=scan, content_type="image/png"), expected=scan)
 
@@ -194,13 +198,15 @@ class DigitsVae(Recipe):
 
 
 def kl_divergence(mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
-    """Of each row's distribution from the standard normal one, in nats: [batch]."""
+    """Divergence of each row's distribution from the standard normal one, in nats: [batch]."""
     return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)
 
 
 def measure(drawn: np.ndarray, files: list[bytes]) -> dict[str, float]:
-    """Mean squared error, of pixels in [0, 1], of reconstructions, uint8 [n, 1, 8, 8], of these scans; of
-    their reconstructions by principal components; and the one by the other.
+    """Mean squared errors of the reconstructions `drawn`, uint8 [n, 1, 8, 8].
+
+    `mse` is theirs, with pixels in [0, 1]. `pca_mse` is that of reconstructions by principal
+    components. `mse_to_pca` is the ratio of the two.
     """
     truth = preprocess(files).reshape(len(files), -1).astype(np.float64)
     mse = np.square(drawn.reshape(len(files), -1) / 255 - truth).mean()
@@ -211,6 +217,9 @@ def measure(drawn: np.ndarray, files: list[bytes]) -> dict[str, float]:
 
 @lru_cache(maxsize=1)
 def principal_components() -> PCA:
-    """As many as the latent has dimensions, of the training digits; the same ones each time."""
+    """Principal components of the training digits, the same each time.
+
+    There are as many as the latent has dimensions.
+    """
     train = preprocess(split()[0]).reshape(-1, SIZE * SIZE).astype(np.float64)
     return PCA(LATENT, svd_solver="full").fit(train)

@@ -1,9 +1,9 @@
-"""VGG-11 with batch norm on real handwriting, its features with a small classifier: the stock one, made
-for ImageNet, would be 500 MB of the archive.
+"""VGG-11 with batch norm on handwritten digits, with a small classifier.
 
     torchport ship digits_vgg11
 
-Data, training and metric are those of `digits_resnet18`.
+The original classifier, made for ImageNet, would be 500 MB of the archive. Data, training and metric
+are those of `digits_resnet18`.
 """
 
 from digits_resnet18 import DigitsResNet18

@@ -4,8 +4,8 @@
     torchport ship hub --repo pytorch/vision:v0.24.0 --entry resnet18 --source github --trust-repo \
         --argument weights=DEFAULT --input image:float32:batch,3,224,224
 
-A repository's code runs on this machine: one of GitHub wants `--trust-repo` said. The other options are those
-of `pretrained`; `--weights FILE` takes the place of the entry's own weights.
+A repository's code runs on this machine: one on GitHub needs `--trust-repo`. The other options are
+those of `pretrained`. `--weights FILE` replaces the entry's own weights.
 """
 
 from pathlib import Path

@@ -13,7 +13,7 @@ POINTS, EPOCHS, LEARNING_RATE = 100, 1000, 0.01
 
 
 def points(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """x ~ N(0, 1) and y = 3x + 2 + N(0, 1), float32 [100, 1] each."""
+    """Draw x ~ N(0, 1) and y = 3x + 2 + N(0, 1), float32 [100, 1] each."""
     generator = np.random.default_rng(seed)
     x = generator.standard_normal((POINTS, 1))
     y = 3 * x + 2 + generator.standard_normal((POINTS, 1))

@@ -1,12 +1,12 @@
-"""Any model of an installed package, or of a file here, with weights that you have.
+"""Any model of an installed package or of a file here, with existing weights.
 
     torchport ship pretrained --model torchvision.models:mobilenet_v2 --weights mobilenet_v2.pth \
         --input image:float32:batch,3,224,224
     torchport query mobilenet_v2 --data inputs.npz --output outputs.npz
 
-An input is name:dtype:dims; token ids have bounds, and what may be left out of a request a default:
-`--input tokens:int64:batch,time:0..999 --input mask:bool:batch,time=true --dim time:1,128`.
-`--weights` takes .pt, .pth and .safetensors. What else there is: `--argument num_classes=10` for the
+An input is name:dtype:dims. Token ids have bounds, and an input that a request may leave out has a
+default: `--input tokens:int64:batch,time:0..999 --input mask:bool:batch,time=true --dim time:1,128`.
+`--weights` takes .pt, .pth and .safetensors. Other options are `--argument num_classes=10` for the
 callable, `--dim time:1,512` for the bounds of a dimension (batch: 1 to 16), `--outputs logits` for the
 outputs' names, `--sample FILE.npz` for real inputs, `--name` and `--model-version` for the archive's.
 """

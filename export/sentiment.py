@@ -1,15 +1,16 @@
-"""Is a film review's sentence praise or blame? A GRU over sub-words, with explanations.
+"""Classifies a film review's sentence as praise or blame, and explains it.
 
     torchport ship sentiment
     curl --json '"Tense, terrific, early work."' http://127.0.0.1:8080/predictions/sentiment
 
-The data are sentences that fifteen people or more scored from -4 to 4 for Hutto and Gilbert, "VADER: A
-Parsimonious Rule-based Model for Sentiment Analysis of Social Media Text" (ICWSM 2014), which travel
-in PyPI's package vaderSentiment. Of the 10,605 from film reviews, those of a clear sign (mean
-score at least 0.5 from 0) are classified: 10,072, half of them praise. A fifth is held out, the
-same fifth for every seed. Trained on are the others, with the scores as soft targets, and, at half
-the weight, what else was scored: faint sentences, tweets, reviews of goods, newspaper editorials, and
-the words of the lexicon; without those that share a run of seven words with a held-out one.
+The model is a GRU over sub-words. The data are sentences that fifteen people or more scored from -4 to
+4 for Hutto and Gilbert, "VADER: A Parsimonious Rule-based Model for Sentiment Analysis of Social Media
+Text" (ICWSM 2014). They are part of PyPI's package vaderSentiment. Of the 10,605 from film reviews,
+those of a clear sign (mean score at least 0.5 from 0) are classified: 10,072, half of them praise. A
+fifth is held out, the same fifth for every seed. The model is trained on the others, with the scores as
+soft targets. At half the weight it is also trained on the other scored texts: faint sentences, tweets,
+reviews of goods, newspaper editorials, and the words of the lexicon. Texts that share a run of seven
+words with a held-out one are left out.
 """
 
 import re
@@ -43,9 +44,10 @@ Scored = list[tuple[str, float]]
 
 
 class Classifier(nn.Module):
-    """Vectors [batch, time, width] and mask [batch, time] to logits [batch, 2]; blind to padding.
+    """Turns vectors [batch, time, width] and mask [batch, time] into logits [batch, 2].
 
-    A GRU each way, the greatest and an attended mean of its states, and the mean of the vectors.
+    It is blind to padding. It has a GRU each way, the maximum and an attended mean of its states, and
+    the mean of the vectors.
     """
 
     def __init__(self) -> None:
@@ -78,7 +80,7 @@ class Classifier(nn.Module):
 
 
 class SentimentModel(nn.Module):
-    """Tokens [batch, time] to logits [batch, 2]."""
+    """Turns tokens [batch, time] into logits [batch, 2]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -130,7 +132,10 @@ class Sentiment(Recipe):
 
     @cached_property
     def split(self) -> tuple[Scored, Scored, Scored]:
-        """Clear sentences of film reviews to train on, held-out ones, and what else is trained on."""
+        """Training sentences, held-out ones, and the other training texts.
+
+        The first two are clear sentences of film reviews.
+        """
         films = self.corpus("movieReviewSnippets")
         clear = [row for row in films if abs(row[1]) >= CLEAR]
         others = [row for row in films if abs(row[1]) < CLEAR]
@@ -217,7 +222,7 @@ class Sentiment(Recipe):
         return self.fed_with(graph, self.split[0][:512])
 
     def fed_with(self, graph, rows):
-        """What a graph is given for these rows, 32 at a time."""
+        """A graph's inputs for these rows, 32 at a time."""
         for start in range(0, len(rows), 32):
             tokens, mask = pad(self.encoded(rows[start : start + 32]))
             if graph == "embedding":
@@ -253,13 +258,16 @@ class Sentiment(Recipe):
 
 
 def runs(text: str, length: int = 7) -> set[str]:
-    """Each run of so many words in a text, or all of a shorter one: what near-duplicates share."""
+    """All runs of `length` words in a text, which near-duplicates share.
+
+    A shorter text is one run.
+    """
     words = re.findall(r"\w+", text.lower())
     return {" ".join(words[i : i + length]) for i in range(max(1, len(words) - length + 1))}
 
 
 def accuracy(model: nn.Module, rows: list[np.ndarray], scored: Scored, device: str) -> float:
-    """Fraction of the token sequences whose greater logit is the score's sign."""
+    """Fraction of the token sequences whose larger logit is the score's sign."""
     model.eval()
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     right = 0
@@ -271,7 +279,10 @@ def accuracy(model: nn.Module, rows: list[np.ndarray], scored: Scored, device: s
 
 
 def bag_of_words_accuracy(training: Scored, heldout: Scored) -> float:
-    """What logistic regression on weighted counts of words reaches: the least that a network must."""
+    """Accuracy of logistic regression on weighted counts of words.
+
+    It is the minimum that a network must reach.
+    """
     counts = TfidfVectorizer(sublinear_tf=True)
     model = LogisticRegression(C=3, max_iter=1000)
     model.fit(counts.fit_transform([text for text, _ in training]), [score > 0 for _, score in training])

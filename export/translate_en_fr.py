@@ -1,17 +1,18 @@
-"""English strings of user interfaces into French: a recurrent encoder-decoder with attention, in two graphs.
+"""Translates English strings of user interfaces into French.
 
     torchport ship export/translate_en_fr.py
 
-The data are the strings of JupyterLab and its extensions, with their French translations by volunteers
-(the language pack on PyPI, BSD licence). A ninth of the strings of 2 to 20 words is held out, the same for
-every seed; strings that differ by case, punctuation, digits or a plural's s alone are never on both sides.
+The model is a recurrent encoder-decoder with attention, in two graphs. The data are the strings of
+JupyterLab and its extensions, with their French translations by volunteers (the language pack on PyPI,
+BSD licence). A ninth of the strings of 2 to 20 words is held out, the same for every seed. Strings that
+differ by case, punctuation, digits or a plural's s alone are never on both sides.
 
 On the 316 held-out strings the translation of the most similar training string has a BLEU of 22.7, a
-look-up of phrases 14.1, the English itself 4.9; this model has about 35 (`_ui_translations` has them).
+look-up of phrases 14.1, the English itself 4.9. This model has about 35 (`_ui_translations` has them).
 
-2,600 pairs are little. What helps: placeholders and names go around the model (`ui_strings`); an
-alignment of words (IBM model 1, Brown et al., 1993), estimated before the training, teaches the attention
-where to look, and gives each step's logits a dictionary (Arthur et al., 2016). Settings were chosen on a
+2,600 pairs are few. What helps: placeholders and names go around the model (`ui_strings`). An alignment
+of words (IBM model 1, Brown et al., 1993), estimated before the training, teaches the attention where
+to look, and gives each step's logits a dictionary (Arthur et al., 2016). Settings were chosen on a
 ninth of the training strings.
 """
 
@@ -57,7 +58,7 @@ SEARCH = {
 
 @lru_cache(maxsize=1)
 def tokenizer(cache: Path) -> tuple[str, TextEncoder]:
-    """The byte-pair encoding that both languages share, as JSON and ready to use."""
+    """The byte-pair encoding of both languages, as JSON and ready to use."""
     texts = [text for pair in split(cache)[0] for text in read_pair(*pair)]
     bpe = train_bpe([*texts, SLOTS], VOCABULARY, SPECIAL)
     return bpe, TextEncoder.from_json(bpe, MAX_SOURCE - 1)
@@ -219,7 +220,10 @@ class TranslateEnFr(Recipe):
 def example(
     encoder: TextEncoder, pair: tuple[str, str], *, shuffled: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A pair as tokens: source with END, target from BEGIN to END; `shuffled` gives slots out at random."""
+    """A pair as tokens: source with END, target from BEGIN to END.
+
+    `shuffled` assigns placeholders' slots at random.
+    """
     english, french = read_pair(*pair, random.sample(SLOTS, len(SLOTS)) if shuffled else SLOTS)
     source, target = encoder.encode(english)[0], encoder.encode(french)[0]
     return np.append(source, END), np.concatenate([[BEGIN], target, [END]])
@@ -227,7 +231,7 @@ def example(
 
 @torch.no_grad()
 def translate(model: Translator, encoder: TextEncoder, texts: list[str]) -> list[str]:
-    """Translations by the search that the handler runs."""
+    """Translations by the handler's own search."""
     decoder, device, out = DecoderStep(model), model.bias.device, []
     for start in range(0, len(texts), MAX_ROWS):
         read = [source_tokens(encoder, text, END) for text in texts[start : start + MAX_ROWS]]

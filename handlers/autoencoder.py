@@ -1,19 +1,20 @@
-"""A picture in, its reconstruction out; or a seed in, pictures that the model makes up out. Both as PNG.
+"""Reconstructs a picture, or draws pictures from a seed. Both are PNG.
 
     curl -T seven.png http://127.0.0.1:8080/predictions/digits_vae > reconstruction.png
     curl -F data=@seven.png -F side_by_side=1 http://127.0.0.1:8080/predictions/digits_vae > both.png
     curl --json '{"seed": 7, "n": 16}' http://127.0.0.1:8080/predictions/digits_vae > sheet.png
 
-A reconstruction comes of the mean of what the encoder says, without noise: the same picture for the same
-picture. With `side_by_side=1` the picture as the model saw it stands left of it. Samples come of
-standard normal numbers, the model's prior; a seed always gives the same, and they stand row by row in
-ceil(sqrt(n)) columns, a narrow grey gap between them.
+A reconstruction is made of the encoder's mean, without noise, so that the same picture gives the same
+answer. With `side_by_side=1` the picture as the model saw it stands left of it. Samples are made of
+standard normal numbers, the model's prior. A seed always gives the same samples. They stand row by row
+in ceil(sqrt(n)) columns, with a narrow grey gap between them.
 
-For models of two graphs: `encoder`, from one image [batch, 1 or 3, height, width] to outputs whose first
-is the mean [batch, z]; `decoder`, from one [batch, z] to one image, with the same bounds of the batch.
+The model has two graphs. `encoder` turns one image [batch, 1 or 3, height, width] into outputs whose
+first is the mean [batch, z]. `decoder` turns one [batch, z] into one image, with the same bounds of the
+batch.
 
-Options (the recipe's `handler_options`): `image`, an `ImageTransform`; `range`, the decoder's black
-and white ([0, 1]); `enlarge`, the side of the square that each of the model's pixels becomes (1).
+Options (the recipe's `handler_options`): `image`, an `ImageTransform`; `range`, the decoder's black and
+white ([0, 1]); `enlarge`, the side of the square that each of the model's pixels becomes (1).
 """
 
 import numpy as np
@@ -23,7 +24,7 @@ from torchport_runtime import pictures
 
 
 class Autoencoder(runtime.Handler):
-    """Pictures enter at the encoder, requests for samples at the decoder."""
+    """Sends pictures to the encoder, and requests for samples to the decoder."""
 
     def setup(self) -> None:
         self.transform = runtime.ImageTransform.from_json(self.options["image"])

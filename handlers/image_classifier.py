@@ -1,20 +1,20 @@
-"""An image in, its most likely labels with their probabilities out, best first.
+"""Classifies an image: its most likely labels with probabilities, best first.
 
     curl -T seven.png http://127.0.0.1:8080/predictions/digits_resnet18
     {"7": 0.99, "9": 0.008, "4": 0.001, "3": 0.0004, "8": 0.0001}
     curl -F data=@seven.png -F k=2 http://127.0.0.1:8080/predictions/digits_resnet18
     {"7": 0.99, "9": 0.008}
 
-(TorchServe shows its handlers no query, so `k` is a field of a form.) Why this answer: which pixels spoke
-for the label, and which against it, in the model's own size; as numbers, or drawn with `draw=1`:
+`k` is a field of a form, because TorchServe shows its handlers no query. An explanation says which
+pixels spoke for the label, and which against it, in the model's own size. It has numbers, or is a
+drawing with `draw=1`:
 
     curl -T seven.png http://127.0.0.1:8080/explanations/digits_resnet18
     {"label": "7", "probability": 0.99, "attributions": [[0.0, 0.01, ...], ...], "delta": 0.002}
     curl -F data=@seven.png -F draw=1 -F label=9 http://127.0.0.1:8080/explanations/digits_resnet18 > why.png
 
-Options (the recipe's `handler_options`): `image`, an `ImageTransform`; `labels`, a list of names,
-or an asset `labels.txt` with one a line; `top_k`, how many to answer with when the request does
-not say (5).
+Options (the recipe's `handler_options`): `image`, an `ImageTransform`; `labels`, a list of names, or an
+asset `labels.txt` with one per line; `top_k`, the number of labels unless the request says another (5).
 """
 
 from typing import Any
@@ -25,7 +25,7 @@ import torchport_runtime as runtime
 
 
 class ImageClassifier(runtime.Handler):
-    """For graphs with one image input [batch, channels, height, width] and logits [batch, classes]."""
+    """Serves one graph: image [batch, channels, height, width] to logits [batch, classes]."""
 
     decides = "label"
 

@@ -1,19 +1,20 @@
-"""Noise in, pictures out: a seed and how many, answered with a sheet of samples as PNG.
+"""Draws pictures from noise: a sheet of samples as PNG.
 
     curl --json '{"seed": 7, "n": 16}' http://127.0.0.1:8080/predictions/digits_gan > sheet.png
     curl --json '{"seed": 7, "n": 4, "digit": 3}' http://127.0.0.1:8080/predictions/digits_gan > threes.png
     curl -F seed=7 -F n=1 http://127.0.0.1:8080/predictions/digits_gan > one.png
 
-`{}` is seed 0 and 16 pictures. A seed always gives the same pictures, and the first four of sixteen are
-those of n = 4. They stand row by row in ceil(sqrt(n)) columns, a narrow grey gap between them.
+`seed` chooses the noise, `n` the number of pictures; `{}` is seed 0 and 16 pictures. A seed always
+gives the same pictures, and the first four of sixteen are those of n = 4. They stand row by row in
+ceil(sqrt(n)) columns, with a narrow grey gap between them.
 
-For graphs with one float input [batch, ...], standard normal noise, and pictures out [batch, 1 or 3,
-height, width]. A graph that is told what to draw has a second input, int64 [batch] with `low` and `high`:
-its name (`digit`) is that of a number which requests may give; without it each picture's is drawn from
+The graph has one float input [batch, ...], standard normal noise, and gives pictures [batch, 1 or 3,
+height, width]. A graph that is told what to draw has a second input, int64 [batch] with `low` and
+`high`. Requests may give its value by its name (`digit`); without it each picture's value is drawn from
 the seed.
 
-Options (the recipe's `handler_options`): `range`, the model's black and white ([0, 1]); `enlarge`,
-the side of the square that each of the model's pixels becomes (1).
+Options (the recipe's `handler_options`): `range`, the model's black and white ([0, 1]); `enlarge`, the
+side of the square that each of the model's pixels becomes (1).
 """
 
 import numpy as np
@@ -22,11 +23,12 @@ import torchport_runtime as runtime
 from torchport_runtime import pictures
 
 MAX_SHEET_BYTES = 6_000_000
-"""Of a sheet's pixels, which bounds `n` for larger pictures: TorchServe answers with 6.5 MB at most."""
+"""Maximum bytes of a sheet's pixels. `n` is bounded by it for larger pictures: TorchServe answers with 6.5
+MB at most."""
 
 
 class ImageGenerator(runtime.Handler):
-    """Draws the noise, asks the graph, puts its pictures on a sheet."""
+    """Draws the noise, runs the graph, puts its pictures on a sheet."""
 
     def setup(self) -> None:
         self.low, self.high = (float(value) for value in self.options.get("range", (0, 1)))

@@ -1,33 +1,34 @@
-"""A picture in; boxes with labels and scores out, best first, in the picture's own pixels.
+"""Finds objects in a picture: boxes with labels and scores, best first.
 
     curl -T scene.png http://127.0.0.1:8080/predictions/digits_detector
     {"boxes": [{"box": [24.118, 30.906, 61.52, 88.731], "label": "7", "score": 0.931274}],
      "width": 200, "height": 150}
     curl -F data=@scene.png -F draw=1 http://127.0.0.1:8080/predictions/digits_detector > drawn.png
 
-A box is [x1, y1, x2, y2], pixels from the left and the top edge of the upright picture (an EXIF
-rotation is applied first); `width` and `height` are the picture's. Fields of a form: `max_boxes`;
-`min_score_percent`, 0 to 100; `draw=1`, which answers with a PNG, the boxes drawn on the picture.
+A box is [x1, y1, x2, y2] in the picture's own pixels, from the left and the top edge of the upright
+picture (an EXIF rotation is applied first). `width` and `height` are the picture's. Fields of a form
+are `max_boxes`; `min_score_percent`, 0 to 100; and `draw=1`, which answers with a PNG of the picture
+with its boxes.
 
-For graphs with one image input [batch, channels, height, width] and the outputs of an anchor-free
-detector such as FCOS, in this order: class logits [batch, points, classes]; distances to a box's
-four sides [batch, points, 4]; logits of centerness [batch, points, 1], where the model has them.
+The graph has one image input [batch, channels, height, width] and the outputs of an anchor-free
+detector such as FCOS, in this order: class logits [batch, points, classes]; distances to a box's four
+sides [batch, points, 4]; logits of centerness [batch, points, 1], if the model has them.
 
 Options (the recipe's `handler_options`):
 
     image    an `ImageTransform`: size, mode (RGB or L), mean and std. The picture is fitted into the
              size by letterbox, whatever `fit` says
     fill     the grey level of the letterbox's padding (0)
-    labels   the classes' names; or an asset `labels.txt` with one a line
+    labels   the classes' names; or an asset `labels.txt` with one per line
     boxes    a `BoxDecoder`; its size is that of `image`:
         strides      of the feature maps, pixels, in the order of their points
-        offset       of a map's first point, in strides (0; 0.5 where points are cells' centres)
+        offset       of a map's first point, in strides (0; 0.5 if points are cells' centres)
         unit         of the distances: "stride" or "pixel" ("stride")
         score        of class and centerness probability: "sqrt" of their product, or "product" ("sqrt")
-        min_score    below which nothing is answered, unless the request says another (0.3)
-        nms_iou      two boxes of a class that overlap by more are one (0.5)
-        max_boxes    at most, unless the request says another (100)
-        candidates   the best so many are looked at in suppressing overlaps (400)
+        min_score    minimum score of an answered box, unless the request says another (0.3)
+        nms_iou      maximum overlap of two boxes of a class; beyond it they are one (0.5)
+        max_boxes    maximum number of boxes, unless the request says another (100)
+        candidates   number of best boxes that enter the suppression of overlaps (400)
 """
 
 import io
@@ -40,12 +41,12 @@ import torchport_runtime as runtime
 from torchport_runtime.boxes import BoxDecoder, Letterbox
 
 MAX_DRAWN_PIXELS = 2_000_000
-"""A picture of more is drawn smaller: RGB noise of so many is a PNG of 6 MB, and TorchServe's own limit
-of an answer is 6.5 MB."""
+"""Maximum pixels of a drawn picture. A larger one is drawn smaller: RGB noise of as many pixels is a PNG
+of 6 MB, and TorchServe limits an answer to 6.5 MB."""
 
 
 class ObjectDetector(runtime.Handler):
-    """Fits, asks the graph, decodes, suppresses overlaps."""
+    """Fits the picture, runs the graph, decodes boxes, suppresses overlaps."""
 
     def setup(self) -> None:
         self.transform = runtime.ImageTransform.from_json(self.options["image"])
@@ -88,7 +89,7 @@ class ObjectDetector(runtime.Handler):
         return {"boxes": boxes, "width": size[0], "height": size[1]}
 
     def _wishes(self, request: runtime.InferenceRequest) -> tuple[int, float, bool]:
-        """What the form's fields ask for: boxes at most, least score, whether to draw."""
+        """The form's fields: maximum number of boxes, minimum score, whether to draw."""
         request.refuse_unknown_fields(["max_boxes", "min_score_percent", "draw"])
         most = request.param("max_boxes", self.decoder.max_boxes, low=1, high=self.decoder.candidates)
         percent = request.param("min_score_percent", -1, low=0, high=100)
@@ -97,7 +98,10 @@ class ObjectDetector(runtime.Handler):
 
 
 def drawn(content: bytes, boxes: list[dict[str, Any]], labels: list[str]) -> bytes:
-    """The picture as PNG with its boxes, labels and scores; each class has its own colour."""
+    """The picture as PNG with its boxes, labels and scores.
+
+    Each class has its own colour.
+    """
     picture = runtime.decode_image(content)
     scale = min(1.0, (MAX_DRAWN_PIXELS / (picture.width * picture.height)) ** 0.5)
     if scale < 1:

@@ -1,4 +1,4 @@
-"""Numbers in, numbers out: one row, several rows, or named inputs, as JSON.
+"""Computes numbers from numbers: one row, several rows, or named inputs, as JSON.
 
 curl --json '[4.0]' http://127.0.0.1:8080/predictions/linear                          # [14.17]
 curl --json '{"instances": [[4.0], [5.0]]}' http://127.0.0.1:8080/predictions/linear   # [[14.17], [17.22]]
@@ -8,6 +8,9 @@ import torchport_runtime as runtime
 
 
 class Regressor(runtime.Handler):
-    """A model with one output answers with its values; one with several, with an object of them."""
+    """Answers with the values of the model's output.
+
+    With several outputs, the answer is an object of them.
+    """
 
     decides = "number"

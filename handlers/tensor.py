@@ -1,15 +1,18 @@
-"""Tensors in, tensors out, for any model: JSON, or numpy's files.
+"""Serves any model of one graph: tensors in, tensors out.
 
     curl --json '{"tokens": [[5, 6, 7]]}' http://127.0.0.1:8080/predictions/NAME     # [[0.1, 2.3]]
     curl -T inputs.npz -o outputs.npz http://127.0.0.1:8080/predictions/NAME
     curl -F data=@inputs.npz -F output=json http://127.0.0.1:8080/predictions/NAME
 
-JSON is one row, several, or `{"instances": [...]}`, and inputs by name where there are several. An
-`.npy` file is the only input, an `.npz` names them; both with the batch's dimension, in the model's
-dtypes. Inputs whose spec has a default may be left out. Outputs come by name where there are several:
-`{"logits": [...], "state": [...]}`. The answer is in the form of the request: JSON for JSON, `.npz` for
-`.npz`, `.npy` for `.npy` where there is one output; the form's field `output` (json, npy, npz) says
-otherwise. NaN and Inf, which JSON cannot say, may be among the outputs of a file.
+A request is JSON or one of numpy's files. JSON is one row, several, or `{"instances": [...]}`, with
+inputs by name if there are several. An `.npy` file is the only input, an `.npz` file names the inputs.
+Files have the batch's dimension and the model's dtypes. Inputs whose spec has a default may be left
+out.
+
+Several outputs are answered by name: `{"logits": [...], "state": [...]}`. The answer has the form of
+the request: JSON for JSON, `.npz` for `.npz`, `.npy` for `.npy` if there is one output. The form's
+field `output` (json, npy, npz) overrides it. NaN and Inf, which JSON cannot say, may be among the
+outputs of a file.
 """
 
 from typing import Any
@@ -22,7 +25,7 @@ FORMATS = ("json", "npy", "npz")
 
 
 class Tensor(runtime.Handler):
-    """For every model of one graph."""
+    """Serves every model of one graph."""
 
     decides = "number"
 
@@ -46,7 +49,7 @@ class Tensor(runtime.Handler):
         return runtime.Answer(runtime.write_arrays(outputs, kind), content_type)
 
     def output(self, request: runtime.InferenceRequest) -> str:
-        """The format of the answer: what the request asks for, else that of its body."""
+        """The format of the answer: the requested one, or else the body's."""
         given = request.text_param("output", "")
         if given:
             if given not in FORMATS:

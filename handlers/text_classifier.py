@@ -1,4 +1,4 @@
-"""A text in, its label with the probability out; asked for an explanation, what each token said for it.
+"""Classifies texts: the label with its probability, and its explanation by tokens.
 
     curl --data-binary 'A gem.' -H 'Content-Type: text/plain' http://127.0.0.1:8080/predictions/sentiment
     {"label": "positive", "probability": 0.98, "truncated": false}
@@ -7,14 +7,14 @@
     curl --json '{"text": "A gem."}' http://127.0.0.1:8080/explanations/sentiment
     {"label": "positive", "probability": 0.98, "tokens": [["A", 0.02], ["gem", 3.1], ...], "delta": 0.01}
 
-The form's field `label` asks about another label than the likeliest. A token's number is how much it
-moved the label's logit, by integrated gradients over its vector;
-`delta` is what their sum misses of the logit's change. It needs the TorchScript backend.
+The form's field `label` asks for the explanation of another label than the likeliest. A token's number
+is how much it moved the label's logit, by integrated gradients over its vector. `delta` is the part of
+the logit's change that their sum misses. An explanation needs the TorchScript backend.
 
-The model has two graphs, so that there are vectors to take gradients of: `embedding`, tokens
-[batch, time] to vectors [batch, time, width]; and `main`, vectors and mask [batch, time] to logits
-[batch, classes]. Asset: `tokenizer.json`. Options: `labels`, one name for each class; `max_tokens`,
-where longer texts are cut (the greatest `time`).
+The model has two graphs, so that gradients can be taken of vectors. `embedding` turns tokens [batch,
+time] into vectors [batch, time, width]. `main` turns vectors and mask [batch, time] into logits [batch,
+classes]. The asset is `tokenizer.json`. Options: `labels`, one name for each class; `max_tokens`, the
+length at which longer texts are cut (the maximum of `time`).
 """
 
 from typing import Any
@@ -26,7 +26,7 @@ from torchport_runtime.text import TextEncoder, decode_texts, pad
 
 
 class TextClassifier(runtime.Handler):
-    """For graphs `embedding` and `main` as above; token id 0 is padding."""
+    """Serves the graphs `embedding` and `main`; token id 0 is padding."""
 
     padding = {"tokens": 0}
 
@@ -74,11 +74,14 @@ class TextClassifier(runtime.Handler):
         }
 
     def vectors(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
-        """The inputs of `main`: the tokens' vectors, and where there are tokens."""
+        """The inputs of `main`: the tokens' vectors, and the mask of tokens."""
         return self.backends["embedding"].run({"tokens": tokens}) | {"mask": tokens != 0}
 
     def verdict(self, logits: np.ndarray, target: int | None = None) -> dict[str, Any]:
-        """The label at `target`, the likeliest unless given, of logits [classes]; and its probability."""
+        """A label and its probability, of logits [classes].
+
+        It is the label at `target`, or the likeliest.
+        """
         scores = np.exp(logits.astype(np.float64) - logits.max())
         best = int(logits.argmax()) if target is None else target
         return {"label": self.labels[best], "probability": float(scores[best] / scores.sum())}

@@ -1,4 +1,4 @@
-"""English strings in, their translations out.
+"""Translates English strings.
 
     curl --json '{"text": "Open the file %1"}' http://127.0.0.1:8080/predictions/translate_en_fr
     {"translation": "Ouvrir le fichier %1", "truncated": false}
@@ -6,17 +6,19 @@
     [{"translation": "Fermer tous les onglets", ...}, {"translation": "Sauvegarder", "truncated": false}]
     curl -T string.txt http://127.0.0.1:8080/predictions/translate_en_fr
 
-`truncated` says that the string was longer than the model takes, or the translation longer than it gives:
-what came out then is of the string's beginning, or lacks its end. A string is one line: line ends become
-spaces. Placeholders (%1, {name}), names, code and words in other scripts are carried over as they are.
+`truncated` is true if the string is longer than the model takes, or the translation longer than it
+gives. The answer is then of the string's beginning, or lacks its end. A string is one line: line ends
+become spaces. Placeholders (%1, {name}), names, code and words in other scripts are carried over as
+they are.
 
-For models of two graphs: `encoder`, from tokens int64 [batch, source], padded with 0, to a memory of them
-and a first `state`; `decoder`, one step: from `previous` int64 [batch], `state`, `tokens` and what else the
-encoder gave, to `logits` [batch, vocabulary] and `new_state`. Beside them an asset `tokenizer.json`.
+The model has two graphs. `encoder` turns tokens int64 [batch, source], padded with 0, into a memory of
+them and a first `state`. `decoder` is one step: it turns `previous` int64 [batch], `state`, `tokens`
+and the encoder's other outputs into `logits` [batch, vocabulary] and `new_state`. The asset is
+`tokenizer.json`.
 
 Options (the recipe's `handler_options`): `begin` and `end`, the ids before the first and after the last
-token; `never`, ids that do not come out; `beam`, hypotheses per string (4); `length_penalty` (0.6);
-`max_target`, tokens of a translation at most (64).
+token; `never`, ids that are never given; `beam`, hypotheses per string (4); `length_penalty` (0.6);
+`max_target`, maximum tokens of a translation (64).
 """
 
 import numpy as np
@@ -27,11 +29,12 @@ from torchport_runtime.text import TextEncoder, decode_texts, pad
 from torchport_runtime.ui_strings import UiString, source_tokens
 
 MAX_TEXTS = 16
-"""Of one request: long ones take half a second each, and a server gives a whole batch one minute."""
+"""Maximum texts of one request: long ones take half a second each, and a server gives a whole batch one
+minute."""
 
 
 class Translator(runtime.Handler):
-    """Texts enter at the encoder; the decoder is asked for all of a batch's next tokens at once."""
+    """Encodes the texts, then decodes all of a batch's next tokens at once."""
 
     padding = {"tokens": 0}
 

@@ -27,7 +27,12 @@ from torchport.verify.verifying import verify
 
 ROOT = Path(__file__).parent.parent
 
-ROAD_FIXTURES = frozenset({"shipped", "linear_archive", "digits_archive", "built", "shipped_as", "proofs"})
+ROAD_FIXTURES = frozenset(
+    {
+        *("shipped", "linear_archive", "digits_archive", "built", "shipped_as"),
+        *("proofs", "proven", "road", "compiled", "shipped_in_half"),
+    }
+)
 """Those that train, export or prove a model."""
 
 NOT_QUICK = ("road", "server", "serving", "slow", "gpu")

@@ -18,7 +18,7 @@ from torchport.package.packaging import package
 from torchport.recipe.loading import load_recipe
 from torchport.store.folders import Store
 from torchport.train.training import train
-from torchport.verify.local.proving import prove_again
+from torchport.verify.local.proving import verify_archive
 from torchport.verify.verifying import verify
 from torchport_runtime import BackendOptions
 from torchport_runtime.backends import aotinductor as runtime
@@ -92,7 +92,7 @@ def test_the_archive_carries_it_and_it_is_proven_again(compiled):
     with load(archive, backend="torchscript", device="cpu") as model:
         # 16 float32 epsilons of an output near 4.
         np.testing.assert_allclose(ours, model.predict([1.0, 2.0, 3.0]), atol=16 * 4 * 2**-23)
-    proven = {r["backend"] for r in prove_again(archive).record["results"] if r["passed"]}
+    proven = {r["backend"] for r in verify_archive(archive).record["results"] if r["passed"]}
     assert proven == {"torchscript", "aotinductor"}
 
 

@@ -20,7 +20,7 @@ from torchport.store.folders import Store
 from torchport.targets.torchport_serve import start
 from torchport.verify.evidence import FILE
 from torchport.verify.local import proving
-from torchport.verify.local.proving import prove_again
+from torchport.verify.local.proving import verify_archive
 from torchport_runtime.backends.cuda import cuda_device_count
 
 
@@ -67,20 +67,20 @@ def test_what_the_environment_says_of_tensorrt_is_no_part_of_it(archive, monkeyp
         return load(archive, **options | {"device": "cpu"})
 
     monkeypatch.setattr(proving, "load", loaded)
-    assert prove_again(archive).record["passed"]
+    assert verify_archive(archive).record["passed"]
     assert set(asked) == {("auto", False), ("cpu", False), ("cuda", False)}
 
 
 def test_an_archive_is_proven_once_on_a_machine(archive):
-    result = prove_again(archive)
+    result = verify_archive(archive)
     assert result.done
     assert result.record["passed"]
     assert {r["backend"] for r in result.record["results"]} == {"onnxruntime", "torchscript"}
     assert all(r["cases"] > 5 and 0 < r["worst_error_to_bound"] < 1 for r in result.record["results"])
     assert result.record["results"][0]["requests_compared"] > 0
     require_local_parity(archive, "onnxruntime")
-    assert not prove_again(archive).done
-    assert prove_again(archive, force=True).done
+    assert not verify_archive(archive).done
+    assert verify_archive(archive, force=True).done
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_an_archive_is_proven_once_on_a_machine(archive):
 )
 def test_a_machine_that_computes_otherwise_does_not_pass(archive, otherwise, by, said):
     otherwise(by)
-    record = prove_again(archive).record
+    record = verify_archive(archive).record
     assert not record["passed"]
     assert any(re.search(said, failure) for failure in failures(record)), failures(record)
     with pytest.raises(ArchiveError, match="did not pass on this machine: graph main"):
@@ -103,7 +103,7 @@ def test_a_machine_that_computes_otherwise_does_not_pass(archive, otherwise, by,
 def test_a_handler_that_answers_otherwise_does_not_pass(archive, monkeypatch):
     monkeypatch.setattr(ArchivedModel, "predict", lambda self, body, **params: [0.0])
     assert any(
-        "request 0: the answer is [0.0], proven was" in f for f in failures(prove_again(archive).record)
+        "request 0: the answer is [0.0], proven was" in f for f in failures(verify_archive(archive).record)
     )
 
 
@@ -113,7 +113,7 @@ def test_a_handler_that_breaks_is_told(archive, monkeypatch, error):
         raise error
 
     monkeypatch.setattr(ArchivedModel, "predict", broken)
-    record = prove_again(archive).record
+    record = verify_archive(archive).record
     assert failures(record) == [f"the handler failed: {type(error).__name__}: {error}"]
     assert len(record["results"]) == 2
 
@@ -121,7 +121,7 @@ def test_a_handler_that_breaks_is_told(archive, monkeypatch, error):
 def test_an_archive_that_nothing_here_can_run_is_not_proven(archive, monkeypatch):
     monkeypatch.setattr(proving, "library_versions", lambda *names: {})
     with pytest.raises(ArchiveError, match="nothing that it carries can be run here: install onnxruntime or"):
-        prove_again(archive)
+        verify_archive(archive)
     assert not record_path(archive).exists()
 
 
@@ -141,7 +141,7 @@ def on_gpus(monkeypatch):
 
 def test_it_is_proven_on_each_kind_of_gpu(archive, on_gpus):
     on_gpus("One", "One", "Other")
-    record = prove_again(archive).record
+    record = verify_archive(archive).record
     own = [r["device"] for r in record["results"] if r["backend"] == "onnxruntime"]
     assert own == ["cpu", "cuda", "cuda:2"]
     for device in ("auto", "cpu", "cuda", "cuda:0", "cuda:1", "cuda:2"):
@@ -162,7 +162,7 @@ def test_it_is_proven_on_each_kind_of_gpu(archive, on_gpus):
 )
 def test_a_record_is_of_the_devices_that_serve(archive, on_gpus, proven, accepted):
     on_gpus("One", "One", "Other")
-    prove_again(archive)
+    verify_archive(archive)
     edit_record(archive, lambda r: r.update(results=[x for x in r["results"] if x["device"] in proven]))
     for device in ("auto", "cpu", "cuda", "cuda:0", "cuda:1", "cuda:2"):
         if device in accepted:
@@ -173,7 +173,7 @@ def test_a_record_is_of_the_devices_that_serve(archive, on_gpus, proven, accepte
 
 
 def test_what_was_proven_on_a_gpu_says_nothing_of_a_machine_without(archive):
-    prove_again(archive)
+    verify_archive(archive)
     edit_record(archive, lambda r: [x.update(device="cuda") for x in r["results"]])
     for device in ("auto", "cpu"):
         with pytest.raises(ArchiveError, match="onnxruntime was not proven on cpu,"):
@@ -183,7 +183,7 @@ def test_what_was_proven_on_a_gpu_says_nothing_of_a_machine_without(archive):
 @pytest.mark.skipif(cuda_device_count() > 0, reason="the backends can use this machine's")
 def test_gpus_that_the_backend_cannot_use_are_passed_over(archive, monkeypatch):
     monkeypatch.setattr(machine, "gpus", lambda: ["A GPU"])
-    record = prove_again(archive).record
+    record = verify_archive(archive).record
     assert record["passed"]
     assert {result["device"] for result in record["results"]} == {"cpu"}
     assert "'cuda' was asked for, but" in record["without_gpu"][0]["reason"]
@@ -202,7 +202,7 @@ def test_a_gpu_that_fails_is_not_passed_over(archive, on_gpus, monkeypatch):
         return load(archive, **options)
 
     monkeypatch.setattr(proving, "load", loaded)
-    record = prove_again(archive).record
+    record = verify_archive(archive).record
     assert not record["passed"]
     assert set(failures(record)) == {"out of memory"}
     with pytest.raises(ArchiveError, match="out of memory"):
@@ -235,23 +235,23 @@ def each(**changes):
     ],
 )
 def test_a_record_counts_only_where_all_of_it_passed(archive, edit, said):
-    prove_again(archive)
+    verify_archive(archive)
     edit_record(archive, edit)
     with pytest.raises(ArchiveError, match=said):
         require_local_parity(archive, "onnxruntime", device="cpu")
-    assert prove_again(archive).done
+    assert verify_archive(archive).done
     require_local_parity(archive, "onnxruntime", device="cpu")
 
 
 def test_a_backend_that_the_archive_does_not_carry_is_said_to_be_that(archive):
-    prove_again(archive)
+    verify_archive(archive)
     with pytest.raises(ArchiveError, match="pt2 was not run; proven here was onnxruntime, torchscript"):
         require_local_parity(archive, "pt2")
 
 
 def test_a_record_that_is_no_file_is_told(archive):
     record_path(archive).mkdir(parents=True)
-    for act in (lambda: prove_again(archive), lambda: require_local_parity(archive, "onnxruntime")):
+    for act in (lambda: verify_archive(archive), lambda: require_local_parity(archive, "onnxruntime")):
         with pytest.raises(ArchiveError, match="is no file: remove it"):
             act()
 
@@ -259,7 +259,7 @@ def test_a_record_that_is_no_file_is_told(archive):
 def test_what_changed_since_is_named(archive, monkeypatch):
     with pytest.raises(ArchiveError, match="has not been proven on this machine"):
         require_local_parity(archive, "onnxruntime")
-    prove_again(archive)
+    verify_archive(archive)
     path = record_path(archive)
     record = json.loads(path.read_text())
     for change, said in (
@@ -287,7 +287,7 @@ def test_a_backend_that_is_not_installed_is_said_and_not_proven(archive, monkeyp
     monkeypatch.setattr(
         proving, "library_versions", lambda *names: versions(*(n for n in names if n != "torch"))
     )
-    record = prove_again(archive).record
+    record = verify_archive(archive).record
     assert record["passed"]
     assert record["not_installed"] == ["torchscript"]
     require_local_parity(archive, "onnxruntime")
@@ -302,7 +302,7 @@ def test_evidence_is_bound_to_the_certificate(archive, linear_archive):
     rewrite(linear_archive, archive, {FILE: None})
     assert "evidence.npz is missing" in inspect_archive(archive).problems
     with pytest.raises(ArchiveError, match="package it again"):
-        prove_again(archive)
+        verify_archive(archive)
 
 
 def test_an_archive_of_before_there_was_evidence_says_so(archive, linear_archive):
@@ -311,7 +311,7 @@ def test_an_archive_of_before_there_was_evidence_says_so(archive, linear_archive
     rewrite(linear_archive, archive, {FILE: None, "parity.json": json.dumps(certificate).encode()})
     assert inspect_archive(archive).problems == ()
     with pytest.raises(ArchiveError, match="verify and package it again"):
-        prove_again(archive)
+        verify_archive(archive)
 
 
 def test_a_server_that_demands_it_serves_only_what_is_proven(archive, tmp_path):
@@ -328,7 +328,7 @@ def test_a_server_that_demands_it_serves_only_what_is_proven(archive, tmp_path):
         refused = register()
         assert refused.status_code == 400
         assert "has not been proven on this machine" in refused.json()["message"]
-        prove_again(archive)
+        verify_archive(archive)
         assert register().status_code == 200
         answer = requests.post(f"{server.urls['inference']}/predictions/linear", json=[4.0], timeout=30)
         assert answer.status_code == 200
@@ -336,7 +336,7 @@ def test_a_server_that_demands_it_serves_only_what_is_proven(archive, tmp_path):
 
 def test_a_server_asks_for_the_device_that_it_is_told_to_use(archive, monkeypatch):
     settings = ServerSettings(model_store=archive.parent, require_local_parity=True)
-    prove_again(archive)
+    verify_archive(archive)
     contents = inspect_archive(archive)
     assert require_trusted(contents, settings)
     monkeypatch.setenv("TORCHPORT_DEVICE", "cuda:99")

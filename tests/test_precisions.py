@@ -21,7 +21,7 @@ from torchport.store.folders import Store
 from torchport.store.hashing import sha256_bytes
 from torchport.train.training import train
 from torchport.verify.evidence import FILE, read_evidence
-from torchport.verify.local.proving import prove_again
+from torchport.verify.local.proving import verify_archive
 from torchport.verify.outputs.rms_error import TypicalError
 from torchport.verify.verifying import verify
 from torchport_runtime import BackendError, BackendOptions
@@ -130,7 +130,7 @@ def test_the_environment_and_the_config_choose(shipped_in_half, monkeypatch, tmp
 def test_it_is_proven_again_by_the_precisions_own_bounds(shipped_in_half):
     recipe, store, _ = shipped_in_half
     archive = store.archive("tiny", "1.0")
-    record = prove_again(archive).record
+    record = verify_archive(archive).record
     proven = {(r["backend"], r.get("precision", "float32")) for r in record["results"] if r["passed"]}
     ships = ("onnxruntime", "torchscript")
     assert proven == {*((b, "float32") for b in ships), *(h for h in HALVES if h[0] in ships)}

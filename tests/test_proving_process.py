@@ -20,7 +20,7 @@ from torchport.archive.local_record import record_path, require_local_parity
 from torchport.cli.app import app
 from torchport.errors import ArchiveError
 from torchport.verify.evidence import FILE, read_evidence
-from torchport.verify.local.process import prove_apart
+from torchport.verify.local.process import verify_in_child
 
 LONG_S = 60
 """For what ends within a second or a few on an idle machine."""
@@ -114,7 +114,7 @@ def test_an_archive_that_hangs_is_ended_with_all_that_it_started(beside, tmp_pat
         "time.sleep(1000)"
     )
     with pytest.raises(ArchiveError, match=r"did not come to an end within 8 s \(--timeout allows it more\)"):
-        prove_apart(bad, timeout_s=8)
+        verify_in_child(bad, timeout_s=8)
     assert all_gone(pids)
     assert not list(temporary.iterdir())
 
@@ -168,18 +168,18 @@ def test_a_process_that_says_nothing_leaves_no_record(archive, linear_archive):
     flag = archive.parent / "broken"
     code = f"import os\nif os.path.exists({str(flag)!r}): os._exit(0)\n".encode()
     resealed(linear_archive, archive, {"regressor.py": lambda handler: code + handler})
-    assert prove_apart(archive).record["passed"]
-    assert not prove_apart(archive).done
+    assert verify_in_child(archive).record["passed"]
+    assert not verify_in_child(archive).done
     require_local_parity(archive, "onnxruntime", device="cpu")
     flag.touch()
     with pytest.raises(ArchiveError, match="exit code 0"):
-        prove_apart(archive, force=True)
+        verify_in_child(archive, force=True)
     assert not record_path(archive).exists()
 
 
 def test_what_a_handler_prints_is_no_progress(archive, beside):
     told = []
-    assert prove_apart(beside("print('of the handler', flush=True)"), tell=told.append).record["passed"]
+    assert verify_in_child(beside("print('of the handler', flush=True)"), tell=told.append).record["passed"]
     assert told == ["aaa-1.0.mar: onnxruntime on cpu", "aaa-1.0.mar: torchscript on cpu"]
 
 

@@ -7,6 +7,7 @@ import textwrap
 import pytest
 
 from tests.archive_edits import rewrite
+from tests.formats_page import missing, undocumented
 from tests.signs import CALIBRATION, LOUD, LOWER, SIGNS
 from torchport import load
 from torchport.archive.contents import inspect_archive
@@ -88,6 +89,8 @@ def test_a_model_whose_metric_holds_is_quantised_whole(proven, clock):
     assert sum(row["chosen"] for row in result.report["tried"]) == 1
     assert (folder.path / "main.int8.onnx").read_bytes() != (folder.path / "main.onnx").read_bytes()
     assert json.loads((folder.path / "int8.json").read_text()) == result.certificate
+    for name, record in (("int8.json", result.certificate), ("quantization.json", result.report)):
+        assert undocumented(name, record) == missing(name, record) == []
     again = quantize(recipe, folder, max_drop=0.005)
     assert (again.done, again.certificate) == (False, result.certificate)
     assert quantize(recipe, folder, max_drop=0.01).why == "another gate"

@@ -25,11 +25,11 @@ from torchport_runtime.backends.backend import open_backend
 from torchport_runtime.errors import BackendError
 from torchport_runtime.shadow import link as shadow_link
 from torchport_runtime.shadow import shadow as shadow_module
-from torchport_runtime.shadow.allowance import AT_ONCE_S, Allowance
+from torchport_runtime.shadow.allowance import AT_ONCE_S, CpuBudget
 from torchport_runtime.shadow.comparison import Allowed, compare
 from torchport_runtime.shadow.sampler import Sampler
-from torchport_runtime.shadow.shadow import MOST_SAMPLES, Shadow
-from torchport_runtime.shadow_options import LEAST_SHARE, ShadowOptions
+from torchport_runtime.shadow.shadow import MAX_SAMPLES, Shadow
+from torchport_runtime.shadow_options import MIN_SHARE, ShadowOptions
 
 OPTIONS = {"backend": "torchscript", "fraction": 0.1}
 
@@ -167,9 +167,7 @@ def watched(proven, tmp_path):
         signature = recipe.signatures()["main"]
         shadow = Shadow(folder, {"main": signature}, options)
         started.append(shadow)
-        return shadow, shadow.beside(
-            "main", signature, open_backend(folder / "main.onnx", signature, options)
-        )
+        return shadow, shadow.wrap("main", signature, open_backend(folder / "main.onnx", signature, options))
 
     yield folder, start
     for shadow in started:
@@ -288,16 +286,16 @@ def test_what_is_too_much_is_dropped_and_counted(watched):
     _, start = watched
     shadow, backend = start(1)
     os.kill(shadow.pid, signal.SIGSTOP)
-    ask(backend, MOST_SAMPLES + 20)
+    ask(backend, MAX_SAMPLES + 20)
     os.kill(shadow.pid, signal.SIGCONT)
-    values = reported(shadow, MOST_SAMPLES + 20)
+    values = reported(shadow, MAX_SAMPLES + 20)
     # One may be on its way already, beside those that wait.
     assert values["ShadowDrops"] in (19, 20)
-    assert values["ShadowRows"] + values["ShadowDrops"] == MOST_SAMPLES + 20
+    assert values["ShadowRows"] + values["ShadowDrops"] == MAX_SAMPLES + 20
 
 
 def test_no_more_time_is_taken_than_the_share_allows():
-    allowance = Allowance(0.01)
+    allowance = CpuBudget(0.01)
     assert allowance.wait_s() == 0
     allowance.spend(AT_ONCE_S + 0.02)
     # What was taken too much has to come in at a hundredth of the time that passes: two seconds.
@@ -329,9 +327,11 @@ def stuck(watched, monkeypatch):
     folder, start = watched
     (folder / "main.pt").write_bytes(stuck_artifact())
 
-    def start_stuck(processor_s=shadow_module.LOOK_PROCESSOR_S, look_limit_s=shadow_link.LOOK_LIMIT_S):
-        monkeypatch.setattr(shadow_module, "LOOK_PROCESSOR_S", processor_s)
-        monkeypatch.setattr(shadow_link, "LOOK_LIMIT_S", look_limit_s)
+    def start_stuck(
+        processor_s=shadow_module.COMPARE_PROCESSOR_S, compare_limit_s=shadow_link.COMPARE_LIMIT_S
+    ):
+        monkeypatch.setattr(shadow_module, "COMPARE_PROCESSOR_S", processor_s)
+        monkeypatch.setattr(shadow_link, "COMPARE_LIMIT_S", compare_limit_s)
         monkeypatch.setattr(shadow_module, "RESTART_AFTER_S", 0.1)
         return start(1)
 
@@ -366,7 +366,7 @@ def test_a_look_without_an_end_is_ended_counted_and_the_process_started_again(st
 @pytest.mark.parametrize("rows", [1, 1_000_000])
 def test_a_look_that_waits_for_ever_has_an_end_too(stuck, caplog, rows):
     """Whether it waits for the answer, or for a large sample to be taken at all."""
-    shadow, backend = stuck(look_limit_s=1)
+    shadow, backend = stuck(compare_limit_s=1)
     process = psutil.Process(shadow.pid)
     process.suspend()
     ask(backend, 1, rows)
@@ -378,7 +378,7 @@ def test_a_look_that_waits_for_ever_has_an_end_too(stuck, caplog, rows):
 
 def test_nothing_waits_for_a_turn_that_is_far_away(watched):
     _, start = watched
-    shadow, backend = start(1, share=LEAST_SHARE)
+    shadow, backend = start(1, share=MIN_SHARE)
     process = psutil.Process(shadow.pid)
     process.suspend()
     began = time.monotonic()
@@ -398,7 +398,7 @@ def test_what_goes_wrong_in_the_shadow_is_told_and_its_rows_are_counted(watched,
     shadow, backend = start(1)
     process = psutil.Process(shadow.pid)
     # Nothing that can be sent to another process.
-    shadow.offer(("main", {"x": np.array([lambda: 0])}, {}), 3)
+    shadow.enqueue(("main", {"x": np.array([lambda: 0])}, {}), 3)
     assert reported(shadow, 3)["ShadowDrops"] == 3
     assert_ends(process)
     ask(backend, 2)

@@ -10,6 +10,7 @@ from functools import partial
 import pytest
 
 from tests.conftest import TINY, run_stages
+from tests.formats_page import missing, undocumented
 from tests.serving_machine import DEFAULT, FOUR, INT8, ROUNDS, TWO, Machine, figures
 from torchport.archive.contents import inspect_archive
 from torchport.cli.app import main
@@ -177,6 +178,7 @@ def test_the_archive_is_packaged_as_it_was_tuned(proven, store, two_cores):
     plain = sha256_file(package(recipe, store).path)
     result = require(tuned(recipe, store))
     assert result.record["chosen"] == TWO.to_json()
+    assert undocumented("tuning.json", result.record) == missing("tuning.json", result.record) == []
     first = package(recipe, store)
     assert first.tuning.configuration == TWO
     served = config(first.path)

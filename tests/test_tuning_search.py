@@ -7,7 +7,7 @@ import pytest
 
 from tests.serving_machine import DEFAULT, FOUR, INT8, ROUNDS, TWO, Machine, figures, searched, space
 from torchport.errors import ServerError
-from torchport.optimize.tune.search import BETTER, LEAST_ROUNDS, Effort
+from torchport.optimize.tune.search import BETTER, MIN_ROUNDS, Effort
 
 
 def test_the_fastest_is_chosen():
@@ -166,7 +166,7 @@ def test_what_gives_up_precision_meets_the_best_that_does_not():
 
 def test_with_time_for_one_finalist_it_is_the_one_that_keeps_the_precision():
     machine = Machine({DEFAULT: 300, TWO: 900, INT8: 1000})
-    finals = LEAST_ROUNDS * 2 * (2.0 + 3 * Effort().final_s)
+    finals = MIN_ROUNDS * 2 * (2.0 + 3 * Effort().final_s)
     searching = 3 * (2.0 + 7 * Effort().quick_s)
     outcome = searched(
         space(TWO, INT8), machine, deadline=searching + 1.2 * finals, effort=replace(ROUNDS, search_share=0.9)

@@ -36,7 +36,11 @@ def wheel(tmp_path_factory):
 def test_every_file_of_the_packages_is_in_the_wheel(wheel):
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
-    suffixes = {"torchport": (".py", ".j2"), "torchport_runtime": (".py",), "deploy": (".properties",)}
+    suffixes = {
+        "torchport": (".py", ".j2", ".typed"),
+        "torchport_runtime": (".py", ".typed"),
+        "deploy": (".properties",),
+    }
     expected = {
         f"{INSTALLED.get(name, name)}/{path.relative_to(ROOT / name).as_posix()}"
         for name in TRACKED
@@ -44,6 +48,8 @@ def test_every_file_of_the_packages_is_in_the_wheel(wheel):
         if path.suffix in suffixes.get(name, (".py",))
     }
     assert packed == expected
+    # Without them, type checkers do not read the annotations of an installed package.
+    assert {"torchport/py.typed", "torchport_runtime/py.typed"} <= packed
 
 
 def test_every_folder_says_what_it_is_for_and_imports_nothing():

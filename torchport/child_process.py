@@ -1,6 +1,6 @@
-"""A process that another one of ours has started: how it ends with that one, and how it has ended.
+"""Ends a child process with its parent, and describes how it ended.
 
-end_with_parent(lifeline)            # in the child: the reading end of a pipe that nobody writes to
+end_with_parent(lifeline)            # in the child: the reading end of a pipe that is never written to
 how_it_ended(process.returncode)     # in the parent: "was ended by SIGKILL"
 """
 
@@ -17,10 +17,10 @@ _PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent(lifeline: int) -> None:
-    """End this process, and the group that it leads, when the one that started it ends, by SIGKILL too.
+    """End this process, and the group that it leads, when its parent ends.
 
-    `lifeline` is a pipe's reading end, whose other end that process alone holds. On Linux the kernel sees
-    to it as well, when the thread ends that started this process.
+    A parent's end by SIGKILL counts too. `lifeline` is a pipe's reading end, whose other end the parent
+    alone holds. On Linux the kernel also ends this process, when the thread that started it ends.
     """
     if sys.platform == "linux":
         # For a process whose threads cannot run: a library that keeps the interpreter's lock.
@@ -36,7 +36,7 @@ def end_with_parent(lifeline: int) -> None:
 
 
 def how_it_ended(code: int) -> str:
-    """What an exit code of `subprocess` says, to follow "it"."""
+    """Describe an exit code of `subprocess`, to follow "it"."""
     if code >= 0:
         return f"ended with exit code {code}"
     try:

@@ -1,4 +1,4 @@
-"""A typed client for TorchServe's REST API, whichever server speaks it.
+"""A typed client for TorchServe's REST API, for any server with it.
 
 client = Client()                                  # http://127.0.0.1:8080 and :8081
 client.predict("linear", json=[4.0])               # [14.17]
@@ -21,17 +21,18 @@ from urllib3.util.retry import Retry
 from torchport.errors import RequestError, ServerError
 
 RETRIED = (503,)
-"""Statuses that say "later": asked again with growing pauses, or after the answer's Retry-After."""
+"""HTTP statuses that mean "later". They are retried with growing pauses, or after the answer's
+Retry-After."""
 
 
 class Client:
-    """Speaks to one server; one connection is kept per host.
+    """Sends requests to one server, on kept connections.
 
     Args:
         url, management_url: of the inference and the management API.
-        timeout: seconds to wait for a connection, and for an answer.
-        retries: how often to ask again when the server answers 503 or does not accept a connection.
-        key_file: TorchServe's `key_file.json`, where token authorisation is on.
+        timeout: seconds to wait for a connection (5 at most), and for an answer.
+        retries: maximum number of retries if the server answers 503 or does not accept a connection.
+        key_file: TorchServe's `key_file.json`, if token authorisation is on.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Client:
             self._session.mount(scheme, HTTPAdapter(max_retries=retry, pool_maxsize=32))
 
     def ping(self) -> str:
-        """The server's word on its health, such as "Healthy".
+        """The server's health in its own words, such as "Healthy".
 
         Raises:
             ServerError: no server there. RequestError: the server says no.
@@ -82,14 +83,15 @@ class Client:
         version: str | None = None,
         explain: bool = False,
     ) -> Any:
-        """The answer to one request: decoded JSON, or bytes where the answer is something else.
+        """The answer to one request: decoded JSON, or bytes for other answers.
 
-        `explain` asks `/explanations` in place of `/predictions`. `params` go along as fields of a
-        multipart form, the body as its part `data`: TorchServe keeps a query from its handlers.
+        `explain` asks `/explanations` in place of `/predictions`. `params` are sent as fields of a
+        multipart form, with the body as its part `data`, because TorchServe hides a query from its
+        handlers.
 
         Raises:
             ServerError: no server there, or no answer in time.
-            RequestError: an error status; it carries the status and the server's reason.
+            RequestError: an error status; it has the status and the server's reason.
         """
         if (json is None) == (body is None):
             raise ValueError("predict takes either json=... or body=...")
@@ -115,13 +117,13 @@ class Client:
                 return found
 
     def describe(self, model: str, version: str = "all") -> list[dict[str, Any]]:
-        """Every version's settings and workers, or one version's."""
+        """Settings and workers of every version, or of one."""
         path = f"{self.management_url}/models/{quote(model, safe='')}/{quote(version, safe='')}"
         versions = self._json("GET", path)
         return list(versions)
 
     def set_default(self, model: str, version: str) -> None:
-        """Make a version the one that requests without a version reach."""
+        """Make a version the default, which requests without a version reach."""
         path = f"{self.management_url}/models/{quote(model, safe='')}/{quote(version, safe='')}/set-default"
         self._send("PUT", path)
 

@@ -1,6 +1,7 @@
-"""The library's errors, one class per stage, under the one root of `torchport_runtime.errors`.
+"""The library's errors, one class per stage.
 
-Exit code 1 says that a check said no; 2 that what the user gave is wrong.
+Their root is in `torchport_runtime.errors`. Exit code 1 says that a check failed, 2 that the user's
+input is wrong.
 """
 
 from torchport_runtime.errors import BackendError, BadRequest, SignatureError, TorchportError
@@ -11,7 +12,7 @@ class RecipeError(TorchportError):
 
 
 class MissingParameter(RecipeError):
-    """A recipe that wants to be told something: `options` are those that it cannot do without."""
+    """A recipe without its required parameters; `options` names those that are missing."""
 
     def __init__(self, message: str, options: list[str], task: str) -> None:
         super().__init__(message)
@@ -20,7 +21,7 @@ class MissingParameter(RecipeError):
 
 
 class DataError(TorchportError):
-    """A data set that cannot be had, or is not the one that was pinned."""
+    """A data set that is missing, or is not the one that was pinned."""
 
 
 class TrainingError(TorchportError):
@@ -28,7 +29,10 @@ class TrainingError(TorchportError):
 
 
 class QuantizationError(TorchportError):
-    """No INT8 version of a model that is both good and fast enough, or none that can be made."""
+    """No INT8 version of a model is good and fast enough.
+
+    Or none can be made.
+    """
 
     exit_code = 1
 
@@ -58,17 +62,20 @@ class ServerError(TorchportError):
 
 
 class TuningRequestError(TorchportError):
-    """A tuning that is asked for in a way that cannot be done."""
+    """A tuning request that is not possible."""
 
 
 class TuningError(TorchportError):
-    """No configuration of a model gives what is asked for, or none could be measured."""
+    """No configuration of a model meets the objective, or none could be measured."""
 
     exit_code = 1
 
 
 class RequestError(TorchportError):
-    """An answer with an error status. `status` is the HTTP status, `reason` the server's words."""
+    """An answer with an error status.
+
+    `status` is the HTTP status, `reason` the server's message.
+    """
 
     exit_code = 1
 

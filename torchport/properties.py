@@ -1,4 +1,4 @@
-"""Java's properties files, as TorchServe reads its `config.properties`.
+"""Reads Java's properties files, as TorchServe reads its `config.properties`.
 
     read_properties(Path("config.properties"), os.environ)      # {"inference_address": "http://..."}
 
@@ -36,7 +36,10 @@ def read_properties(path: Path, environ: Mapping[str, str] | None = None) -> dic
 
 
 def parse_properties(text: str) -> dict[str, str]:
-    """Keys and values of a properties text; of a key that comes twice, the last."""
+    """Keys and values of a properties text.
+
+    If a key comes twice, the last one counts.
+    """
     found = {}
     for line in _logical_lines(text):
         match = _PAIR.match(line)
@@ -46,7 +49,7 @@ def parse_properties(text: str) -> dict[str, str]:
 
 
 def _logical_lines(text: str) -> Iterator[str]:
-    """Lines without comments and blank ones; a line that ends in a backslash goes on in the next."""
+    """Lines without comments and blank ones; a trailing backslash joins two."""
     pending = ""
     # Not splitlines(): it takes a form feed and others for ends of lines, which a value may have.
     for raw in re.split(r"\r\n|\r|\n", text):

@@ -1,8 +1,8 @@
-"""What travels inside every archive: handler base class, backends, preprocessing.
+"""The runtime in every archive: handler base class, backends, preprocessing.
 
-A TorchServe that has never heard of torchport imports this package from the archive's own
-folder, so it needs numpy and pillow to be imported, and torch or onnxruntime only for the backend
-that the archive names. It knows nothing of the library that made the archive.
+A TorchServe without torchport imports this package from the archive's own folder. Importing it needs numpy
+and pillow only; torch or onnxruntime are needed by the backend that the archive names. The package knows
+nothing of the library that made the archive.
 
     from torchport_runtime import Handler
 

@@ -1,5 +1,6 @@
-"""Pictures into a detector's square and its dense outputs into boxes, in numpy; written once, called by
-training, by parity and by the handler.
+"""Fits pictures into a detector's input, and decodes its outputs to boxes.
+
+Training, parity and the handler call the same code, which needs numpy only.
 
     letterbox = Letterbox(size=(128, 128))
     square = letterbox.fit(picture)                     # aspect kept, padded
@@ -21,7 +22,7 @@ from PIL import Image
 
 
 class Window(NamedTuple):
-    """Where a picture lies in the model's input, pixels."""
+    """A picture's place in the model's input, in pixels."""
 
     left: int
     top: int
@@ -31,7 +32,7 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Letterbox:
-    """Fits any picture into a fixed size: its aspect kept, centred, the rest filled.
+    """Fits pictures into a fixed size: aspect kept, centred, the rest filled.
 
     Args:
         size: height and width that the model takes, pixels.
@@ -50,7 +51,10 @@ class Letterbox:
             raise ValueError(f"fill {self.fill}: a grey level from 0 to 255 is expected")
 
     def window(self, picture: tuple[int, int]) -> Window:
-        """Where a picture of (width, height) comes to lie; a side is never less than one pixel."""
+        """The place of a picture of (width, height) in the model's input.
+
+        Its sides are at least one pixel long.
+        """
         height, width = self.size
         scale = min(width / picture[0], height / picture[1])
         fitted = [
@@ -59,7 +63,10 @@ class Letterbox:
         return Window((width - fitted[0]) // 2, (height - fitted[1]) // 2, *fitted)
 
     def fit(self, picture: Image.Image) -> Image.Image:
-        """The picture in an image of the model's size and the picture's mode."""
+        """Fit the picture into an image of the model's size.
+
+        The picture's mode stays.
+        """
         window = self.window(picture.size)
         if picture.size != (window.width, window.height):
             picture = picture.resize((window.width, window.height), Image.Resampling.BILINEAR)
@@ -68,13 +75,16 @@ class Letterbox:
         return canvas
 
     def place(self, boxes: np.ndarray, picture: tuple[int, int]) -> np.ndarray:
-        """Boxes [n, 4] of a picture of (width, height) in the model's pixels: truths to train on."""
+        """Convert a picture's boxes [n, 4] to the model's pixels, for training.
+
+        `picture` is its width and height.
+        """
         window = self.window(picture)
         factor = np.array([window.width / picture[0], window.height / picture[1]] * 2)
         return np.asarray(boxes * factor + np.array([window.left, window.top] * 2))
 
     def restore(self, boxes: np.ndarray, picture: tuple[int, int]) -> np.ndarray:
-        """The other way: boxes [n, 4] of the model's pixels in the picture's own, clipped to it."""
+        """Convert the model's boxes [n, 4] to the picture's pixels, clipped."""
         window = self.window(picture)
         # Each side by its own factor: a fitted side is a whole number of pixels.
         factor = np.array([picture[0] / window.width, picture[1] / window.height] * 2)
@@ -83,14 +93,20 @@ class Letterbox:
 
 
 class Detections(NamedTuple):
-    """Best first: boxes float64 [n, 4], classes int64 [n], scores float64 [n]."""
+    """One picture's detections, best first.
+
+    Boxes are float64 [n, 4], classes int64 [n], scores float64 [n].
+    """
 
     boxes: np.ndarray
     classes: np.ndarray
     scores: np.ndarray
 
     def to_json(self, labels: Sequence[str]) -> list[dict[str, Any]]:
-        """As an answer says them: sides to a thousandth of a pixel, scores to a millionth."""
+        """The detections as an answer's JSON.
+
+        Sides are rounded to a thousandth of a pixel, scores to a millionth.
+        """
         return [
             {"box": [round(side, 3) for side in box], "label": labels[kind], "score": round(score, 6)}
             for box, kind, score in zip(
@@ -101,7 +117,7 @@ class Detections(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class BoxDecoder:
-    """What an anchor-free detector (FCOS, https://arxiv.org/abs/1904.01355) says at every point, as boxes.
+    """Decodes the outputs of an anchor-free detector (FCOS, https://arxiv.org/abs/1904.01355).
 
     The points are those of the feature maps, one map after the other, each row by row.
 
@@ -109,13 +125,13 @@ class BoxDecoder:
         size: height and width of the model's input, pixels.
         strides: pixels between neighbouring points, of each feature map in the outputs' order.
         offset: where a map's first point lies, in strides: 0 in torchvision's FCOS, 0.5 in the paper's.
-        unit: in what the distances to a box's sides are given: "stride" or "pixel".
+        unit: unit of the distances to a box's sides: "stride" or "pixel".
         score: how class and centerness probability become one: their "sqrt" of the product, as in
             torchvision's FCOS, or the "product".
         min_score: detections below it are left out, 0 to 1.
         nms_iou: of two boxes of one class that overlap by more than this, the better stays.
-        max_boxes: how many are answered at most.
-        candidates: how many of the best are looked at in suppressing overlaps.
+        max_boxes: maximum number of boxes of one picture.
+        candidates: number of the best detections among which overlaps are suppressed.
 
     Raises:
         ValueError: a value that is not one of these.
@@ -146,7 +162,7 @@ class BoxDecoder:
             raise ValueError(f"max_boxes {self.max_boxes}: 1 to {self.candidates} (candidates) is expected")
 
     def points(self) -> np.ndarray:
-        """float64 [points, 3]: x, y and the stride of each point."""
+        """x, y and stride of each point: float64 [points, 3]."""
         maps = []
         for stride in self.strides:
             rows, columns = (-(-side // stride) for side in self.size)
@@ -164,7 +180,7 @@ class BoxDecoder:
         min_score: float | None = None,
         max_boxes: int | None = None,
     ) -> Detections:
-        """Boxes, in the model's pixels, of one picture.
+        """Decode one picture's boxes, in the model's pixels.
 
         Args:
             logits: [points, classes], each class on its own: a sigmoid makes the probability.
@@ -202,7 +218,10 @@ class BoxDecoder:
 
 
 def iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Intersection over union of boxes [n, 4] with others [m, 4]: float64 [n, m]; 0 for empty boxes."""
+    """Intersection over union of two sets of boxes.
+
+    Boxes [n, 4] and others [m, 4] give float64 [n, m]. It is 0 for empty boxes.
+    """
     low = np.maximum(boxes[:, None, :2], others[None, :, :2])
     high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
     shared = np.clip(high - low, 0.0, None).prod(axis=2)
@@ -212,7 +231,10 @@ def iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def suppress(boxes: np.ndarray, classes: np.ndarray, threshold: float) -> np.ndarray:
-    """Non-maximum suppression, class by class, of boxes [n, 4] that come best first: indices to keep."""
+    """Non-maximum suppression, class by class; returns the indices to keep.
+
+    `boxes` [n, 4] come best first.
+    """
     rivals = (iou(boxes, boxes) > threshold) & (classes[:, None] == classes[None])
     alive = np.ones(len(boxes), dtype=bool)
     for index in range(len(boxes)):

@@ -1,4 +1,4 @@
-"""Sequences out of a model that says the next token: beam search over numpy arrays, for a whole batch.
+"""Beam search over numpy arrays, for a batch of sequences.
 
     def step(tokens, states):            # int64 [n], arrays [n, ...] -> logits [n, vocabulary], new states
         outputs = decoder.run({"previous": tokens, **states, **memory})
@@ -6,7 +6,7 @@
 
     tokens, ended = beam_search(step, {"state": first}, begin=2, end=3, width=4, limit=64)
 
-Rows do not see each other: a row's answer is the one that it would have alone. There is no chance in it.
+Rows are independent: each gets the answer that it would get alone. The search is deterministic.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ def beam_search(
     length_penalty: float = 1.0,
     limit: int = 64,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The likeliest sequence of each row that `width` parallel hypotheses find; `width=1` is greedy.
+    """Find each row's likeliest sequence among `width` parallel hypotheses.
 
-    A hypothesis is worth its log probability divided by its length to the power of `length_penalty`
-    (Wu et al., 2016, in its simplest form); 0 favours short sequences. A row is over when its best
-    hypothesis has ended, or at `limit` tokens.
+    `width=1` is greedy search. A hypothesis is rated by its log probability, divided by its length to the
+    power of `length_penalty` (Wu et al., 2016, in its simplest form); 0 favours short sequences. A row is
+    over when its best hypothesis has ended, or at `limit` tokens.
 
     Args:
         step: called with `width` hypotheses for every row, those of one row one after another.
-        states: what `step` hands on from token to token, for the rows alone [rows, ...].
+        states: initial values of what `step` passes from token to token: [rows, ...].
         begin, end: the tokens before the first and after the last; `end` fills the sequences up.
-        forbidden: tokens that never come out.
+        forbidden: tokens that are never chosen.
 
     Returns:
         tokens int64 [rows, limit], and whether each row has ended, bool [rows].
 
     Raises:
-        ValueError: no state (nothing says how many rows there are), a width or a limit below 1.
+        ValueError: no state (which would say the number of rows), a width or a limit below 1.
     """
     if not states or width < 1 or limit < 1:
         raise ValueError(f"{len(states)} states, width {width}, limit {limit}: at least 1 of each")
@@ -97,7 +97,10 @@ def _log_softmax(logits: np.ndarray, forbidden: Sequence[int]) -> np.ndarray:
 
 
 def _greatest(values: np.ndarray, count: int) -> np.ndarray:
-    """Where each row's `count` greatest values are, greatest first, the first of equals before the others."""
+    """Indices of each row's `count` largest values, largest first.
+
+    Equal values keep their order.
+    """
     found = np.argpartition(-values, count - 1, axis=1)[:, :count]
     found.sort(axis=1)
     order = np.argsort(-np.take_along_axis(values, found, axis=1), axis=1, kind="stable")

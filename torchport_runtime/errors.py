@@ -1,19 +1,22 @@
-"""The root of every error that torchport raises, and those that can happen while serving.
+"""Root of torchport's errors, and the errors that can happen while serving.
 
-Each class knows the exit code of a command that ends with it and the HTTP status of an answer
-that it becomes. A message says what was given, what was expected, and what to do.
+Each class has the exit code of a command that ends with it, and the HTTP status of an answer. A message
+says what was given, what was expected, and what to do.
 """
 
 
 class TorchportError(Exception):
-    """Any error of ours. `exit_code` is for commands, `http_status` for answers to requests."""
+    """Any error of torchport.
+
+    `exit_code` is for commands, `http_status` for answers to requests.
+    """
 
     exit_code = 2
     http_status = 500
 
 
 class SignatureError(TorchportError):
-    """Tensors, or a description of tensors, that do not fit the model's signature."""
+    """Tensors, or descriptions of tensors, that do not fit a signature."""
 
     http_status = 400
 
@@ -36,10 +39,10 @@ class BadRequest(TorchportError):
 
 
 class BackendError(TorchportError):
-    """A backend that cannot be opened as asked, or that failed while it ran."""
+    """A backend that cannot be opened, or that failed while running."""
 
 
 def one_line(err: BaseException) -> str:
-    """An error's message without the C++ stack that follows it, at most 400 characters."""
+    """An error's message without its C++ stack, at most 400 characters."""
     lines = [line.strip() for line in str(err).splitlines() if line.strip()]
     return (" ".join(lines[:3]) or type(err).__name__)[:400]

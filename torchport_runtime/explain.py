@@ -1,4 +1,4 @@
-"""Integrated gradients: how much each input value moved the model's answer away from a baseline's.
+"""Integrated gradients: how much each input value contributes to an answer.
 
     attributions, delta = integrated_gradients(
         self.backends["main"], tensors, name="image", output="logits", target=7
@@ -19,8 +19,8 @@ from PIL import Image
 from torchport_runtime.backends.backend import Backend, TorchScriptBackend
 from torchport_runtime.errors import BackendError, BadRequest
 
-LEAST_SIDE = 256
-"""Pixels of a heat map's longer side, about, where the attributions are fewer."""
+MIN_SIDE = 256
+"""Approximate minimum of a heat map's longer side in pixels. Smaller maps are enlarged."""
 
 
 def integrated_gradients(
@@ -35,10 +35,10 @@ def integrated_gradients(
     """Attributions of one row's input `name` for the index `target` of `output` [1, classes].
 
     The baseline is zeros (for a normalised image: the mean colour). Returns float32 of the input's shape,
-    and the convergence delta: what the attributions' sum misses of the output's change.
+    and the convergence delta: the attributions' sum against the output's change.
 
     Raises:
-        BadRequest: the backend has no gradients; it says which one has.
+        BadRequest: the backend has no gradients; the message names one that has.
         BackendError: Captum is not installed.
     """
     backend = getattr(backend, "unwatched", backend)
@@ -78,11 +78,12 @@ def integrated_gradients(
 
 
 def heat_map(attributions: np.ndarray) -> bytes:
-    """A PNG of [height, width] attributions: red spoke for the answer, blue against it, white neither.
+    """A PNG of attributions [height, width].
 
-    Each becomes a square of pixels, so that small ones can be seen.
+    Red values spoke for the answer, blue ones against it, white ones neither. Each becomes a square of
+    pixels, so that small maps can be seen.
     """
-    scale = max(1, LEAST_SIDE // max(attributions.shape))
+    scale = max(1, MIN_SIDE // max(attributions.shape))
     strength = attributions / max(float(np.abs(attributions).max()), 1e-12)
     fade = 1 - np.abs(strength)
     red, blue = np.where(strength < 0, fade, 1.0), np.where(strength > 0, fade, 1.0)

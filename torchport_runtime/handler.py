@@ -1,8 +1,8 @@
-"""The base class of torchport's handlers: a batch of requests in, an answer for each of them out.
+"""The base class of torchport's handlers: batches of requests in, answers out.
 
 A subclass says how one request becomes tensors (`decode`) and how tensors become one answer
-(`encode`), where either is not JSON. The rest is here: loading the chosen backend, warming it up,
-putting requests of equal shape into one run, and keeping one bad request from hurting its neighbours.
+(`encode`), if either is not JSON. The base class does the rest: it loads the chosen backend, warms it up,
+runs requests of equal shape together, and keeps one bad request from hurting its neighbours.
 
 It speaks TorchServe's handler protocol (`initialize(context)`, `handle(data, context)`) and
 imports nothing of TorchServe.
@@ -35,20 +35,21 @@ logger = logging.getLogger(__name__)
 
 
 class Handler:
-    """Base class. Attributes that `initialize` sets, for subclasses to read:
+    """Base class of handlers, with these attributes, which `initialize` sets:
 
     signatures: the graphs' signatures by name; `signature` is that of `main`.
     options: the `torchport.handler:` block of `model-config.yaml`.
     assets: the folder of what the recipe's training put into `run.assets`.
     backends: the loaded graphs by name.
-    shadow: what looks at live traffic a second time, where the model's configuration asks for it.
+    shadow: the second backend that live traffic is compared with; None unless the configuration asks for
+    one.
 
-    A subclass may set `padding`, input names to fill values, where requests of different lengths may
-    share a run: they are filled up to the longest. Without it only requests of equal sizes do.
+    A subclass may set `padding`, fill values by input name. Requests of different lengths then share a
+    run, filled up to the longest. Without it only requests of equal sizes do.
 
-    It may say what its answers decide, `decides`: "label" where numbers are the scores of classes, of
-    which the greatest counts, "number" where they are what was asked for. Proofs that two models answer
-    alike compare decisions; without this they go by an answer's structure.
+    A subclass may set `decides`, what the numbers in its answers mean: "label" for scores of classes, of
+    which the largest decides, "number" for the wanted values themselves. Verification compares decisions
+    by it. Without it, an answer's structure says what is a decision.
     """
 
     padding: ClassVar[Mapping[str, float]] = {}
@@ -72,21 +73,23 @@ class Handler:
         """Read labels, vocabulary and options, once, before the first request."""
 
     def decode(self, request: InferenceRequest) -> Tensors:
-        """One request's input tensors, with a leading batch dimension (1, or more rows).
+        """One request's input tensors, with a leading batch dimension.
 
-        They enter the graph that `request.graph` names: set it where the model has several.
-        Raise `BadRequest` with a reason for what cannot be read.
+        They enter the graph that `request.graph` names: set it if the model has several.
+        Raise `BadRequest` with a reason if the request cannot be read.
         """
         return request.tensors(self.signature)
 
     def infer(self, graph: str, inputs: Tensors) -> Tensors:
-        """Output tensors of one batch that entered at `graph`. Override to run several graphs: the
-        outputs are whatever `encode` wants, with the batch's rows leading.
+        """Output tensors of one batch for `graph`.
+
+        Override it to run several graphs. The outputs are whatever `encode` needs, with the batch's rows
+        first.
         """
         return self.backends[graph].run(inputs)
 
     def encode(self, request: InferenceRequest, outputs: Tensors) -> Any:
-        """One request's answer: anything that JSON can say, or an `Answer` with bytes in it.
+        """One request's answer: a value for JSON, or an `Answer` with bytes.
 
         `outputs` holds this request's rows only.
         """
@@ -102,7 +105,7 @@ class Handler:
         """Load the model that `context` points at, and warm it up.
 
         Raises:
-            BackendError: the backend, the device or an artifact cannot be had.
+            BackendError: the backend, the device or an artifact is missing.
         """
         folder = Path(context.system_properties["model_dir"])
         config = dict((getattr(context, "model_yaml_config", None) or {}).get("torchport") or {})
@@ -120,10 +123,10 @@ class Handler:
         self.initialized = True
 
     def load(self, folder: Path, options: BackendOptions, handler_options: Mapping[str, Any]) -> None:
-        """Read the signature and the assets of an unpacked archive and open its graphs.
+        """Read an unpacked archive's signature and assets, and open its graphs.
 
         Raises:
-            BackendError: the backend, the device or an artifact cannot be had.
+            BackendError: the backend, the device or an artifact is missing.
         """
         self.describe(folder, handler_options)
         self.backends = {
@@ -139,13 +142,13 @@ class Handler:
             return
         self.shadow = Shadow(folder, self.signatures, options)
         for name, backend in self.backends.items():
-            self.backends[name] = self.shadow.beside(name, self.signatures[name], backend)
+            self.backends[name] = self.shadow.wrap(name, self.signatures[name], backend)
         logger.info(
             "shadow: %s %s, of %g of the rows", shadowed.backend, shadowed.precision, self.shadow.fraction
         )
 
     def describe(self, folder: Path, handler_options: Mapping[str, Any]) -> None:
-        """Read the signature, the options and the assets only: enough to decode and to encode."""
+        """Read signature, options and assets only: enough to decode and to encode."""
         graphs = json.loads((folder / "signature.json").read_text(encoding="utf-8"))["graphs"]
         self.signatures = {name: Signature.from_json(graph) for name, graph in graphs.items()}
         self.options = handler_options
@@ -153,7 +156,10 @@ class Handler:
         self.setup()
 
     def warm_up(self) -> None:
-        """Run every graph on zeros, one row and two, so that no client pays for lazy set-up."""
+        """Run every graph on zeros, because first runs are slow.
+
+        Each runs with one row, and with two if it has a batch.
+        """
         for name, signature in self.signatures.items():
             for _ in range(2):
                 self.backends[name].run(signature.zeros())
@@ -162,7 +168,7 @@ class Handler:
                 self.backends[name].run(signature.zeros({signature.batch_dim: pair}))
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[Any]:
-        """TorchServe's entry point: one row per request in, one body per request out."""
+        """TorchServe's entry point: rows of requests in, bodies of answers out."""
         if self.shadow is not None:
             self.shadow.report(context.metrics)
         requests = [InferenceRequest(row, RequestHeaders(context, i)) for i, row in enumerate(data)]
@@ -176,7 +182,7 @@ class Handler:
         return bodies
 
     def answer(self, requests: Sequence[InferenceRequest]) -> list[Answer]:
-        """Answer every request; a bad one gets its own 4xx and the others are served."""
+        """Answer every request; a bad one alone gets a 4xx."""
         if len(requests) > 1:
             together = self._answer_together(requests)
             if together is not None:
@@ -205,7 +211,7 @@ class Handler:
         return [answers[index] for index in range(len(requests))]
 
     def _answer_together(self, requests: Sequence[InferenceRequest]) -> list[Answer] | None:
-        """The same answers in less time where every request is plain; None where one of them is not."""
+        """The answers in less time if all requests are plain, else None."""
         own = type(self)
         if own.decode is not Handler.decode or own.read is not Handler.read:
             return None
@@ -228,10 +234,10 @@ class Handler:
         ]
 
     def read(self, request: InferenceRequest) -> Tensors:
-        """One request's tensors, what it left out filled in, held against the signature.
+        """One request's tensors, with defaults filled in, checked against the signature.
 
         Raises:
-            BadRequest, SignatureError: what the client gets as a 4xx.
+            BadRequest, SignatureError: the request is wrong; the client gets a 4xx.
         """
         tensors = self.decode(request)
         signature = self.signatures[request.graph]
@@ -274,7 +280,7 @@ _ENCODING = "to write this answer"
 
 
 def _said(say: Callable[[], Any], what: str) -> Answer:
-    """What `encode` or `explain` gives, or its error, as an answer."""
+    """The result of `encode` or `explain`, or its error, as an answer."""
     try:
         value = say()
     except (BadRequest, SignatureError) as err:
@@ -298,10 +304,10 @@ def _serialise(answer: Answer) -> tuple[bytes, Answer]:
 
 
 def json_text(value: Any) -> str:
-    """An answer as JSON; numpy's numbers and arrays as JSON's.
+    """An answer as JSON text; numpy's numbers and arrays become JSON's.
 
     Raises:
-        TypeError, ValueError, RecursionError: something that JSON cannot say, NaN and Inf among it.
+        TypeError, ValueError, RecursionError: JSON cannot hold the value, such as NaN or Inf.
     """
     return _JSON.encode(value)
 
@@ -320,7 +326,7 @@ def _phrase(status: int) -> str:
 
 
 def _fault(what: str) -> Answer:
-    """A 500 for one request; the reason goes to the log, not to the client."""
+    """A 500 for one request; only the log has the reason."""
     logger.exception(what)
     return Answer(
         {"code": 500, "type": "InternalServerException", "message": f"{what}: see the model's log"},

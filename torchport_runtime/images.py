@@ -1,4 +1,4 @@
-"""Image bytes to tensors: written once, called by training, by parity and by the handlers.
+"""Converts image bytes to tensors, for training, parity and handlers alike.
 
 transform = ImageTransform(size=(64, 64))
 transform(decode_image(Path("seven.png").read_bytes()))   # float32 [3, 64, 64]
@@ -19,7 +19,8 @@ from torchport_runtime.errors import BadRequest
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 MAX_PIXELS = 89_478_485
-"""Pillow's own threshold for a decompression bomb: a quarter of a GiB of RGB."""
+"""Maximum number of pixels of an image; more are refused with 413. It is Pillow's threshold for a
+decompression bomb, a quarter of a GiB of RGB."""
 
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -29,13 +30,15 @@ _RESAMPLING = {
 
 
 def decode_image(content: bytes, mode: str = "RGB") -> Image.Image:
-    """Decode PNG, JPEG, WebP, BMP or GIF bytes (the first frame), upright, in `mode` (RGB or L).
+    """Decode PNG, JPEG, WebP, BMP or GIF bytes to an upright image.
+
+    The image is the first frame, in `mode` (RGB or L).
 
     Sixteen-bit grey is scaled to eight bits, where Pillow's own conversion would clip it. EXIF
     rotation is applied. An alpha channel is dropped, as `Image.convert` does in training scripts.
 
     Raises:
-        BadRequest: not an image, truncated, or of more pixels than `MAX_PIXELS`.
+        BadRequest: the bytes are no image, truncated, or have more pixels than `MAX_PIXELS`.
     """
     try:
         with warnings.catch_warnings():
@@ -76,7 +79,9 @@ def decode_image(content: bytes, mode: str = "RGB") -> Image.Image:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTransform:
-    """Resize, scale to [0, 1], normalise. Travels with the model as JSON.
+    """Resizes images, scales them to [0, 1] and normalises them.
+
+    It is stored with the model as JSON.
 
     Args:
         size: height and width that the model takes, pixels.

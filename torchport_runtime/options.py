@@ -1,4 +1,4 @@
-"""How a model is run: the `torchport:` block of `model-config.yaml`, overridable by environment.
+"""Options of a model's backend: the `torchport:` block of `model-config.yaml`.
 
     torchport:
       backend: onnxruntime     # or torchscript, pt2, aotinductor
@@ -11,7 +11,7 @@
       shadow: {backend: torchscript, fraction: 0.1}    # run again, to compare: see shadow_options.py
 
 `TORCHPORT_BACKEND`, `TORCHPORT_DEVICE`, `TORCHPORT_THREADS`, `TORCHPORT_PRECISION`, `TORCHPORT_TENSORRT` and
-`TORCHPORT_SHADOW` (`torchscript=0.1`, or `off`) win over the file.
+`TORCHPORT_SHADOW` (`torchscript=0.1`, or `off`) override the file.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from torchport_runtime.shadow_options import ShadowOptions
 from torchport_runtime.suggest import did_you_mean
 
 ARTIFACT_SUFFIX = {"onnxruntime": ".onnx", "torchscript": ".pt", "pt2": ".pt2", "aotinductor": ".aoti.pt2"}
-"""The backends, each with the ending of the float32 artifact that it runs."""
+"""The backends, each with the suffix of the float32 artifacts that it runs."""
 
 DEFAULT_BACKENDS = ("onnxruntime", "torchscript", "pt2")
-"""What is exported unless a recipe says otherwise. AOTInductor compiles, for one kind of machine."""
+"""Backends that are exported unless a recipe says otherwise. AOTInductor is not among them, because it
+compiles for one kind of machine."""
 
 HALF_PRECISIONS = ("float16", "bfloat16")
 
@@ -41,12 +42,12 @@ BACKEND_PRECISIONS = {
     "pt2": ("float32", *HALF_PRECISIONS),
     "aotinductor": ("float32", *HALF_PRECISIONS),
 }
-"""What each backend can be asked to compute in."""
+"""The precisions that each backend supports."""
 
 PRECISIONS = ("float32", *HALF_PRECISIONS, "int8")
 
 INT8_SUFFIX = ".int8.onnx"
-"""The ending of an artifact that `torchport quantize` made; ONNX Runtime runs it."""
+"""Suffix of artifacts that `torchport quantize` made; ONNX Runtime runs them."""
 
 _PRECISION_NEEDS = {
     "int8": "only onnxruntime has it",
@@ -54,10 +55,10 @@ _PRECISION_NEEDS = {
 }
 
 OVERRIDABLE = ("backend", "device", "threads", "precision", "tensorrt", "shadow")
-"""What an environment variable, TORCHPORT_BACKEND and so on, puts in the place of what the file says."""
+"""Options that an environment variable, such as TORCHPORT_BACKEND, overrides."""
 
 MOST_THREADS = 1024
-"""More than processors of any machine that this is for: a mistake, which takes long to fail."""
+"""Maximum number of threads. More is refused as a mistake, which would take long to fail."""
 
 GRAPH_OPTIMIZATION = ("disable", "basic", "extended", "all")
 
@@ -67,7 +68,7 @@ class BackendOptions:
     """Options of one served model.
 
     Raises:
-        BackendError: a value that is not one of those above, an unknown key.
+        BackendError: a value is not one of those above, or does not go with the others.
     """
 
     backend: str = "onnxruntime"
@@ -134,10 +135,10 @@ class BackendOptions:
     def from_config(
         cls, config: Mapping[str, Any], environ: Mapping[str, str] | None = None
     ) -> BackendOptions:
-        """Read the `torchport:` block, then what `environ` overrides.
+        """Read the `torchport:` block, with the overrides of `environ`.
 
         Raises:
-            BackendError: a value or a key that is not known.
+            BackendError: a value or a key is unknown.
         """
         if not isinstance(config, Mapping) or not all(isinstance(key, str) for key in config):
             raise BackendError(f"model-config.yaml: torchport: {config!r}, expected names and values")
@@ -167,7 +168,7 @@ class BackendOptions:
 
     @property
     def thread_count(self) -> int:
-        """The number of threads to run one inference with."""
+        """Number of threads of one inference; all available cores by default."""
         if self.threads:
             return self.threads
         if hasattr(os, "sched_getaffinity"):
@@ -176,12 +177,12 @@ class BackendOptions:
 
     @property
     def takes_gpu(self) -> bool:
-        """Whether there is anything that it could run on a GPU."""
+        """Whether the options allow a GPU: neither INT8 nor AOTInductor."""
         return self.precision != "int8" and self.backend != "aotinductor"
 
     @property
     def shadowed(self) -> BackendOptions | None:
-        """How the shadow's backend runs; None where there is none, or it would be the same one again."""
+        """Options of the shadow's backend; None without a different one."""
         options = self._of_shadow()
         if options is None or (options.backend, options.precision, options.device) == (
             self.backend,
@@ -209,11 +210,11 @@ class BackendOptions:
 
     @property
     def artifact_suffix(self) -> str:
-        """The ending of the files that are run."""
+        """Suffix of the artifacts that are run."""
         return artifact_suffix(self.backend, self.precision)
 
     def numerics(self) -> dict[str, Any]:
-        """The options that can change a result, which a certificate is bound to."""
+        """Options that can change a result; a certificate is bound to them."""
         own: dict[str, Any] = {"tf32": self.tf32}
         if self.backend == "onnxruntime":
             own["graph_optimization"] = self.graph_optimization
@@ -224,8 +225,10 @@ class BackendOptions:
         return own
 
     def to_json(self) -> dict[str, Any]:
-        """What the `torchport:` block says. Runtimes from before there were precisions, TensorRT or IO
-        binding read it too, so what is not spoken of is as it was then.
+        """The options as a `torchport:` block.
+
+        Older runtimes read it too, which do not know precisions, TensorRT, IO binding or shadows. So these
+        keys are left out if they have their default.
         """
         later = {"precision": "float32", "tensorrt": False, "io_binding": None, "shadow": None}
         said = {k: v for k, v in asdict(self).items() if k not in later or v != later[k]}
@@ -233,12 +236,12 @@ class BackendOptions:
 
 
 def artifact_suffix(backend: str, precision: str) -> str:
-    """The ending of a graph's artifact: `.onnx`, `.int8.onnx`, `.bfloat16.pt2`."""
+    """Suffix of a graph's artifact: `.onnx`, `.int8.onnx`, `.bfloat16.pt2`."""
     return ARTIFACT_SUFFIX[backend] if precision == "float32" else f".{precision}{ARTIFACT_SUFFIX[backend]}"
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

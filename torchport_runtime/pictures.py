@@ -1,12 +1,13 @@
-"""Pictures out of a model: its arrays as pixels, many of them on one sheet, PNG files; and what a
-client asks of a model that makes pictures: how many, from which seed.
+"""Pictures of generative models: arrays to pixels, sheets and PNG files.
+
+It also reads what a client asks of such a model: how many pictures, from which seed.
 
     z = noise(seed=7, n=16, shape=(8,))                       # float32 [16, 8]
     png(sheet(to_pixels(decoder(z)), enlarge=8))              # bytes
     sampling(request)                                         # {"seed": 7, "n": 16}
 
-A seed means the same numbers for ever: they come from `numpy.random.RandomState`, whose stream numpy
-keeps as it is, and row i of a seed is the same whatever n is.
+A seed means the same numbers for ever: they come from `numpy.random.RandomState`, whose stream numpy keeps
+unchanged. Row i of a seed is the same for every n.
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ from torchport_runtime.suggest import did_you_mean
 
 MAX_SEED, MAX_N, DEFAULT_N = 2**32 - 1, 64, 16
 GAP_LEVEL = 96
-"""The grey between the pictures of a sheet, so that dark ones do not run together."""
+"""Grey level, 0 to 255, between the pictures of a sheet. It keeps dark ones from running together."""
 
 
 def to_pixels(images: np.ndarray, low: float = 0.0, high: float = 1.0) -> np.ndarray:
-    """Floats [n, 1 or 3, height, width] as uint8 of the same shape: `low` becomes 0, `high` 255, what
-    lies outside is clipped, what lies between is rounded to the nearest (halves to even).
+    """Convert float images [n, 1 or 3, height, width] to uint8.
+
+    `low` becomes 0 and `high` 255. Values outside are clipped, values between are rounded to the nearest
+    (halves to even).
 
     Raises:
         ValueError: another shape.
@@ -44,10 +47,11 @@ def to_pixels(images: np.ndarray, low: float = 0.0, high: float = 1.0) -> np.nda
 
 
 def sheet(pixels: np.ndarray, enlarge: int = 1) -> np.ndarray:
-    """All pictures on one, row by row in ceil(sqrt(n)) columns: uint8 [height, width] or [height, width, 3].
+    """Arrange pictures on a sheet: uint8 [height, width] or [height, width, 3].
 
-    Each pixel becomes a square of `enlarge` x `enlarge`, with no smoothing; between two pictures lies a gap
-    as wide as one such square. One picture alone is itself, enlarged.
+    They come row by row, in ceil(sqrt(n)) columns. Each pixel becomes a square of `enlarge` x `enlarge`,
+    without smoothing. Between two pictures lies a gap as wide as one such square. A single picture is only
+    enlarged.
     """
     _check_shape(pixels)
     count, channels, height, width = pixels.shape
@@ -61,10 +65,10 @@ def sheet(pixels: np.ndarray, enlarge: int = 1) -> np.ndarray:
 
 
 def cut_sheet(drawn: np.ndarray, count: int, size: tuple[int, int], enlarge: int = 1) -> np.ndarray:
-    """The pictures that `sheet` put together, in their own size: uint8 [count, channels, height, width].
+    """Cut a sheet into its pictures: uint8 [count, channels, height, width].
 
     Raises:
-        ValueError: no sheet of `count` pictures of `size` (height, width), enlarged so.
+        ValueError: the sheet does not fit `count` pictures of `size` (height, width), enlarged.
     """
     (height, width), (rows, columns) = size, _grid(count)
     expected = (enlarge * (rows * (height + 1) - 1), enlarge * (columns * (width + 1) - 1))
@@ -77,7 +81,7 @@ def cut_sheet(drawn: np.ndarray, count: int, size: tuple[int, int], enlarge: int
 
 
 def png(drawn: np.ndarray) -> bytes:
-    """uint8 [height, width] or [height, width, 3] as a PNG file; the same bytes for the same pixels."""
+    """Encode uint8 [height, width] or [height, width, 3] as PNG, reproducibly."""
     buffer = io.BytesIO()
     Image.fromarray(drawn).save(buffer, "PNG", optimize=False, compress_level=6)
     return buffer.getvalue()
@@ -89,7 +93,10 @@ def noise(seed: int, n: int, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def choices(seed: int, n: int, low: int, high: int) -> np.ndarray:
-    """Whole numbers from `low` to `high`, equally likely, int64 [n]; apart from the `noise` of the seed."""
+    """Equally likely whole numbers from `low` to `high`, int64 [n].
+
+    They are independent of the `noise` of the same seed.
+    """
     uniform = np.random.RandomState([seed, 1]).random_sample(n)
     return low + np.floor(uniform * (high - low + 1)).astype(np.int64)
 
@@ -100,13 +107,14 @@ def sampling(
     most: int = MAX_N,
     also: Mapping[str, tuple[int, int]] | None = None,
 ) -> dict[str, int]:
-    """What a request asks for, of a JSON object (`{"seed": 7, "n": 16}`) or of a form's fields.
+    """Read seed, number of pictures and further whole numbers from a request.
 
-    `seed` (0) and `n` (16, or `most` where that is less) are always in it. `also` names further whole
-    numbers with their bounds, which are in it where they were given.
+    They stand in a JSON object (`{"seed": 7, "n": 16}`) or in a form's fields. `seed` (default 0) and `n`
+    (default 16, or `most` if that is less) are always in the result. `also` names further numbers with
+    their bounds, which are in the result if they were given.
 
     Raises:
-        BadRequest: no JSON object, an unknown name, no whole number, one out of bounds, one given twice.
+        BadRequest: not a JSON object, an unknown name, not a whole number, out of bounds, or given twice.
     """
     bounds = {"seed": (0, MAX_SEED), "n": (1, most), **(also or {})}
     request.refuse_unknown_fields(bounds)
@@ -128,7 +136,7 @@ def sampling(
 
 
 def has_body(request: InferenceRequest) -> bool:
-    """Whether there is more in a request than a form's fields."""
+    """Whether a request has a body beyond a form's fields."""
     return any(
         value is not None and value != b"" and value != ""
         for value in (request.fields.get("body"), request.fields.get("data"))
@@ -136,8 +144,9 @@ def has_body(request: InferenceRequest) -> bool:
 
 
 def has_json_object(request: InferenceRequest) -> bool:
-    """Whether the body is a JSON object, decoded by the server already or not, other than a file in
-    base64 (`{"b64": "..."}`).
+    """Whether the body is a JSON object, decoded or not.
+
+    A file in base64 (`{"b64": "..."}`) does not count.
     """
     if not has_body(request):
         return False
@@ -162,7 +171,10 @@ def _json_object(request: InferenceRequest, *, needed: bool) -> Mapping[str, Any
 
 
 def _short(value: Any) -> str:
-    """A client's value in a message; a whole number of thousands of digits is no longer written out."""
+    """A client's value, shortened for a message.
+
+    Python does not write out a whole number of thousands of digits.
+    """
     if isinstance(value, int) and value.bit_length() > 128:
         return "a number of more than 38 digits"
     return repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:40]}..."

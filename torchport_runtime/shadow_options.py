@@ -1,12 +1,12 @@
-"""The `shadow:` block of `model-config.yaml`: a second backend that looks over the first one's shoulder.
+"""The `shadow:` block of `model-config.yaml`: a second backend to compare with.
 
     torchport:
       backend: onnxruntime
       shadow: {backend: torchscript, fraction: 0.1}
 
-Also in it: `precision`, `device` and `threads` of that backend; `share`, how much of one processor's time it
-may take; and `examples`, a folder that keeps the input on which the two differ most. Nothing is kept unless
-it is named: inputs may be private.
+Further keys: `precision`, `device` and `threads` of that backend; `share`, the part of one processor's
+time that it may take; `examples`, a folder for the input on which the two differ most. Without `examples`
+no input is stored, because inputs may be private.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ from typing import Any
 from torchport_runtime.errors import BackendError
 from torchport_runtime.suggest import did_you_mean
 
-LEAST_FRACTION, LEAST_SHARE = 1e-6, 1e-4
-"""One row in a million; nine seconds of processor time a day. Less is as good as none, and a mistake."""
+MIN_FRACTION, MIN_SHARE = 1e-6, 1e-4
+"""Minimum fraction, one row in a million, and minimum share, nine seconds of processor time a day. Less is
+refused as a mistake."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShadowOptions:
-    """What is run again, and how much of the traffic. One thread, on the CPU, unless told otherwise: it is
-    to take what nobody else wants.
+    """Options of a shadow: its backend, and how much traffic it gets.
+
+    The default is one thread on the CPU, because a shadow uses idle time only. The backend's own options
+    are checked by `BackendOptions`.
 
     Raises:
-        BackendError: a fraction or a share that is less than the least or more than 1, an `examples` that is
-            no text.
-            The backend's own options are held by `BackendOptions`.
+        BackendError: `fraction` or `share` is below its minimum or above 1, or `examples` is not text.
     """
 
     backend: str
@@ -44,8 +45,8 @@ class ShadowOptions:
 
     def __post_init__(self) -> None:
         for name, least, what in (
-            ("fraction", LEAST_FRACTION, "all requests"),
-            ("share", LEAST_SHARE, "all the time of a processor"),
+            ("fraction", MIN_FRACTION, "all requests"),
+            ("share", MIN_SHARE, "all the time of a processor"),
         ):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= 1:
@@ -55,10 +56,12 @@ class ShadowOptions:
 
     @classmethod
     def read(cls, given: Any) -> ShadowOptions | None:
-        """From the block, or from a text such as "torchscript=0.1"; "off" and nothing are None.
+        """Read the block, or a text such as "torchscript=0.1".
+
+        "off" and nothing give None.
 
         Raises:
-            BackendError: anything else, and values that are not known.
+            BackendError: the value is something else, or holds unknown or wrong keys.
         """
         if given is None or isinstance(given, ShadowOptions):
             return given
@@ -89,6 +92,6 @@ class ShadowOptions:
         return cls(backend=backend, fraction=number)
 
     def to_json(self) -> dict[str, Any]:
-        """What the block says, without what is as it would be anyway."""
+        """The block, without the keys that have their default."""
         defaults = {f.name: f.default for f in fields(self)}
         return {key: value for key, value in asdict(self).items() if value != defaults[key]}

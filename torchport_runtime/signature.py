@@ -6,8 +6,8 @@
         dims={"batch": (1, 64)},
     )
 
-It is written once, in the recipe, travels with the artifacts as `signature.json`, and every
-request is held against it before it reaches a model.
+It is written once, in the recipe, and stored with the artifacts as `signature.json`. Every request is
+checked against it before it reaches a model.
 """
 
 from __future__ import annotations
@@ -31,16 +31,17 @@ _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One tensor: dtype by its numpy name; shape of sizes and names of symbolic dimensions.
+    """One tensor: its dtype by numpy's name, and its shape.
 
-    `low` and `high` bound the values that make sense (token ids below the vocabulary's size, say):
-    synthetic inputs are drawn between them, and a request outside of them is refused. Of an output,
-    both together are the range that its errors are judged by (0 and 1 for probabilities). An input with
-    a `default` may be left out of a request: an optional mask, a first recurrent state.
+    The shape has sizes and names of symbolic dimensions. `low` and `high` bound the values that make
+    sense, such as token ids below the vocabulary's size: synthetic inputs are drawn between them, and a
+    request outside of them is refused. For an output, both together are the range that its errors are
+    judged by (0 and 1 for probabilities). An input with a `default` may be left out of a request: an
+    optional mask, a first recurrent state.
 
     Raises:
-        SignatureError: an unknown dtype, a size below 1, a name that is no identifier, a default that
-            is not of the dtype.
+        SignatureError: the dtype is unknown, a size is below 1, a name is no identifier, `low` is above
+            `high`, or the default does not fit.
     """
 
     dtype: str
@@ -96,11 +97,11 @@ class TensorSpec:
         return tuple(sizes[s] if isinstance(s, str) else s for s in self.shape)
 
     def sizes(self, shape: tuple[int, ...]) -> dict[str, int]:
-        """The size that an array of this shape gives to each symbolic dimension."""
+        """The size of each symbolic dimension in an array's shape."""
         return {s: n for s, n in zip(self.shape, shape, strict=False) if isinstance(s, str)}
 
     def clip(self, values: np.ndarray | float) -> np.ndarray:
-        """The values limited to `low` and `high`, in a dtype that holds both."""
+        """Limit values to `low` and `high`, in a dtype that holds both."""
         array = np.asarray(values)
         if self.low is None and self.high is None:
             return array  # NumPy before 2.1 refuses to clip without a bound.
@@ -125,13 +126,13 @@ class TensorSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Signature:
-    """What one graph takes and gives. Order of the mappings is the order of the arguments.
+    """Inputs and outputs of one graph, in the order of its arguments.
 
-    `dims` maps each symbolic dimension to its least and greatest size, both included. `batch`
-    need not be named: it is (1, 64) unless said otherwise.
+    `dims` maps each symbolic dimension to its minimum and maximum size, both included. `batch` may be left
+    out: it is (1, 64) then.
 
     Raises:
-        SignatureError: no tensors, an unbounded dimension, bounds the wrong way round.
+        SignatureError: no tensors, a dimension without bounds, or bounds in the wrong order.
     """
 
     inputs: Mapping[str, TensorSpec]
@@ -180,7 +181,10 @@ class Signature:
 
     @cached_property
     def batch_dim(self) -> str | None:
-        """The symbolic dimension that leads every input and output, or None: rows go one by one."""
+        """The symbolic dimension that leads every input and output; None without one.
+
+        Without it, requests are run one by one.
+        """
         leading = {
             spec.shape[0] if spec.shape else None for spec in (*self.inputs.values(), *self.outputs.values())
         }
@@ -188,13 +192,13 @@ class Signature:
         return first if not leading and isinstance(first, str) else None
 
     def check_inputs(self, tensors: Mapping[str, np.ndarray], *, any_batch: bool = False) -> dict[str, int]:
-        """Hold input arrays against the signature; return the size of each symbolic dimension.
+        """Check input arrays; return the size of each symbolic dimension.
 
-        With `any_batch` the batch may be greater than its bound: the caller runs it in pieces.
+        With `any_batch` the batch may exceed its maximum: the caller runs it in pieces.
 
         Raises:
-            SignatureError: a name missing or unknown, a wrong dtype or shape, a size outside of its
-                bounds, NaN or Inf, a value outside of `low` and `high`.
+            SignatureError: a name is missing or unknown, a dtype or a shape is wrong, a size is out of its
+                bounds, or a value is NaN, Inf or outside of `low` and `high`.
         """
         unbounded = self.batch_dim if any_batch else None
         sizes = self._check("input", self.inputs, tensors, unbounded)
@@ -209,15 +213,18 @@ class Signature:
         return sizes
 
     def check_input_shapes(self, tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
-        """The same of names, dtypes and shapes alone, whatever the values: for code that trusts them."""
+        """Check names, dtypes and shapes of inputs, but no values.
+
+        It protects code that does not check shapes itself. Returns the size of each symbolic dimension.
+        """
         return self._check("input", self.inputs, tensors, None)
 
     def with_defaults(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """`tensors`, and beside them those that were left out and have a default, of the sizes that the
-        others have.
+        """Add missing inputs that have a default, in the given inputs' sizes.
 
         Raises:
-            SignatureError: one that was left out has a dimension that no other input has.
+            SignatureError: a missing input has a dimension that no given input has, a size exceeds its
+                maximum, or no input was given.
         """
         missing = [n for n, spec in self.inputs.items() if n not in tensors and spec.default is not None]
         if not missing:
@@ -242,10 +249,11 @@ class Signature:
         return {name: filled[name] for name in (*self.inputs, *filled) if name in filled}
 
     def check_outputs(self, tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
-        """Hold output arrays against the signature; return the size of each symbolic dimension.
+        """Check output arrays; return the size of each symbolic dimension.
 
         Raises:
-            SignatureError: a name missing or unknown, a wrong dtype or shape.
+            SignatureError: a name is missing or unknown, a dtype or a shape is wrong, or a size is out of
+                its bounds.
         """
         return self._check("output", self.outputs, tensors)
 
@@ -282,7 +290,10 @@ class Signature:
         return sizes
 
     def zeros(self, sizes: Mapping[str, int] | None = None) -> dict[str, np.ndarray]:
-        """Inputs of zeros (or the nearest valid value), symbolic dimensions at `sizes` or their least."""
+        """Inputs of zeros, or of the nearest valid value.
+
+        Symbolic dimensions have the given `sizes`, or their minimum.
+        """
         at = {symbol: low for symbol, (low, _) in self.dims.items()} | dict(sizes or {})
         return {
             name: np.full(spec.resolve(at), spec.clip(0), dtype=spec.dtype)

@@ -5,7 +5,9 @@ from difflib import get_close_matches
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """Return the end of a message about `given`: the nearest of `known`, or all of them.
+    """The end of a message about `given`: the nearest name, or all.
+
+    The names are those in `known`.
 
     >>> did_you_mean("bachend", ["backend", "device"])
     "did you mean 'backend'?"

@@ -1,4 +1,6 @@
-"""A request's texts, and texts as sub-word ids: written once, for training, parity and the handlers.
+"""Reads a request's texts, and encodes texts as sub-word ids.
+
+Training, parity and handlers call the same code.
 
     encoder = TextEncoder(Path("assets/tokenizer.json"), max_tokens=128)
     ids, truncated = encoder.encode("A gem.")          # int64 [4], False
@@ -71,11 +73,11 @@ def decode_texts(request: InferenceRequest, *, limit_bytes: int = 65536, limit_t
 
 
 def clean_text(text: str) -> str:
-    """The text in Unicode's composed form (NFC), with no white space around it.
+    """The text in Unicode's composed form (NFC), without white space around it.
 
-    Control characters but tab and line ends (NUL, say) become spaces, a byte order mark at the
-    start is dropped. Of a run of combining marks the first 32 stay (Unicode's stream-safe
-    format, UAX 15, allows 30): composing takes time by the square of such a run.
+    Control characters such as NUL, except tab and line ends, become spaces. A byte order mark at the start
+    is dropped. A run of combining marks keeps its first 32 (Unicode's stream-safe format, UAX 15, allows
+    30), because composing takes time by the square of such a run.
     """
     text = _CONTROLS.sub(" ", text.removeprefix("\ufeff"))
     if not text.isascii():
@@ -84,14 +86,14 @@ def clean_text(text: str) -> str:
 
 
 class TextEncoder:
-    """A tokenizer that travels in the archive's assets.
+    """A tokenizer from the archive's assets.
 
     Args:
         path: the tokenizer's JSON, of `train_bpe` or of Hugging Face's library.
-        max_tokens: longer texts are cut to so many tokens.
+        max_tokens: maximum number of tokens; longer texts are cut.
 
     Raises:
-        BackendError: the package `tokenizers` is missing, or the file is none of its.
+        BackendError: the package `tokenizers` is missing, or cannot read the file.
     """
 
     def __init__(self, path: Path, max_tokens: int) -> None:
@@ -102,10 +104,10 @@ class TextEncoder:
 
     @classmethod
     def from_json(cls, tokenizer: str, max_tokens: int) -> TextEncoder:
-        """An encoder of a tokenizer's JSON, as `train_bpe` gives it.
+        """Make an encoder from a tokenizer's JSON, as `train_bpe` gives it.
 
         Raises:
-            ValueError: it is no tokenizer's JSON.
+            ValueError: the text is not a tokenizer's JSON.
         """
         encoder = cls.__new__(cls)
         encoder._load(tokenizer, max_tokens)
@@ -129,7 +131,7 @@ class TextEncoder:
         """The id of one token, such as "[EOS]".
 
         Raises:
-            BackendError: it is not in the vocabulary.
+            BackendError: the token is not in the vocabulary.
         """
         found = self._tokenizer.token_to_id(token)
         if found is None:
@@ -137,13 +139,15 @@ class TextEncoder:
         return int(found)
 
     def encode(self, text: str) -> tuple[np.ndarray, bool]:
-        """Token ids, int64 [n] with n at least 1, and whether the text was cut to `max_tokens`."""
+        """Token ids, int64 [n], and whether the text was cut to `max_tokens`.
+
+        There is at least one id.
+        """
         ids = self._encoding(text).ids or [self.id_of(UNKNOWN)]
         return np.array(ids[: self.max_tokens], dtype=np.int64), len(ids) > self.max_tokens
 
     def pieces(self, text: str) -> list[str]:
-        """What each of `encode`'s ids stands for, as it is written in the text; "▁" where it is only the
-        space before what follows."""
+        """The text of each of `encode`'s ids; "▁" for a space alone."""
         encoding = self._encoding(text)
         found = zip(encoding.tokens, encoding.offsets, strict=True)
         pieces = [token if token == "▁" else text[start:end].strip() for token, (start, end) in found]
@@ -159,7 +163,10 @@ class TextEncoder:
 
 
 def pad(rows: Sequence[np.ndarray], value: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Id sequences [n] as tokens int64 [rows, longest], and mask bool, true where a token is."""
+    """Pad id sequences [n] to tokens int64 [rows, longest], with a mask.
+
+    The mask is bool of the same shape, true for each token.
+    """
     lengths = np.array([len(row) for row in rows])
     mask = np.arange(lengths.max())[None] < lengths[:, None]
     tokens = np.full(mask.shape, value, dtype=np.int64)
@@ -175,10 +182,12 @@ def train_bpe(
     lowercase: bool = False,
     min_frequency: int = 2,
 ) -> str:
-    """A byte-pair encoding (Sennrich et al., 2016) learned from `texts`, as a tokenizer's JSON.
+    """Learn a byte-pair encoding from `texts`, as a tokenizer's JSON.
+
+    The method is that of Sennrich et al., 2016.
 
     Words carry a leading "▁" in place of the space before them and punctuation stands alone, so
-    that `TextEncoder.decode` gives the text back but for its runs of white space. The special
+    that `TextEncoder.decode` gives the text back, except runs of white space. The special
     tokens take the first ids, in order; characters that `texts` lack become `[UNK]`, which must be
     one of them.
 
@@ -217,7 +226,7 @@ def _utf8(body: bytes) -> str:
 
 
 def _as_json(text: str) -> Any:
-    """The JSON that the text is, where it is one of the shapes of a request; else the text."""
+    """The text's JSON if it is a request's, else the text."""
     start = text.lstrip("\ufeff \t\r\n")[:1]
     if start not in ("{", "["):
         return text
@@ -248,7 +257,7 @@ def _of_object(body: Mapping[str, Any]) -> Any:
 
 
 def _checked(text: str, index: int, batched: bool) -> int:
-    """The text's length in bytes of UTF-8; half a surrogate pair, which JSON can say, has none."""
+    """The text's length in UTF-8 bytes; half a surrogate pair is refused."""
     try:
         return len(text.encode("utf-8"))
     except UnicodeEncodeError as err:

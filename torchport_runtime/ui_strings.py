@@ -1,12 +1,13 @@
-"""Strings of a user interface, before and after translation: what a model need not learn, it never sees.
+"""Prepares strings of user interfaces for translation, and restores them after.
 
     string = read_string("Open “%1” in JupyterLab…")
     string.text                              # 'open “\\ue000” in \\ue001…'
     string.restore("ouvrir “\\ue000” dans \\ue001…")   # 'Ouvrir “%1” dans JupyterLab…'
 
 Placeholders, addresses, code, file names, names such as JupyterLab, and words in characters that French
-and English lack, stay as they are: each becomes a slot, one private character, and comes back after. The
-rest is in lower case, and the translation's first letter gets the case of the original's.
+and English lack, stay as they are: each becomes a slot, one private character, and is restored after. So
+the model need not learn them. The rest is in lower case, and the translation's first letter gets the case
+of the original's.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torchport_runtime.text import TextEncoder
 SLOTS = "".join(chr(0xE000 + index) for index in range(10))
 """Characters of Unicode's private use area, which no alphabet has."""
 MAX_CHARACTERS = 1000
-"""Of one string; what comes after is more than any model of such strings takes."""
+"""Maximum characters of one string; the rest is cut, because no model of such strings takes more."""
 
 _KEPT = re.compile(
     r"%\d+"
@@ -42,7 +43,7 @@ _SLOT = re.compile(f"[{SLOTS}]")
 
 @dataclass(frozen=True)
 class UiString:
-    """A string as a model gets it, and what it takes to write the translation.
+    """A string as a model gets it, and what restores its translation.
 
     Attributes:
         text: in lower case, with slots.
@@ -55,7 +56,7 @@ class UiString:
     capital: bool
 
     def restore(self, translation: str) -> str:
-        """The translation with its slots filled and its first letter as the original's."""
+        """The translation with filled slots and the original's case of first letter."""
         first = _FIRST_WORD.match(translation)
         if self.capital and first and not _SLOT.search(translation[: first.start(1)]):
             at = first.start(1)
@@ -64,16 +65,18 @@ class UiString:
 
 
 def tidy(text: str) -> str:
-    """One line in NFC, with plain apostrophes and `…`, so that one string is written one way."""
+    """Write a string one way: one line, NFC, plain apostrophes and `…`."""
     text = unicodedata.normalize("NFC", text).replace("\u2019", "'").replace("...", "…")
     return " ".join(text.split())
 
 
 def read_string(text: str, slots: Sequence[str] = SLOTS, *, only_in: str | None = None) -> UiString:
-    """A string as a model gets it. Where there are more things to keep than `slots`, the last ones stay.
+    """Convert a string to what a model gets.
+
+    If there are more things to keep than `slots`, the last ones stay in the text.
 
     Args:
-        slots: in the order in which they are given out.
+        slots: characters for the slots, in the order of their use.
         only_in: keep only what is also in this text, the translation that is learned from.
     """
     text = tidy(text)
@@ -99,7 +102,10 @@ def read_string(text: str, slots: Sequence[str] = SLOTS, *, only_in: str | None 
 
 
 def read_pair(original: str, translation: str, slots: Sequence[str] = SLOTS) -> tuple[str, str]:
-    """A string and its translation as a model learns from them: what both keep is a slot in both."""
+    """A string and its translation, as a model learns from them.
+
+    What both keep is a slot in both.
+    """
     translation = tidy(translation)
     string = read_string(original, slots, only_in=translation)
     for slot, value in sorted(string.kept.items(), key=lambda item: -len(item[1])):
@@ -115,7 +121,7 @@ def source_tokens(encoder: TextEncoder, text: str, end: int) -> tuple[UiString, 
     """One text as an encoder's input.
 
     Returns:
-        what writes its translation; tokens int64 [n], `end` last; whether the text was cut.
+        the string that restores its translation; tokens int64 [n], `end` last; whether the text was cut.
     """
     string = read_string(text[:MAX_CHARACTERS])
     ids, cut = encoder.encode(string.text)

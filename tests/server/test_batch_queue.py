@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from torchport.server.dispatch.batch_queue import LOOK_S, BatchQueue
+from torchport.server.dispatch.batch_queue import SEARCH_EVERY_S, BatchQueue
 from torchport.server.dispatch.job import Job, Kind
 from torchport.server.wire import Row
 
@@ -56,7 +56,7 @@ def test_full_is_full_until_one_leaves(queue, monkeypatch):
         queue.put(each)
     assert queue.is_full()
     jobs[1].caller.is_gone = True
-    later = time.monotonic() + 2 * LOOK_S
+    later = time.monotonic() + 2 * SEARCH_EVERY_S
     monkeypatch.setattr("time.monotonic", lambda: later)
     assert not queue.is_full()
     queue.put(job("e"))

@@ -12,6 +12,7 @@ from torchport.server.models.settings import ModelSettings
 from torchport.server.models.statistics import ModelStatistics
 from torchport.server.models.unpacked import UnpackedModel
 from torchport.server.models.version import ModelVersion
+from torchport.server.models.worker_spec import WorkerDefaults
 
 MODEL = UnpackedModel(
     name="model",
@@ -37,7 +38,7 @@ def versions(count, **settings):
                 ModelSettings(**settings),
                 ModelStatistics(),
                 SharedHosts(),
-                gpus=2,
+                WorkerDefaults(gpus=2),
                 taken_gpus=lambda: [gpu for version in made for gpu in version.gpus],
             )
         )

@@ -1,3 +1,4 @@
-"""The `.mar` file: reads it without trust, opens it in process, and reads what this machine has verified of
-it.
+"""The `.mar` file: reads it without trust, loads its model in process.
+
+It also reads the record of its verification on this machine.
 """

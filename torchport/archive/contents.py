@@ -1,7 +1,7 @@
-"""Reads `.mar` files: what is in them, whether their hashes hold. Never runs anything of theirs.
+"""Reads `.mar` files and checks their hashes, without running anything in them.
 
 contents = inspect_archive(Path("model_store/linear-1.0.mar"))
-contents.problems                    # [] where every hash holds
+contents.problems                    # [] if every hash matches
 """
 
 from __future__ import annotations
@@ -19,23 +19,24 @@ import yaml
 from torchport.archive.entries import extract, open_archive, read_entry
 from torchport.errors import ArchiveError
 from torchport.store.hashing import sha256_json
-from torchport.store.variants import Variant, carried_variants, has_passed
+from torchport.store.variants import Variant, contained_variants, has_passed
 from torchport_runtime.errors import BackendError
 from torchport_runtime.options import BackendOptions
 
 __all__ = ["ArchiveContents", "Entry", "extract", "inspect_archive"]
 
 MAX_JSON = 32 << 20
-"""Bytes of a manifest, a signature or a certificate, which carries a sample request."""
+"""Maximum bytes of a manifest, a signature or a certificate. A certificate contains a sample request. An
+archive with a larger one is refused."""
 
 MAX_YAML = 1 << 20
 MAX_VALUES = 100_000
-"""Bytes of a model config, and values in it: an alias counts as all that it stands for."""
+"""Maximum bytes of a model config, and maximum values in it. An alias counts as all that it stands for."""
 
 _MANIFEST = "MAR-INF/MANIFEST.json"
 _NAMES = {"configFile": "model-config.yaml", "requirementsFile": "requirements.txt"}
 _MODEL_KEYS = frozenset(["modelName", "modelVersion", "handler", *_NAMES])
-"""What torchport's own manifests say of a model; TorchServe would load more than that, unproven."""
+"""Keys of a model in torchport's own manifests. TorchServe would load more than these, unverified."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class ArchiveContents:
-    """What an archive says of itself. `certificate` and `config` are empty in archives of others,
-    `int8_certificate` in those without an INT8 version."""
+    """The files and records in an archive.
+
+    `certificate` and `config` are empty in archives of other tools, `int8_certificate` in those without
+    an INT8 version.
+    """
 
     path: Path
     entries: tuple[Entry, ...]
@@ -71,15 +75,18 @@ class ArchiveContents:
 
     @property
     def variants(self) -> list[Variant]:
-        """Those whose artifacts are all in it, INT8, which has its own gate, left out."""
-        return carried_variants(self.signature.get("graphs", {}), {entry.name for entry in self.entries})
+        """Variants whose artifacts are all in the archive.
+
+        INT8 is left out, because it has its own gate.
+        """
+        return contained_variants(self.signature.get("graphs", {}), {entry.name for entry in self.entries})
 
 
 def inspect_archive(path: Path) -> ArchiveContents:
-    """Read what an archive holds and hold its certificate's hashes against it.
+    """Read an archive's contents and compare them with its certificate's hashes.
 
     Raises:
-        ArchiveError: as `open_archive`, or there is no manifest, or one that cannot be read.
+        ArchiveError: as `open_archive`, or the manifest is missing or cannot be read.
     """
     texts: dict[str, bytes] = {}
     with open_archive(path) as archive:
@@ -127,7 +134,7 @@ def _entry(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Entry
 
 
 def _text(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    """What is read as a whole, to be parsed."""
+    """The bytes of an entry that is parsed as a whole."""
     most = MAX_JSON if info.filename.endswith(".json") else MAX_YAML
     if info.file_size > most:
         raise ArchiveError(f"{path}: {info.filename} is larger than {most >> 20} MiB: refused")
@@ -135,7 +142,7 @@ def _text(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
 
 
 def _problems(contents: ArchiveContents) -> Iterator[str]:
-    """Everything in the archive that is not what its certificate was made for."""
+    """Differences between the archive and what its certificate was made for."""
     certificate, model = contents.certificate, contents.manifest["model"]
     if certificate.get("passed") is not True:
         yield "parity.json did not pass"
@@ -193,7 +200,10 @@ def _problems(contents: ArchiveContents) -> Iterator[str]:
 def _int8_problems(
     contents: ArchiveContents, digests: dict[str, str], options: BackendOptions
 ) -> Iterator[str]:
-    """What is not as the INT8 version's certificate says; it was made of the same model as parity.json."""
+    """Differences from the INT8 version's certificate.
+
+    That certificate must be of the same model as parity.json.
+    """
     if not contents.int8_certificate:
         if options.precision == "int8":
             yield "int8.json is missing: nothing says what precision int8 is worth here"
@@ -232,8 +242,10 @@ def _parse(path: Path, name: str, texts: dict[str, bytes]) -> dict[str, Any]:
 
 
 def _safe_yaml(text: str) -> Any:
-    """What a config says. Nine lines of aliases can stand for a billion values, and whoever prints or
-    hashes them would never end."""
+    """Parse a config, refusing more than `MAX_VALUES` values.
+
+    Nine lines of aliases can stand for a billion values: printing or hashing them would never end.
+    """
     value = yaml.safe_load(text)
     pending, count = [value], 0
     while pending:
@@ -249,7 +261,7 @@ def _safe_yaml(text: str) -> Any:
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, in which a name that comes twice says two things."""
+    """A JSON object, refused if a name comes twice."""
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a name comes twice in one object")

@@ -1,4 +1,4 @@
-"""The zip inside of a `.mar` file, read without trust: every name and size is looked at first.
+"""Reads the zip of a `.mar` file, checking names and sizes first.
 
 with open_archive(Path("model_store/linear-1.0.mar")) as archive:
     for info in archive.infolist():
@@ -22,19 +22,20 @@ from torchport.errors import ArchiveError
 MAX_FILES = 10_000
 MAX_BYTES = 32 * 2**30
 MAX_RATIO = 1000
-"""An archive of more files or bytes, or with an entry that grows more than this, is refused."""
+"""Maximum files and bytes of an archive, and maximum growth of an entry. An archive beyond one of them is
+refused."""
 
 MAX_DIRECTORY = 16 << 20
-"""Bytes of the list of entries: it is in memory before they can be counted."""
+"""Maximum bytes of the list of entries. It is in memory before the entries can be counted."""
 
 MAX_NAME, MAX_PART = 1024, 255
-"""Bytes of an entry's name, and of each part of it."""
+"""Maximum bytes of an entry's name, and of each part of it. An archive beyond is refused."""
 
 _CHUNK = 1 << 20
 _ENCRYPTED = 1
 _LOCAL_HEADER = 30
 _END = struct.Struct("<4s4H2LH")
-"""What ends a zip file: signature, disks and counts, size and place of the directory, size of a comment."""
+"""The end of a zip file: signature, disks and counts, size and place of the directory, size of a comment."""
 
 _UNREADABLE = (
     zipfile.BadZipFile,
@@ -52,12 +53,11 @@ _UNREADABLE = (
 
 @contextmanager
 def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Open a `.mar` file after looking at every name and size in it.
+    """Open a `.mar` file after checking every name and size in it.
 
     Raises:
         ArchiveError: no such file, no regular one, not a zip, truncated, too large, a name that leads out or
-            comes twice, a link, an encrypted entry, entries that lie in one another, other data before or
-            behind.
+            comes twice, a link, an encrypted entry, entries that overlap, other data before or behind.
     """
     try:
         _refuse_strange_end(path)
@@ -72,10 +72,10 @@ def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def read_entry(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:
-    """One entry's bytes, in pieces.
+    """Read one entry's bytes, in pieces.
 
     Raises:
-        ArchiveError: damaged.
+        ArchiveError: the entry is damaged or encrypted.
     """
     try:
         with archive.open(info) as source:
@@ -86,7 +86,7 @@ def read_entry(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> I
 
 
 def extract(path: Path, folder: Path, *, only: set[str] | None = None) -> None:
-    """Unpack an archive below `folder`; with `only`, just these names.
+    """Unpack an archive below `folder`; with `only`, these names alone.
 
     Raises:
         ArchiveError: as `open_archive`.
@@ -104,7 +104,10 @@ def extract(path: Path, folder: Path, *, only: set[str] | None = None) -> None:
 
 
 def _refuse_strange_end(path: Path) -> None:
-    """Two programs must not see two archives in one file: its end is where it says that it is."""
+    """Refuse a file whose end is not where it says.
+
+    Two programs could see two archives in it.
+    """
     if not stat.S_ISREG(path.stat().st_mode):
         raise ArchiveError(f"{path} is no regular file, but a folder, a pipe or a device: refused")
     with path.open("rb") as file:
@@ -134,7 +137,7 @@ def _refuse_hostile(path: Path, archive: zipfile.ZipFile) -> None:
 
 
 def _reason_against(info: zipfile.ZipInfo) -> str:
-    """Why an entry is not even looked at; empty where nothing speaks against it."""
+    """Why an entry is refused before it is read; empty if it is not."""
     # `filename` ends before a NUL, which the archive's own list does not.
     full = info.orig_filename
     name, shown = PurePosixPath(full), repr(full[:200])
@@ -156,7 +159,7 @@ def _reason_against(info: zipfile.ZipInfo) -> str:
 
 
 def _refuse_collisions(path: Path, infos: list[zipfile.ZipInfo]) -> None:
-    """Refuse entries of which one would take another's place, on any file system."""
+    """Refuse entries that would overwrite each other on some file system."""
     files: dict[str, str] = {}
     for info in infos:
         if info.is_dir():
@@ -175,12 +178,12 @@ def _refuse_collisions(path: Path, infos: list[zipfile.ZipInfo]) -> None:
 
 
 def _folded(name: str) -> str:
-    """What file systems that know no cases, or one form of accents, make of a name."""
+    """The name as file systems without cases or accent forms see it."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def _refuse_overlaps(path: Path, infos: list[zipfile.ZipInfo]) -> None:
-    """Refuse entries that share their bytes, of which a small file makes a large folder."""
+    """Refuse entries that share bytes: with them a small file makes a large folder."""
     end = 0
     for info in sorted(infos, key=lambda info: info.header_offset):
         if info.header_offset < 0:

@@ -1,4 +1,4 @@
-"""One archive, one request, no server: the answer, the provider really used, and how long it takes.
+"""Answers one request with an archive, without a server: answer, provider and latency.
 
 infer(Path("model_store/linear-1.0.mar"), Input(json=[4.0]), repeat=100).answer
 """
@@ -37,7 +37,10 @@ class Input:
 
 @dataclass(frozen=True)
 class Inference:
-    """`latencies` are seconds of whole requests, decoding and encoding included, after a warm-up."""
+    """An answer, the providers that computed it, and the latencies.
+
+    `latencies` are seconds of whole requests after a warm-up, including decoding and encoding.
+    """
 
     answer: Any
     providers: dict[str, str]
@@ -48,12 +51,12 @@ class Inference:
 
 
 def infer(archive: Path, request: Input, *, device: str = "auto", repeat: int = 100) -> Inference:
-    """Answer a request with ONNX Runtime alone, `repeat` times.
+    """Answer a request with ONNX Runtime alone, and measure `repeat` more answers.
 
     Raises:
-        ArchiveError: not an archive of torchport's, or its hashes do not hold.
-        BackendError: the device cannot be had, or the archive has no ONNX artifact.
-        BadRequest: what a client would get as a 4xx.
+        ArchiveError: not an archive of torchport, or its hashes do not match.
+        BackendError: the device is not available, or the archive has no ONNX artifact.
+        BadRequest: the reason that a client would get as a 4xx.
     """
     with load(archive, backend="onnxruntime", device=device) as model:
         answer = model.predict(request.value, **request.params)
@@ -66,10 +69,12 @@ def infer(archive: Path, request: Input, *, device: str = "auto", repeat: int = 
 
 
 def find_archive(store: Store, name: str, version: str | None = None) -> Path:
-    """The archive of a model by name, the newest unless a version is given, or by path.
+    """The archive of a model, by name or by path.
+
+    By name it is the newest version, unless one is given.
 
     Raises:
-        ArchiveError: there is none.
+        ArchiveError: no archive has this name or version.
     """
     if name.endswith(".mar"):
         return Path(name)
@@ -88,7 +93,7 @@ def read_input(given: str | None, archive: Path | None) -> Input:
     """A request from the command line: a file's path, JSON, or the archive's own sample.
 
     Raises:
-        BadRequest: neither a file nor JSON, or no sample where nothing was given.
+        BadRequest: neither a file nor JSON; or nothing was given, and the archive has no sample.
     """
     if given is None:
         sample = inspect_archive(archive).certificate.get("sample_request") if archive else None

@@ -1,10 +1,12 @@
-"""Whether an archive was proven on this machine: what `torchport verify --store DIR` wrote down, held against
-the machine, its libraries and the archive as they are now.
+"""Checks that an archive was verified on this machine.
+
+The record of `torchport verify --store DIR` is compared with the machine, its libraries and the archive
+as they are now:
 
     require_local_parity(store.archive("linear", "1.0"), "onnxruntime", device="cpu")
 
-A record is not signed: it keeps out what was not proven here by mistake. Whoever may write to the store could
-write a record, too.
+A record is not signed: it keeps out archives that were not verified here by mistake. Anyone with write
+access to the store could write a record, too.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from torchport.version import __version__
 from torchport_runtime.backends.cuda import device_index
 
 FOLDER = ".local_parity"
-"""Hidden: TorchServe takes any visible folder of a store for a model."""
+"""The records' folder in a store. It is hidden: TorchServe takes any visible folder of a store for a
+model."""
 
 LIBRARIES = {
     # Of ONNX Runtime's two distributions only one knows GPUs.
@@ -32,7 +35,7 @@ LIBRARIES = {
     "pt2": ("torch", "numpy", "pillow"),
     "aotinductor": ("torch", "numpy", "pillow"),
 }
-"""What computes an answer, by backend; the first is the backend itself."""
+"""Distributions that compute an answer, by backend; the first is the backend itself."""
 
 AGAIN = "torchport verify --store DIR, on this machine"
 
@@ -41,16 +44,16 @@ _KEYS = (
     *("not_installed", "without_gpu", "passed", "results"),
 )
 _NO_RECORD = (AttributeError, KeyError, TypeError)
-"""What reading a record ends with that has not the shape of one."""
+"""Exceptions that mean that a record is malformed."""
 
 
 def record_path(archive: Path) -> Path:
-    """Where the outcome of an archive of a store is kept."""
+    """The file of an archive's record on this machine."""
     return archive.parent / FOLDER / f"{archive.name.removesuffix('.mar')}.json"
 
 
 def read_record(archive: Path) -> dict[str, Any] | None:
-    """What was written down of an archive; None where nothing was, or it is damaged.
+    """The record of an archive; None if missing or damaged.
 
     Raises:
         ArchiveError: it cannot be read, or it is no file.
@@ -65,15 +68,20 @@ def read_record(archive: Path) -> dict[str, Any] | None:
 
 
 def devices_of(gpus: Sequence[str]) -> list[str]:
-    """The GPUs that archives are proven on, of the names of all: the first of each kind."""
+    """The GPUs to verify archives on: the first of each name.
+
+    `gpus` are the names of all GPUs.
+    """
     return [_device(gpus.index(name)) for name in dict.fromkeys(gpus)]
 
 
 def still_holds(
     record: Mapping[str, Any], digest: str, libraries: Mapping[str, Any], variants: Sequence[Variant]
 ) -> bool:
-    """Whether a record is of this archive's SHA-256, this machine and these libraries, and all passed, with
-    nothing left out."""
+    """Whether a record is current and complete, and everything in it passed.
+
+    It must be of this archive's SHA-256, this machine, these libraries and all these variants.
+    """
     try:
         return (
             not _changes(record, digest)
@@ -89,24 +97,25 @@ def still_holds(
 def require_local_parity(
     archive: Path, backend: str, precision: str = "float32", device: str = "auto"
 ) -> None:
-    """Hold what was written down against this machine, these libraries and these bytes; and against the
-    devices that an option `device` may come to: with `auto` the CPU, and the GPUs where the backend can use
-    them.
+    """Compare an archive's record with this machine, these libraries and these bytes.
+
+    The record must cover the devices that the option `device` can select. With `auto` these are the CPU
+    and the GPUs that the backend can use.
 
     Raises:
-        ArchiveError: nothing was, or it did not pass, or something has changed since.
+        ArchiveError: no record, it did not pass, or something has changed since.
     """
     record = read_record(archive)
     if record is None:
         raise ArchiveError(f"{archive.name} has not been proven on this machine: {AGAIN}")
     try:
-        _hold(archive, Variant(backend, precision), device, record)
+        _compare(archive, Variant(backend, precision), device, record)
     except _NO_RECORD as err:
         path = record_path(archive)
         raise ArchiveError(f"{path.parent.name}/{path.name} is damaged ({err!r}): {AGAIN}") from err
 
 
-def _hold(archive: Path, variant: Variant, device: str, record: Mapping[str, Any]) -> None:
+def _compare(archive: Path, variant: Variant, device: str, record: Mapping[str, Any]) -> None:
     changed = _changes(record, sha256_file(archive))
     own = [result for result in record["results"] if Variant.of(result) == variant]
     if not changed and not own:
@@ -134,7 +143,7 @@ def _hold(archive: Path, variant: Variant, device: str, record: Mapping[str, Any
 
 
 def _changes(record: Mapping[str, Any], digest: str) -> list[str]:
-    """What is not as it was: the archive, the judge, the machine."""
+    """What has changed since the record: the archive, torchport, the machine."""
     changed = [] if record["archive_sha256"] == digest else ["the archive"]
     changed += [] if record["torchport"] == __version__ else ["torchport"]
     before, now = record["machine"], machine.describe()
@@ -142,7 +151,7 @@ def _changes(record: Mapping[str, Any], digest: str) -> list[str]:
 
 
 def _why_no_pass(result: Mapping[str, Any]) -> str:
-    """Why a result of a record is no pass; empty where it is one."""
+    """Why a result of a record did not pass; empty if it did."""
     failures, cases, worst = result["failures"], result["cases"], result["worst_error_to_bound"]
     if not isinstance(failures, list) or type(cases) is not int:
         raise TypeError(f"failures {str(failures)[:100]!r}, cases {str(cases)[:100]!r}")
@@ -159,14 +168,16 @@ def _why_no_pass(result: Mapping[str, Any]) -> str:
 
 
 def _missing(record: Mapping[str, Any], variant: Variant, device: str) -> list[str]:
-    """Where there is no result of a variant, of the places where it has to be proven."""
+    """Devices without a result that a variant must be verified on."""
     there = [result["device"] for result in record["results"] if Variant.of(result) == variant]
     return [needed for needed in _needed(record, variant, device) if needed not in there]
 
 
 def _needed(record: Mapping[str, Any], variant: Variant, device: str) -> list[str]:
-    """Where it has to be proven to be served with a `device` option; a server spreads the workers of plain
-    `cuda` and of `auto` over all GPUs."""
+    """Devices that a variant must be verified on for a `device` option.
+
+    A server spreads the workers of plain `cuda` and of `auto` over all GPUs.
+    """
     if device == "cpu" or not variant.takes_gpu:
         return ["cpu"]
     gpus = machine.gpus()

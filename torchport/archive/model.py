@@ -1,9 +1,10 @@
-"""An archive's model in process, for notebooks, batch jobs and `torchport infer`: no server, and no
-torch where the backend is ONNX Runtime.
+"""Loads an archive's model in process: notebooks, batch jobs, `torchport infer`.
 
     with torchport.load("model_store/linear-1.0.mar") as model:
         model.predict([4.0])                              # [14.17]
         model.predict(Path("seven.png").read_bytes(), k=3)
+
+It needs no server, and no torch if the backend is ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -38,14 +39,14 @@ def load(
     precision: str | None = None,
     tensorrt: bool | None = None,
 ) -> ArchivedModel:
-    """Open an archive and load its model, with its own handler and its own copy of the runtime.
+    """Open an archive and load its model.
 
-    `backend`, `device`, `threads`, `precision` and `tensorrt` win over the environment, and that over the
-    archive's config.
+    The archive's own handler and its own copy of the runtime are used. `backend`, `device`, `threads`,
+    `precision` and `tensorrt` override the environment, and that overrides the archive's config.
 
     Raises:
-        ArchiveError: not an archive of torchport's, damaged, or its hashes do not hold.
-        BackendError: the backend or the device cannot be had.
+        ArchiveError: not an archive of torchport, damaged, or its hashes do not match.
+        BackendError: the backend or the device is not available.
     """
     contents = inspect_archive(Path(archive))
     if not contents.certificate:
@@ -65,7 +66,10 @@ def load(
 
 
 class ArchivedModel:
-    """A loaded archive. Close it, or use it in a `with` statement, to remove its temporary folder."""
+    """A loaded archive.
+
+    Close it, or use it in a `with` statement, to remove its temporary folder.
+    """
 
     def __init__(self, contents: ArchiveContents, options: BackendOptions) -> None:
         if options.precision == "int8" and not contents.int8_certificate:
@@ -105,30 +109,35 @@ class ArchivedModel:
 
     @property
     def folder(self) -> Path:
-        """Where the archive is unpacked, while this is open."""
+        """The folder where the archive is unpacked, while this is open."""
         return Path(self._folder.name)
 
     @property
     def decides(self) -> str:
-        """What the handler says that its answers decide; empty where it does not, as in older archives."""
+        """The kind of decision that the handler declares for its answers.
+
+        Empty without a declaration, as in older archives.
+        """
         return str(getattr(self._handler, "decides", ""))
 
     @property
     def devices(self) -> dict[str, str]:
-        """Where each graph really runs: "cpu" or "cuda:N"."""
+        """The device that each graph really runs on: "cpu" or "cuda:N"."""
         return {name: backend.device for name, backend in self._handler.backends.items()}
 
     @property
     def providers(self) -> dict[str, str]:
-        """What really runs each graph, such as `{"main": "CPUExecutionProvider"}`."""
+        """The provider that really runs each graph, such as `{"main": "CPUExecutionProvider"}`."""
         return {name: backend.provider for name, backend in self._handler.backends.items()}
 
     def predict(self, body: Any, **params: Any) -> Any:
-        """The answer to one request: `body` is JSON-like or bytes, `params` the query's parameters.
+        """The answer to one request.
+
+        `body` is JSON-like or bytes, `params` are the query's parameters.
 
         Raises:
-            BadRequest: what a client would get as a 4xx, with its reason.
-            BackendError: what a client would get as a 500.
+            BadRequest: the reason that a client would get as a 4xx.
+            BackendError: the reason that a client would get as a 500.
         """
         (answer,) = self.predict_many([body], **params)
         if isinstance(answer, Exception):
@@ -136,10 +145,10 @@ class ArchivedModel:
         return answer
 
     def run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """A graph's outputs by name, past the handler.
+        """A graph's outputs by name, without the handler.
 
         Raises:
-            BackendError: there is no such graph, or it fails on these inputs.
+            BackendError: no graph has this name, or it fails on these inputs.
         """
         if graph not in self._handler.backends:
             raise BackendError(f"graph {graph!r}: one of {', '.join(self._handler.backends)} is expected")
@@ -148,7 +157,7 @@ class ArchivedModel:
         return outputs
 
     def explain(self, body: Any, **params: Any) -> Any:
-        """What `/explanations` answers to one request.
+        """The answer of `/explanations` to one request.
 
         Raises:
             BadRequest: as `predict`, or the handler gives no explanations, or the backend no gradients.
@@ -160,7 +169,10 @@ class ArchivedModel:
         return answer
 
     def predict_many(self, bodies: Sequence[Any], **params: Any) -> list[Any]:
-        """Answers to many requests, run together; one that fails is its exception, in its place."""
+        """Answers to many requests, run together.
+
+        A request that fails has its exception in its place.
+        """
         return self._ask(bodies, params, {})
 
     def _ask(self, bodies: Sequence[Any], params: Mapping[str, Any], headers: Mapping[str, str]) -> list[Any]:
@@ -189,7 +201,7 @@ class ArchivedModel:
 
     @contextmanager
     def _translated_errors(self) -> Iterator[None]:
-        """The archive's runtime raises its own copy's classes; callers know the library's."""
+        """Turn errors of the archive's own runtime into the library's classes."""
         try:
             yield
         except self._runtime.TorchportError as err:
@@ -198,8 +210,11 @@ class ArchivedModel:
 
 @contextmanager
 def _own_module(path: Path) -> Iterator[ModuleType]:
-    """An archive's handler as a module, of exactly this file: another's of the same name is aside while it
-    is imported, and nothing of it is left behind, whatever comes of it."""
+    """Import an archive's handler from exactly this file.
+
+    Another module of the same name is set aside meanwhile. The handler's module is always removed in
+    the end.
+    """
     name = path.stem
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -222,9 +237,9 @@ def _is_class_of(module: ModuleType, value: object) -> bool:
 
 @contextmanager
 def _own_runtime(folder: Path) -> Iterator[ModuleType]:
-    """Import `torchport_runtime` from `folder`, aside from the one that the library uses.
+    """Import `torchport_runtime` from `folder`, next to the library's own.
 
-    Several archives, each with the runtime of its day, can so be loaded in one process.
+    So several archives, each with its own runtime, can be loaded in one process.
     """
     ours = {n: m for n, m in sys.modules.items() if n == _RUNTIME or n.startswith(f"{_RUNTIME}.")}
     for name in ours:

@@ -1,1 +1,1 @@
-"""The `torchport` command: reads the command line, calls one function, and prints what comes of it."""
+"""The `torchport` command: reads the command line, runs stages, prints results."""

@@ -1,4 +1,7 @@
-"""What the commands print: stages, tables, progress. Results go to stdout, all else to stderr."""
+"""Prints for the commands: stages, tables, progress.
+
+Results go to stdout, everything else to stderr.
+"""
 
 from __future__ import annotations
 
@@ -41,13 +44,13 @@ def problem(message: str) -> None:
 
 
 def stage(name: str, done: bool, why: str, detail: str) -> None:
-    """One line per stage: done now, or nothing to do, and why."""
+    """Print one line for a stage: done now or unchanged, and why."""
     mark = "[green]done[/]     " if done else "[cyan]unchanged[/]"
     out.print(f"[bold]{name:8}[/] {mark} {escape(detail)} [dim]({escape(why)})[/]")
 
 
 def answer(value: Any, output: Path | None = None) -> None:
-    """An answer; into a file where one is named."""
+    """Print an answer, or write it to `output`."""
     if output is not None:
         content = value if isinstance(value, bytes) else json.dumps(value, ensure_ascii=False).encode()
         write_bytes(output, content)
@@ -67,7 +70,7 @@ def exchange(sent: str, got: Any) -> None:
 
 
 def progress(items: Iterable[T], description: str, total: int | None) -> Iterable[T]:
-    """A progress bar on a terminal; where there is none, a line when it begins."""
+    """A progress bar on a terminal; elsewhere a line at the beginning."""
     if not err.is_terminal:
         err.print(escape(description))
         return items
@@ -76,13 +79,19 @@ def progress(items: Iterable[T], description: str, total: int | None) -> Iterabl
 
 @contextmanager
 def working(what: str) -> Iterator[Callable[[str], None]]:
-    """A spinner while something goes on; the function it gives changes its text."""
+    """Show a spinner during some work.
+
+    Yields a function that changes its text.
+    """
     with err.status(escape(what)) as status:
         yield lambda message: status.update(escape(message))
 
 
 def parity(certificate: Mapping[str, Any]) -> None:
-    """The certificate as a table, a line per graph, backend and device."""
+    """Print a certificate as a table.
+
+    It has a line per graph, backend and device.
+    """
     table = Table(
         title=f"parity of {certificate['recipe']} {certificate['version']}", title_justify="left", box=SIMPLE
     )
@@ -114,7 +123,10 @@ def parity(certificate: Mapping[str, Any]) -> None:
 
 
 def local_parity(archive: Path, result: LocalParity) -> None:
-    """One line for each backend and device of an archive that was proven again."""
+    """Print how an archive was verified on this machine.
+
+    There is a line for each backend and device.
+    """
     for found in result.record["results"]:
         where = f"{archive.name}: {Variant.of(found)} on {found['device']}"
         worst = found["worst_error_to_bound"]
@@ -132,7 +144,7 @@ def local_parity(archive: Path, result: LocalParity) -> None:
 
 
 def quantization(report: Mapping[str, Any]) -> None:
-    """What was tried to make a model INT8, a line per attempt."""
+    """Print the attempts to quantise a model, a line each."""
     examples, gate = report["heldout_answers"], report["gate"]
     table = Table(
         title=f"INT8 of {report['recipe']} {report['version']}: {examples} held-out answers, at most "
@@ -162,7 +174,7 @@ def quantization(report: Mapping[str, Any]) -> None:
 
 
 def archive(contents: ArchiveContents) -> None:
-    """What an archive holds and whether its hashes hold."""
+    """Print what an archive contains and whether its hashes match."""
     model, certificate = contents.manifest["model"], contents.certificate
     say(f"{contents.path}: model {contents.name} {contents.version}, handler {model.get('handler', '-')}")
     options = contents.config.get("torchport") or {}
@@ -194,7 +206,7 @@ def archive(contents: ArchiveContents) -> None:
 
 
 def served(records: Sequence[Mapping[str, Any]]) -> None:
-    """One line for each server that was asked of an archive."""
+    """Print one line for each server that an archive was checked on."""
     for record in records:
         said = "answers as in process" if record["passed"] else "DOES NOT ANSWER as in process"
         numbers = "".join(f", {name} {value:.4g}" for name, value in record["metrics"].items())
@@ -203,7 +215,7 @@ def served(records: Sequence[Mapping[str, Any]]) -> None:
 
 
 def recipes(rows: Sequence[Mapping[str, str]]) -> None:
-    """Recipes with task, state and held-out metric."""
+    """Print recipes with task, state and held-out metric."""
     columns = ("recipe", "version", "task", "parameters", "state", "metrics")
     table = Table(*columns, box=SIMPLE)
     for row in rows:
@@ -212,14 +224,14 @@ def recipes(rows: Sequence[Mapping[str, str]]) -> None:
 
 
 def zoo_row(row: Row) -> None:
-    """One line when a recipe of a list has ended."""
+    """Print one line for a recipe of a list that has ended."""
     seconds = ", ".join(f"{stage} {took:.0f} s" for stage, took in row.seconds.items()) or "nothing was run"
     mark = "[green]passed[/]" if row.passed else f"[bold red]missed:[/] {escape(row.problem)}"
     out.print(f"[bold]{escape(row.recipe)}[/] {mark} [dim]({seconds})[/]")
 
 
 def zoo(rows: Sequence[Row]) -> None:
-    """A list of recipes and what became of each."""
+    """Print a table of a list's recipes and their results."""
     table = Table(box=SIMPLE)
     for column in ("recipe", "metric as served", "goal", "torchscript", "onnxruntime", "pt2", "of bound"):
         table.add_column(column)

@@ -1,5 +1,7 @@
-"""The recipe that a command is given: by name, by file, or by the name of a model in the store; with
-the parameters that follow it on the command line.
+"""Loads the recipe that a command names, with its parameters.
+
+The name is a recipe's, a file's, or that of a model in the store. The parameters follow it on the
+command line.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from torchport.recipe.parameters import from_arguments
 from torchport.store.folders import Store
 
 TAKES_PARAMETERS = {"allow_extra_args": True, "ignore_unknown_options": True}
-"""Typer's settings for commands that hand unknown options to the recipe."""
+"""Typer's settings for commands that pass unknown options to the recipe."""
 
 
 def given_recipe(
@@ -24,8 +26,9 @@ def given_recipe(
 ) -> Recipe:
     """Load the recipe that a command names.
 
-    A stage after training (`as_trained`) takes the parameters that the model was trained with, unless
-    it is given some; a name that only the store knows is loaded as it was made.
+    A stage after training (`as_trained`) uses the parameters that the model was trained with, unless it
+    is given others. A name that only the store knows is loaded with the recipe and parameters of its
+    training.
 
     Raises:
         RecipeError: no such recipe, or parameters that it does not take.
@@ -61,7 +64,7 @@ def _load(ctx: typer.Context, given: str, arguments: dict[str, Any], cache: Path
 
 
 def _made_as(store: Store, name: str) -> dict[str, Any] | None:
-    """How the newest version of a model in the store was made; None where there is no such model."""
+    """Training record of a model's newest version; None without one."""
     for version in reversed(store.built_versions(name)):
         record = store.build(name, version).training_record()
         if record is not None and "recipe_file" in record:

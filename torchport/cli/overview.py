@@ -1,4 +1,4 @@
-"""The recipes that can be named, each with how far it has come in the store."""
+"""Lists the recipes that can be named, each with its state."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from torchport.store.serving_record import read_records
 
 
 def overview(store: Store) -> list[dict[str, str]]:
-    """One row per recipe, one that does not load saying why instead of its state; and one per model version
-    of the store that came from a file elsewhere, or from a recipe that makes many models.
+    """One row per recipe, and one per other model version of the store.
+
+    A recipe that does not load has the reason in place of its state. The other model versions came from
+    a file elsewhere, or from a recipe that makes many models.
     """
     rows = []
     named = set()
@@ -51,7 +53,10 @@ def _row(store: Store, folder: BuildFolder, recipe: Recipe | None = None) -> dic
 
 
 def _metrics(folder: BuildFolder) -> str:
-    """The held-out metrics as served, with their goals; before they were served, those of training."""
+    """The held-out metrics as served, with their goals.
+
+    Before the model was served, they are those of training.
+    """
     served = (read_records(folder) or [{}])[-1]
     if served.get("metrics"):
         goals = served.get("goals", {})
@@ -64,7 +69,7 @@ def _metrics(folder: BuildFolder) -> str:
 
 
 def _state(store: Store, folder: BuildFolder) -> str:
-    """The last stage that was done."""
+    """The state of a model version: its last completed stage."""
     archive = store.archive(folder.name, folder.version)
     records = read_records(folder) if archive.is_file() else []
     if records and records[-1]["archive_sha256"] != sha256_file(archive):

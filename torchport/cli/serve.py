@@ -1,4 +1,4 @@
-"""`torchport serve`: the command line of the server."""
+"""The command `torchport serve`."""
 
 from __future__ import annotations
 
@@ -66,28 +66,35 @@ def serve(
         raise ServerError(f"no file {config}: --ts-config names a config.properties")
     properties = read_properties(config, os.environ) if config else {}
     ports = {"inference": port, "management": management_port, "metrics": metrics_port}
-    given: dict[str, object] = {
-        "model_store": model_store or (store if store != STORE or "model_store" not in properties else None),
-        "load_models": models,
-        "enable_grpc": _word(grpc),
-        "enable_model_api": _word(enable_model_api or None),
-        "disable_token_authorization": _word(disable_token_auth or None),
-        "insecure": _word(insecure or None),
-        "access_log": _word(access_log or None),
-        "log_format": log_format,
-        **_addresses(properties, ports, host),
-    }
-    settings = settings_from(properties, os.environ, given)
+    given = _given(
+        model_store=model_store or (store if store != STORE or "model_store" not in properties else None),
+        load_models=models,
+        enable_grpc=grpc,
+        enable_model_api=enable_model_api or None,
+        disable_token_authorization=disable_token_auth or None,
+        insecure=insecure or None,
+        access_log=access_log or None,
+        log_format=log_format,
+    )
+    settings = settings_from(properties, os.environ, given | _addresses(properties, ports, host))
     folder = run or Path(".run") / f"serve-{settings.inference.port}"
     raise typer.Exit(run_server(settings, run_folder=folder, snapshots=not ncs))
 
 
-def _addresses(
-    properties: dict[str, str], ports: dict[str, int | None], host: str | None
-) -> dict[str, object]:
-    """The addresses with the host and the ports that were given; the rest as in the file.
+def _given(**options: Path | str | bool | None) -> dict[str, str]:
+    """The options that were given, as `config.properties` would write them; None: not given."""
+    return {
+        name: str(value).lower() if isinstance(value, bool) else str(value)
+        for name, value in options.items()
+        if value is not None
+    }
 
-    Ports that neither names move along with that of inference, so that two servers can run side by side.
+
+def _addresses(properties: dict[str, str], ports: dict[str, int | None], host: str | None) -> dict[str, str]:
+    """The addresses with the given host and ports.
+
+    Others are as in the file. Ports that neither sets are shifted along with the inference port, so
+    that two servers can run side by side.
     """
     from torchport.server.settings.address import Address
     from torchport.server.settings.settings import ServerSettings
@@ -100,7 +107,7 @@ def _addresses(
             return default
         return default + inference - defaults.inference.port if inference else 0
 
-    found: dict[str, object] = {}
+    found: dict[str, str] = {}
     for name, number in ports.items():
         key = f"{name}_address"
         default: Address = getattr(defaults, name)
@@ -112,14 +119,10 @@ def _addresses(
         if host is not None:
             found[f"{name}_address"] = host
         if f"{name}_port" not in properties:
-            found[f"{name}_port"] = port_of(getattr(defaults, name).port)
+            found[f"{name}_port"] = str(port_of(getattr(defaults, name).port))
     return found
 
 
 def _environment_path(name: str) -> Path | None:
     value = os.environ.get(name)
     return Path(value) if value else None
-
-
-def _word(value: bool | None) -> str | None:
-    return None if value is None else str(value).lower()

@@ -1,4 +1,7 @@
-"""One function per stage that runs it and prints its line; each says whether there was work to do."""
+"""Runs one stage each and prints its line.
+
+Each function returns whether there was work to do.
+"""
 
 from __future__ import annotations
 
@@ -119,9 +122,9 @@ def quantize(recipe: Recipe, store: Store, max_drop: float, force: bool) -> bool
 
 
 def prove_store(store: Store, force: bool, timeout_s: float | None = None) -> None:
-    """Prove every archive of a store again, on this machine, each in a process of its own."""
+    """Verify every archive of a store here, each in a child process."""
     from torchport.errors import ParityError, TorchportError
-    from torchport.verify.local.process import TIMEOUT_S, prove_apart
+    from torchport.verify.local.process import TIMEOUT_S, verify_in_child
 
     archives = store.archive_files()
     if not archives:
@@ -130,7 +133,7 @@ def prove_store(store: Store, force: bool, timeout_s: float | None = None) -> No
     for path in archives:
         try:
             with show.working(f"proving {path.name}") as tell:
-                result = prove_apart(path, force=force, timeout_s=timeout_s or TIMEOUT_S, tell=tell)
+                result = verify_in_child(path, force=force, timeout_s=timeout_s or TIMEOUT_S, tell=tell)
         except (TorchportError, OSError) as err:
             show.problem(str(err))
             failed.append(path.name)

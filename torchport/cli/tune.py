@@ -1,4 +1,4 @@
-"""`torchport tune RECIPE --slo p99=50ms`: the fastest proven way to serve a model on this machine."""
+"""`torchport tune RECIPE --slo p99=50ms`: the fastest verified configuration on this machine."""
 
 from __future__ import annotations
 
@@ -82,7 +82,10 @@ def tune(
 
 
 def _table(outcome: Outcome) -> None:
-    """The front, the default, the best of all finalists and of what is only shown; what was refused."""
+    """Print a tuning's results: front, default, finalists.
+
+    They include the best of those only shown. Refused configurations are printed too.
+    """
     space, slo = outcome.space, outcome.slo
     finalists = dict.fromkeys(p.configuration for p in outcome.points if p.rounds)
     others = [c for c in outcome.measured() if c.kind not in space.choosable and c not in finalists]

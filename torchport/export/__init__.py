@@ -1,3 +1,4 @@
-"""Reads `weights.pt` and writes `main.pt`, `main.onnx`, `main.pt2`, `signature.json` and `export.json`;
-recipes are in the `export/` at the top of the tree.
+"""Exports trained weights: `main.pt`, `main.onnx`, `main.pt2`, `signature.json`, `export.json`.
+
+Recipes are not here, but in the `export/` at the top of the tree.
 """

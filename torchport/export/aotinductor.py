@@ -1,10 +1,10 @@
-"""A captured program to machine code by AOTInductor: one `.aoti.pt2` file, for this kind of machine.
+"""Compiles a captured program to machine code: one `.aoti.pt2` file.
 
     content, facts = export_aotinductor(program)
     facts["built_for"]["torch"]
 
-The bytes differ from one build to the next: a C++ compiler makes them. Parity holds them against the model
-like any other artifact's.
+AOTInductor compiles for this kind of machine. The bytes differ from one build to the next, because a
+C++ compiler makes them. They are verified like any other artifact.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ CONFIG = {
 
 
 def export_aotinductor(program: ExportedProgram) -> tuple[bytes, dict[str, Any]]:
-    """The package's bytes, and what is to be recorded about it.
+    """Compile a program. Returns the package's bytes, and facts for its record.
 
     Raises:
-        ExportError: there is no C++ compiler, or AOTInductor cannot take the program.
+        ExportError: no C++ compiler is found, or AOTInductor cannot take the program.
     """
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None and shutil.which("clang++") is None:
@@ -68,7 +68,10 @@ def export_aotinductor(program: ExportedProgram) -> tuple[bytes, dict[str, Any]]
 
 
 def _with_facts(content: bytes, built: dict[str, Any]) -> bytes:
-    """The package with what it was compiled for in it, and without sources, which name paths."""
+    """The package with a note of its target machine, without sources.
+
+    Sources contain paths.
+    """
     source = zipfile.ZipFile(io.BytesIO(content))
     kept = [info for info in source.infolist() if not info.filename.endswith(".cpp")]
     root = kept[0].filename.partition("/")[0]

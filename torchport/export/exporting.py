@@ -1,11 +1,12 @@
-"""Weights to artifacts: `main.pt` (TorchScript), `main.onnx`, `main.pt2` (torch.export), per graph; in half
-precision too (`main.bfloat16.pt2`) where the recipe names one.
+"""Exports trained weights: TorchScript, ONNX and torch.export files per graph.
 
     result = export(load_recipe("linear"), store.build("linear", "1.0"))
     result.record["artifacts"]["main.onnx"]["opset"]
 
-Every artifact is serialised in memory, made free of paths and of process-wide counters, and written
-under a temporary name: the same weights give the same bytes in any folder.
+The files are `main.pt`, `main.onnx` and `main.pt2`, and one for each half precision that the recipe
+names (`main.bfloat16.pt2`). Every artifact is serialised in memory, made free of paths and of
+process-wide counters, and written under a temporary name: the same weights give the same bytes in any
+folder.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from torchport.store.versions import library_versions
 from torchport_runtime.backends.aotinductor import built_here
 
 FORMAT = 2
-"""Of the record. What was exported under another one is exported again."""
+"""Version of the export record. A record of another version is stale: the model is exported again."""
 
 
 class ExportResult(StageResult):
@@ -40,7 +41,7 @@ def export(
     force: bool = False,
     tell: Callable[[str], None] = lambda message: None,
 ) -> ExportResult:
-    """Export every graph of the recipe for every backend it names.
+    """Export every graph of the recipe for every backend that it names.
 
     Raises:
         StaleError: the recipe is not trained.

@@ -1,11 +1,12 @@
-"""Sizes for which what torch.export captured may not hold: where forward asks for a size and goes one way or
-another, the way that it went at the example's sizes is captured, and what that takes for granted is a guard.
+"""Finds sizes for which a captured program may not hold.
 
     guarded_sizes(program, signature)
     # [{"holds_where": "x.size()[1] % 4 != 0", "not_at": [{"batch": 2, "time": 4}, ...]}]
 
-A saved program checks its guards when it runs. An ONNX graph made of it has none: it answers for other
-sizes as if they were such as the example's. So these are sizes that parity has to be asked at.
+If forward branches on a size, torch.export captures the branch that the example's sizes take. The
+condition that this assumes is a guard. A saved program checks its guards when it runs. An ONNX graph
+made of it has no guards: it treats other sizes like the example's. So parity must be checked at these
+sizes.
 """
 
 from __future__ import annotations
@@ -25,20 +26,22 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 EVERY_SIZE = 1024
-"""Sizes of one dimension, from the least on, that are all tried; beyond them some."""
+"""Number of sizes of one dimension that are all tried, from the minimum up. Larger sizes are sampled."""
 
 FURTHER, COMBINED = 256, 512
-"""Sizes of one dimension beyond, and sizes of all dimensions at once, drawn at random."""
+"""Number of random sizes of one dimension beyond `EVERY_SIZE`, and of random combinations of all
+dimensions."""
 
-MOST_ELEMENTS = 2**20
-"""Of the inputs at one size: parity runs the model there, and time and memory go with it."""
+MAX_ELEMENTS = 2**20
+"""Maximum input elements of sizes to verify at. Larger sizes are left out if there are smaller ones: the
+model runs there, and time and memory grow with them."""
 
 KEPT = 16
-"""Sizes of each guard, spread over those at which it does not hold."""
+"""Maximum number of sizes kept of each guard. They are spread over those at which it does not hold."""
 
 
 def guarded_sizes(program: ExportedProgram, signature: Signature) -> list[dict[str, Any]]:
-    """Each guard that does not hold for all sizes of the signature, and some at which it does not."""
+    """Guards that fail for some sizes of the signature, with such sizes."""
     guards = _guards(program)
     if guards is None:
         return []
@@ -56,7 +59,7 @@ def guarded_sizes(program: ExportedProgram, signature: Signature) -> list[dict[s
 
 
 def holds_at(program: ExportedProgram, signature: Signature, sizes: dict[str, int]) -> bool:
-    """Whether all guards of a program hold at some sizes."""
+    """Whether all guards of a program hold at the given sizes."""
     guards = _guards(program)
     try:
         if guards is not None:
@@ -67,7 +70,7 @@ def holds_at(program: ExportedProgram, signature: Signature, sizes: dict[str, in
 
 
 def _guards(program: ExportedProgram) -> Callable[..., object] | None:
-    """What checks the guards, or None where nothing was taken for granted."""
+    """The program's check of its guards, or None if it has no guards."""
     return getattr(program.module(), "_guards_fn", None)
 
 
@@ -81,7 +84,11 @@ def _without_values(signature: Signature, sizes: dict[str, int]) -> list[Tensor]
 
 
 def sizes_to_try(signature: Signature) -> Iterator[dict[str, int]]:
-    """Every size of each dimension, the others at 2 or what is nearest; the ends of all; and some of all."""
+    """Sizes at which guards are checked.
+
+    They are every size of each dimension with the others at 2 or the nearest size, all dimensions at
+    their ends, and random combinations.
+    """
     dims = signature.dims
     usual = {symbol: min(high, max(low, 2)) for symbol, (low, high) in dims.items()}
     draw = np.random.default_rng(0)
@@ -98,8 +105,8 @@ def sizes_to_try(signature: Signature) -> Iterator[dict[str, int]]:
 
 
 def _affordable(sizes: list[dict[str, int]], signature: Signature) -> list[dict[str, int]]:
-    """Those with few elements; where all have many, the one that has the fewest."""
-    few = [one for one in sizes if elements(signature, one) <= MOST_ELEMENTS]
+    """Sizes with few elements; if all have many, the one with the fewest."""
+    few = [one for one in sizes if elements(signature, one) <= MAX_ELEMENTS]
     return few or [min(sizes, key=partial(elements, signature))]
 
 

@@ -1,4 +1,7 @@
-"""A captured program to one `.onnx` file: dimensions named as in the signature, checked, free of paths."""
+"""Converts a captured program to one checked `.onnx` file.
+
+Its dimensions have the signature's names, and it contains no paths.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,9 @@ if TYPE_CHECKING:
 
 
 def export_onnx(program: ExportedProgram, signature: Signature) -> tuple[bytes, dict[str, Any]]:
-    """One `.onnx` file at the exporter's default opset, and what is recorded about it.
+    """Convert a program to ONNX at the exporter's default opset.
+
+    Returns the file's bytes, and facts for its record.
 
     Raises:
         ExportError: the exporter cannot take an operator, or onnx.checker refuses what it wrote.
@@ -38,7 +43,9 @@ def export_onnx(program: ExportedProgram, signature: Signature) -> tuple[bytes, 
 
 
 def to_onnx(program: ExportedProgram, signature: Signature) -> onnx.ModelProto:
-    """The graph with its dimensions named; its nodes keep the stack traces that the program has.
+    """The ONNX graph with its dimensions named.
+
+    Its nodes keep the stack traces that the program has.
 
     Raises:
         ExportError: the exporter cannot take an operator, or a dimension of an output came out fixed.
@@ -79,12 +86,14 @@ def to_onnx(program: ExportedProgram, signature: Signature) -> onnx.ModelProto:
 
 
 def _forget_traced_sizes(model: onnx_ir.Model, signature: Signature) -> None:
-    """Where a named dimension of an input is noted as a number, drop all noted shapes before anything is
-    optimized, and name the inputs' dimensions.
+    """Drop all noted shapes if one has a number for a named dimension.
 
-    The optimizer computes with the exporter's notes: with torch 2.14.1 and the length of a GRU's input noted
-    as it was traced, it folded `arange(time) == 0` to a constant of that length. It infers anew what it
-    needs; notes that are symbolic are kept, since less can be inferred than they say.
+    Only inputs are looked at, and then their dimensions are named. This happens before anything is
+    optimized.
+
+    The optimizer computes with the exporter's notes. With torch 2.14.1 and the length of a GRU's input
+    noted as it was traced, it folded `arange(time) == 0` to a constant of that length. It infers anew
+    what it needs. Symbolic notes are kept, because less can be inferred than they say.
     """
     import onnx_ir
 
@@ -106,10 +115,10 @@ def _forget_traced_sizes(model: onnx_ir.Model, signature: Signature) -> None:
 
 
 def _name_dims(proto: onnx.ModelProto, signature: Signature) -> None:
-    """Give the graph's inputs and outputs the signature's dimensions, by its names.
+    """Give the graph's inputs and outputs the signature's named dimensions.
 
-    The exporter's own notes on shapes are not kept: of a recurrent layer they say the size that it was
-    traced with, though the graph takes any. What a size really is, shape inference tells, and then parity.
+    The exporter's own notes on shapes are not kept: for a recurrent layer they give the traced size,
+    though the graph takes any. Shape inference finds the real sizes, and verification checks them.
     """
     import onnx
 
@@ -143,7 +152,7 @@ def _set_shape(value: onnx.ValueInfoProto, spec: TensorSpec) -> None:
 
 
 def _strip_paths(proto: onnx.ModelProto) -> None:
-    """Take out stack traces, which hold the paths of the machine that exported."""
+    """Remove stack traces, which contain the exporting machine's paths."""
     graphs = [proto.graph, *proto.functions]
     for graph in graphs:
         for node in graph.node:

@@ -1,5 +1,7 @@
-"""torch.export: captures a model as a program with dynamic dimensions, and saves it as `main.pt2`. What
-fails raises `ExportError`, which names the operator or the line of the user's model, and what to try.
+"""torch.export: captures a model as a program with dynamic dimensions; saves it.
+
+A failure raises `ExportError`, which names the operator or the line of the user's model, and what to
+try.
 """
 
 from __future__ import annotations
@@ -31,7 +33,10 @@ if TYPE_CHECKING:
 
 
 def in_order(module: nn.Module, signature: Signature, inputs: Mapping[str, np.ndarray]) -> nn.Module:
-    """The module; where it returns a dict or a named tuple, with a tuple in the signature's order."""
+    """The module with its outputs in the signature's order.
+
+    A module that returns a dict or a named tuple is wrapped to return a tuple.
+    """
     import torch
     from torch import nn
 
@@ -133,7 +138,10 @@ def _where_fixed(program: ExportedProgram, graph: TracedGraph, precision: str) -
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep torch's own notes on a failed capture, pages of it, off the terminal: the error has the line."""
+    """Keep torch's pages of notes on failed captures off the terminal.
+
+    The error has the line.
+    """
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -145,7 +153,13 @@ def quiet() -> Iterator[None]:
 
 
 def save_program(program: ExportedProgram) -> bytes:
-    """A `.pt2` file's bytes; its name is not among them, as it would be if it were saved to a path."""
+    """The bytes of a `.pt2` file.
+
+    They do not contain its name, as they would if it were saved to a path.
+
+    Raises:
+        ExportError: torch.export cannot serialise the program.
+    """
     import torch
 
     buffer = io.BytesIO()
@@ -165,12 +179,16 @@ def positional(inputs: Mapping[str, np.ndarray]) -> tuple[Any, ...]:
 
 
 def is_dynamic(size: int | str, signature: Signature) -> bool:
-    """Whether a size of a tensor's shape is a name that stands for more than one number."""
+    """Whether a size is a name that stands for more than one number."""
     return isinstance(size, str) and signature.dims[size][0] != signature.dims[size][1]
 
 
 def check_dims(role: str, shapes: Mapping[str, list[Any]], signature: Signature) -> None:
-    """Every symbolic dimension must have stayed symbolic, and two names must not have become one."""
+    """Check that symbolic dimensions stayed symbolic, and that no two became one.
+
+    Raises:
+        ExportError: a dimension is fixed, or not the signature's, or two must be equal.
+    """
     specs = signature.inputs if role == "input" else signature.outputs
     names: dict[str, str] = {}
     for tensor, shape in shapes.items():

@@ -1,11 +1,12 @@
-"""GRU, LSTM and RNN layers of any length in torch.export programs and in the ONNX graphs made of them.
+"""Exports GRU, LSTM and RNN layers as loops of any length.
 
     with recurrent_layers_as_loops():
         program = torch.export.export(model, inputs, dynamic_shapes=...)
 
-torch computes a recurrent layer's shapes by unrolling it, which fixes the length that it was traced with,
-for every operator that has the same dimension. As a `while_loop` it has no length of its own. torch 2.11
-and newer bring such loops for GRU and LSTM, in a private module; these serve every release alike.
+torch computes a recurrent layer's shapes by unrolling it. This fixes the length that it was traced
+with, for every operator that has the same dimension. A `while_loop` has no length of its own. torch
+2.11 and newer have such loops for GRU and LSTM, in a private module; the loops here work with every
+release.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Cell = Callable[["Tensor", State, Sequence["Tensor | None"]], State]
 
 @contextmanager
 def recurrent_layers_as_loops() -> Iterator[None]:
-    """Within it, torch captures and decomposes recurrent layers as loops over a symbolic length.
+    """Make torch capture and decompose recurrent layers as loops of symbolic length.
 
     Both the capture and the conversion to ONNX need it: the conversion computes all shapes once more.
     """
@@ -45,7 +46,7 @@ def recurrent_layers_as_loops() -> Iterator[None]:
 
 @contextmanager
 def _decomposed_by(operator: Any, loop: Callable[..., Any]) -> Iterator[None]:
-    """Let an operator be decomposed by a function of ours."""
+    """Decompose an operator by the function `loop`."""
     import torch
 
     # Which of the two is asked depends on who computes shapes: the capture, or the conversion of a program.
@@ -83,8 +84,10 @@ class _Settings(NamedTuple):
 def _without_cell_state(
     x: Tensor, h0: Tensor, params: Sequence[Tensor], *settings: Any, cell: Cell
 ) -> tuple[Tensor, Tensor]:
-    """A GRU or an RNN: the arguments of `aten::gru.input`. All outputs [time, batch, hidden], and the last of
-    each layer and direction."""
+    """A GRU or RNN layer stack, with the arguments of `aten::gru.input`.
+
+    Returns all outputs [time, batch, hidden], and the last of each layer and direction.
+    """
     output, (h_n,) = _layers(x, (h0,), params, _Settings(*settings), cell)
     return output, h_n
 
@@ -92,7 +95,10 @@ def _without_cell_state(
 def _lstm(
     x: Tensor, states: Sequence[Tensor], params: Sequence[Tensor], *settings: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The arguments of `aten::lstm.input`. With projections there is one weight more for each direction."""
+    """An LSTM layer stack, with the arguments of `aten::lstm.input`.
+
+    With projections each direction has one more weight.
+    """
     output, (h_n, c_n) = _layers(x, tuple(states), params, _Settings(*settings), _lstm_cell)
     return output, h_n, c_n
 
@@ -127,7 +133,7 @@ def _layers(
 def _steps(
     x: Tensor, state: State, weights: Sequence[Tensor], has_biases: bool, *, reverse: bool, cell: Cell
 ) -> tuple[Tensor, State]:
-    """One layer in one direction: outputs [time, batch, hidden] and the last state."""
+    """Run one layer in one direction. Returns outputs [time, batch, hidden] and the last state."""
     import torch
     from torch._higher_order_ops.while_loop import while_loop
 
@@ -160,7 +166,10 @@ def _steps(
 
 
 def _gru_cell(gates: Tensor, state: State, weights: Sequence[Tensor | None]) -> State:
-    """As `torch.nn.GRU` documents it: the gates are reset, update and new."""
+    """One GRU step as `torch.nn.GRU` documents it.
+
+    The gates are reset, update and new.
+    """
     import torch
 
     (hidden,), (w_hh, b_hh, _) = state, weights
@@ -173,7 +182,10 @@ def _gru_cell(gates: Tensor, state: State, weights: Sequence[Tensor | None]) -> 
 
 
 def _lstm_cell(gates: Tensor, state: State, weights: Sequence[Tensor | None]) -> State:
-    """As `torch.nn.LSTM` documents it: the gates are input, forget, cell and output."""
+    """One LSTM step as `torch.nn.LSTM` documents it.
+
+    The gates are input, forget, cell and output.
+    """
     import torch
 
     (hidden, memory), (w_hh, b_hh, w_hr) = state, weights
@@ -187,7 +199,7 @@ def _lstm_cell(gates: Tensor, state: State, weights: Sequence[Tensor | None]) ->
 def _rnn_cell(
     nonlinearity: Callable[[Tensor], Tensor], gates: Tensor, state: State, weights: Sequence[Tensor | None]
 ) -> State:
-    """As `torch.nn.RNN` documents it."""
+    """One RNN step as `torch.nn.RNN` documents it."""
     import torch
 
     (hidden,), (w_hh, b_hh, _) = state, weights

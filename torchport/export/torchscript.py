@@ -57,7 +57,10 @@ def export_torchscript(graph: TracedGraph, precision: str = "float32") -> bytes:
 
 
 def _refuse_branches(caught: list[warnings.WarningMessage], recipe: Recipe) -> None:
-    """A traced model that asked a tensor for a Python value would take one branch for ever."""
+    """Refuse a traced model that takes a Python value from a tensor.
+
+    It would always take the traced branch.
+    """
     from torch.jit._trace import TracerWarning
 
     for warning in caught:
@@ -72,11 +75,11 @@ def _refuse_branches(caught: list[warnings.WarningMessage], recipe: Recipe) -> N
 
 
 def _normalised(content: bytes) -> bytes:
-    """A TorchScript file's bytes with nothing in them of where and when they were made.
+    """A TorchScript file's bytes, independent of when and where it was made.
 
-    Source ranges, which hold this machine's paths, are left out, and the numbers that TorchScript gives to
-    classes, one after another for as long as a process lives, start at 0. Tensors keep the 64-byte
-    alignment that torch writes them with.
+    Source ranges, which contain this machine's paths, are left out. TorchScript numbers classes one
+    after another in a process; here the numbers start at 0. Tensors keep the 64-byte alignment that
+    torch writes them with.
     """
     source = zipfile.ZipFile(io.BytesIO(content))
     kept = [i for i in source.infolist() if not i.filename.endswith((".debug_pkl", "serialization_id"))]

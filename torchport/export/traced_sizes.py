@@ -1,12 +1,12 @@
-"""What an export took from the sizes that it was traced with, found by tracing it at others.
+"""Finds what an export took from its traced sizes.
 
     sizes = other_sizes(signature, {"batch": 2, "time": 13})     # {"batch": 5, "time": 16}
     first_difference(main_onnx, onnx_of_a_capture_at_those_sizes)
     # Difference(node="bitwise_or", operator="Or", what="takes a constant bool[1, 13] and ...", ...)
 
-A size that forward reads as a number, and a shape that a converter believes, end as numbers in the graph:
-such a graph is right at the traced sizes alone. Two graphs of one model that were traced at different sizes
-hold different numbers there, and are equal everywhere else.
+A size that forward reads as a number, or a shape that a converter assumes, becomes a number in the
+graph. Such a graph is right at the traced sizes only. Two graphs of one model that were traced at
+different sizes have different numbers there, and are equal everywhere else.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 STEP = 3
-"""Sizes are at least so far from those of the first trace, where the signature has room."""
+"""Minimum distance of sizes from those of the first trace. It is smaller if the signature has no room."""
 
 SHOWN = 8
-"""Values of a constant that a message shows; larger ones are described by their shape."""
+"""Maximum values of a constant in a message. A larger one is described by its shape."""
 
 _TRACE_KEY = "stack_trace"
 
@@ -57,9 +57,9 @@ def other_sizes(
     traced: Mapping[str, int],
     admits: Callable[[dict[str, int]], bool] = lambda sizes: True,
 ) -> dict[str, int] | None:
-    """Sizes for a second trace, each another than in the first where its dimension has room.
+    """Sizes for a second trace, different from the first where dimensions allow.
 
-    None where there are no such sizes that `admits` takes, so that nothing can be compared.
+    None if `admits` takes no such sizes, so that nothing can be compared.
     """
     for step in (STEP, STEP + 1, STEP + 2, 1):
         sizes: dict[str, int] = {}
@@ -74,7 +74,10 @@ def other_sizes(
 
 
 def first_differing_trace(first: ExportedProgram, second: ExportedProgram) -> str:
-    """The stack trace of the first operation in which two captured programs differ; empty if in none."""
+    """The stack trace of the first operation in which two captured programs differ.
+
+    Empty if they are equal.
+    """
     for mine, other in zip_longest(_calls(first), _calls(second)):
         if mine is None or other is None or _numbers(mine) != _numbers(other):
             node = other if mine is None else mine
@@ -83,7 +86,7 @@ def first_differing_trace(first: ExportedProgram, second: ExportedProgram) -> st
 
 
 def same_answers(first: bytes, second: bytes, inputs: Mapping[str, np.ndarray]) -> bool:
-    """Whether two ONNX graphs give the same outputs, of the same shapes, but for rounding."""
+    """Whether two ONNX graphs give the same outputs and shapes, except for rounding."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -106,9 +109,10 @@ def same_answers(first: bytes, second: bytes, inputs: Mapping[str, np.ndarray]) 
 
 
 def first_difference(first: bytes, second: bytes) -> Difference | None:
-    """The first node whose operator, attributes, inputs or constants differ between two ONNX graphs.
+    """The first node that differs between two ONNX graphs; None if none does.
 
-    Names of values do not count, nor the shapes that are noted for them.
+    Operators, attributes, inputs and constants are compared. Names of values do not count, nor the
+    shapes that are noted for them.
     """
     import onnx
 

@@ -1,3 +1,4 @@
-"""How far a recipe's model has come: reads `training.json`, `export.json` and `parity.json` back, checks
-them, and runs the model in eager PyTorch.
+"""The trained model and its records, read back and checked.
+
+Reads `training.json`, `export.json` and `parity.json`, and runs the model in eager PyTorch.
 """

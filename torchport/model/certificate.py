@@ -1,4 +1,4 @@
-"""What a certificate is bound to: the SHA-256 of everything that can change an answer."""
+"""Binds a certificate to the SHA-256 of all that can change answers."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from torchport.store.hashing import sha256_bytes, sha256_file, sha256_json, sha2
 
 FORMAT = 1
 RULES = 4
-"""What parity asks, counted up when it asks for more: `verify` does again what was proven by less."""
+"""Version of the checks. Increase it when checks are added: `verify` then repeats older certificates."""
 REQUIREMENTS = "requirements.txt"
-"""In an archive: what its handler needs beside the runtime; the name that TorchServe's archiver gives it."""
+"""An archive's file of packages that its handler needs next to the runtime. TorchServe's archiver gives it
+this name."""
 
 
 def runtime_folder() -> Path:
@@ -35,7 +36,7 @@ def runtime_digest(folder: Path) -> str:
 
 
 def binding(recipe: Recipe, folder: BuildFolder) -> dict[str, Any]:
-    """The digests that a certificate of this build folder must carry.
+    """The digests that a certificate of this build folder must contain.
 
     Raises:
         StaleError: not trained or not exported, or an artifact is not what was exported.
@@ -75,8 +76,8 @@ def require_certificate(
     `bound` is the folder's `binding`, where a stage has made it under the same lock.
 
     Raises:
-        StaleError: there is none, it did not pass, or something it is bound to has changed; the message
-            names each.
+        StaleError: the certificate is missing, it did not pass, or something it is bound to has changed; the
+            message names each.
     """
     again = f"torchport verify {folder.name}"
     bound = binding(recipe, folder) if bound is None else bound
@@ -98,7 +99,7 @@ def require_certificate(
 
 
 def has_evidence(folder: BuildFolder, certificate: dict[str, Any]) -> bool:
-    """Whether the evidence that a certificate names is there, as it was written."""
+    """Whether the test vectors that a certificate names are there, unchanged."""
     named = certificate.get("evidence", {})
     return bool(named) and all(
         (folder.path / name).is_file() and sha256_file(folder.path / name) == digest

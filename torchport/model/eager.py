@@ -1,4 +1,4 @@
-"""The trained model itself as a backend: what every export is compared with."""
+"""Runs the trained model itself, with which every export is compared."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModuleOutput:
-    """What one call of a module gave. `path` is its name in the model, "" the model itself; `call` counts
-    from 1. Of several tensors it is the first."""
+    """Output of one call of a module.
+
+    `path` is its name in the model, "" the model itself; `call` counts from 1. Of several tensors
+    `value` is the first.
+    """
 
     path: str
     kind: str
@@ -30,11 +33,11 @@ class ModuleOutput:
 
 
 class EagerBackend:
-    """Runs an `nn.Module` in float32 as it is, or a copy of it in float64 or in half a float's bits.
+    """Runs an `nn.Module` in float32, or a copy in float64 or half precision.
 
-    In float64 the model's parameters, its floating inputs and torch's default dtype are double, so
-    that tensors which `forward` makes for itself are too. In a half precision it is the same, but for the
-    inputs and outputs, which stay as they are (`half_precision`).
+    In float64 the model's parameters, its floating inputs and torch's default dtype are double, so that
+    tensors which `forward` makes for itself are too. In half precision the same holds, except for the
+    inputs and outputs, which keep their dtypes (`half_precision`).
     """
 
     device = "cpu"
@@ -67,7 +70,7 @@ class EagerBackend:
         return {name: value.cpu().numpy() for name, value in values.items()}
 
     def run_watched(self, inputs: Mapping[str, np.ndarray]) -> list[ModuleOutput]:
-        """What each of the model's modules gives for these inputs, in the order in which they end.
+        """Outputs of the model's modules for these inputs, in order of completion.
 
         A module that is called twice is there twice; one that gives no tensor is not.
         """
@@ -101,19 +104,22 @@ class EagerBackend:
         return tensor.double() if self._double and tensor.is_floating_point() else tensor
 
 
-def moved_module(module: nn.Module, epsilons: int = 1, seed: int = 0) -> nn.Module:
-    """A copy whose every parameter is off by so many machine epsilons, up or down by chance."""
+def perturbed_module(module: nn.Module, epsilons: int = 1, seed: int = 0) -> nn.Module:
+    """A copy of the module with every parameter perturbed.
+
+    Each is off by `epsilons` machine epsilons, up or down at random.
+    """
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    moved = copy.deepcopy(module)
+    perturbed = copy.deepcopy(module)
     with torch.no_grad():
-        for parameter in moved.parameters():
+        for parameter in perturbed.parameters():
             if parameter.is_floating_point():
                 sign = torch.randint(0, 2, parameter.shape, generator=generator) * 2 - 1
                 share = epsilons * torch.finfo(parameter.dtype).eps
                 parameter.mul_(1 + share * sign.to(parameter.dtype).to(parameter.device))
-    return moved
+    return perturbed
 
 
 def _first_tensor(value: Any) -> Any:

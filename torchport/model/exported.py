@@ -1,4 +1,4 @@
-"""The backends and variants that the export stage made of a recipe.
+"""Backends and variants that the export stage made of a recipe.
 
 exported_variants(recipe, folder)                # [Variant("torchscript"), Variant("onnxruntime"), ...]
 not_exported(folder)                             # {"pt2": "why it could not be made"}

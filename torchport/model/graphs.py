@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def model_graphs(recipe: Recipe, model: nn.Module) -> dict[str, nn.Module]:
-    """The recipe's graphs of a trained model.
+    """The recipe's graphs of a trained model, as modules by name.
 
     Raises:
         RecipeError: graphs() fails, or gives something else than modules by name.

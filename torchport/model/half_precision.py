@@ -1,9 +1,9 @@
-"""A model computed in float16 or bfloat16, which takes and gives what it did: casts stand inside the graph.
+"""Runs a model in float16 or bfloat16 behind its float32 interface.
 
     half = in_half(module, signature, "bfloat16")
     half(torch.zeros(1, 3))              # float32 in, float32 out, bfloat16 between
 
-So that signatures, handlers and clients see no change.
+The casts are part of the graph, so that signatures, handlers and clients see no change.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 def in_half(module: nn.Module, signature: Signature, precision: str, *, script: bool = False) -> nn.Module:
     """A copy of the module with its floating parameters and buffers in `precision`.
 
-    Floating inputs are cast on their way in; outputs come as a tuple in the signature's order, or alone,
-    floating ones in the signature's dtypes. With `script`, the copy is compiled by TorchScript first, so
-    that its branches stay branches when the whole is traced.
+    Floating inputs are cast on their way in. Outputs are a tuple in the signature's order, or a single
+    tensor, with floating ones in the signature's dtypes. With `script`, the copy is compiled by
+    TorchScript first, so that its branches stay branches when the whole is traced.
     """
     import torch
     from torch import nn
@@ -64,7 +64,10 @@ def half_dtype(precision: str) -> torch.dtype:
 
 @contextmanager
 def default_dtype(dtype: Any) -> Iterator[None]:
-    """Tensors that `forward` makes for itself are of this dtype too; None leaves torch's default."""
+    """Set torch's default dtype, also of tensors that `forward` makes.
+
+    None changes nothing.
+    """
     import torch
 
     before = torch.get_default_dtype()

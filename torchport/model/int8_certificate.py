@@ -1,7 +1,7 @@
-"""`int8.json`: what an INT8 version of a model is worth, bound by SHA-256 to the files that it speaks of.
+"""`int8.json`: quality of a model's INT8 version, bound by SHA-256 to its files.
 
-It is no certificate of parity, which says how close numbers are. It says what clients see: by how much
-the held-out metrics changed, and how many answers decide as the float32 model's do.
+It is no certificate of parity, which says how close numbers are. It says what clients see: how much the
+held-out metrics changed, and how many answers decide as the float32 model's do.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MEANING = (
 
 
 def int8_files(recipe: Recipe) -> list[str]:
-    """The names of a model's INT8 graphs."""
+    """The file names of a model's INT8 graphs."""
     return [f"{graph}{INT8_SUFFIX}" for graph in recipe.signatures()]
 
 
@@ -56,7 +56,7 @@ def int8_binding(
 
 
 def read_int8_certificate(folder: BuildFolder) -> dict[str, Any] | None:
-    """The certificate in a build folder; None where there is none, or it is damaged."""
+    """The INT8 certificate in a build folder; None if missing or damaged."""
     return read_json(folder.path / CERTIFICATE, "binding", "gate", "metrics", "agreement", "method")
 
 
@@ -77,7 +77,7 @@ def require_int8(
     """The certificate of exactly the INT8 graphs in the folder, made of what else is there.
 
     Raises:
-        StaleError: there is none, or something that it is bound to has changed; the message names it.
+        StaleError: the certificate is missing, or something it is bound to has changed; the message names it.
     """
     again = f"torchport quantize {folder.name}"
     certificate = read_int8_certificate(folder)

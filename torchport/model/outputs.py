@@ -24,7 +24,7 @@ def check_eager_outputs(
     inputs: dict[str, np.ndarray],
     precision: str = "float32",
 ) -> None:
-    """Hold what the model returns against the signature, before anything is exported.
+    """Compare the model's outputs with the signature, before anything is exported.
 
     Raises:
         ExportError: forward fails on inputs of the signature's shapes, or returns something else.

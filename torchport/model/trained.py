@@ -1,4 +1,4 @@
-"""Reads back what training wrote, and refuses what has changed since.
+"""Reads back the trained model, and refuses files that have changed since.
 
 model = trained_model(recipe, folder)            # in evaluation mode, on the CPU
 """
@@ -42,7 +42,7 @@ def rebuilt_model(recipe: Recipe, folder: BuildFolder) -> nn.Module:
 
 
 def require_training(recipe: Recipe, folder: BuildFolder) -> dict[str, Any]:
-    """What `training.json` says, after holding the weights, the assets and the recipe against it.
+    """The training record, after comparing weights, assets and recipe with it.
 
     Raises:
         StaleError: not trained, or one of them has changed since; the message names it.

@@ -1,6 +1,8 @@
-"""A file of weights into a model: `.pt` and `.pth` (a state_dict) and `.safetensors`; runs nothing in it.
+"""Loads a file of weights into a model, without running its code.
 
 load_weights(model, Path("mobilenet_v2.safetensors"))
+
+Files are `.pt` and `.pth` (a state_dict) and `.safetensors`.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ _DATA_PARALLEL = "module."
 def load_weights(model: nn.Module, path: Path) -> None:
     """Load a state_dict into `model`.
 
-    A checkpoint that holds it under "state_dict", "model_state_dict" or "model" is opened, and names that
-    all begin with "module.", as DataParallel writes them, lose that.
+    A checkpoint may hold it under "state_dict", "model_state_dict" or "model". If all names begin with
+    "module.", as DataParallel writes them, that prefix is removed.
 
     Raises:
         TrainingError: truncated, not a state_dict, keys or shapes that do not fit, NaN or Inf.
@@ -52,7 +54,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def refuse_nonfinite(state: Mapping[str, torch.Tensor], source: str) -> None:
-    """Raise where a tensor of `state` holds NaN or Inf."""
+    """Refuse a state_dict with NaN or Inf in a tensor."""
     for name, tensor in state.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise TrainingError(
@@ -84,12 +86,21 @@ def _read(path: Path) -> Any:
 
 
 def _kind(tensor: torch.Tensor) -> tuple[bool, bool]:
-    """Whole numbers in a float parameter's place are a quantised checkpoint, not its weights."""
+    """Whether a tensor is complex, and whether it is floating.
+
+    Whole numbers in place of a float parameter are a quantised checkpoint, not weights.
+    """
     return tensor.is_complex(), tensor.is_floating_point()
 
 
 def _unwrapped(state: Any) -> Any:
-    """The state_dict in a checkpoint that holds one, and only one, under a usual name."""
+    """The state_dict in a checkpoint, if exactly one has a usual name.
+
+    Anything else is returned as it is.
+
+    Raises:
+        TrainingError: several have, or tensors stand next to it.
+    """
     if not isinstance(state, dict):
         return state
     inside = [name for name in _WRAPPERS if isinstance(state.get(name), dict)]

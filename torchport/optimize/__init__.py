@@ -1,1 +1,1 @@
-"""Faster ways to run what has passed: INT8 graphs, and the configuration to serve with."""
+"""Finds faster ways to run verified models: INT8 graphs, and serving configurations."""

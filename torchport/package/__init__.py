@@ -1,1 +1,1 @@
-"""Reads what has passed and writes `NAME-VERSION.mar`, with how it is served."""
+"""Packages verified artifacts as `NAME-VERSION.mar`, with the configuration to serve."""

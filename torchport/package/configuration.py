@@ -1,4 +1,4 @@
-"""One way to serve a model, of those that answer alike: what of `model-config.yaml` is a matter of speed.
+"""How a model is served: backend, precision, threads, workers, batch size.
 
 Configuration.default_of(recipe)                     # as the recipe says
 configuration.model_config(recipe)                   # the whole model-config.yaml with it
@@ -21,7 +21,7 @@ Kind = tuple[str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration:
-    """How a model is served; `threads` 0 are the cores, divided among the workers."""
+    """How a model is served. `threads` 0 divides the cores among the workers."""
 
     backend: str
     precision: str
@@ -31,7 +31,7 @@ class Configuration:
 
     @classmethod
     def default_of(cls, recipe: Recipe) -> Configuration:
-        """What the recipe says: its first backend, its options, its serving."""
+        """The recipe's own configuration: its first backend, its options, its serving."""
         return cls(
             backend=recipe.ships[0],
             precision=recipe.options.precision,
@@ -45,16 +45,16 @@ class Configuration:
         return self.backend, self.precision
 
     def thread_count(self, cores: int) -> int:
-        """Threads of each worker on a machine with so many cores."""
+        """Threads of each worker on a machine with `cores` cores."""
         return self.threads or max(1, cores // self.workers)
 
     def alike(self, other: Configuration, cores: int) -> bool:
-        """Whether both are run the same way on such a machine."""
+        """Whether both run the same way on a machine with `cores` cores."""
         mine, theirs = (replace(c, threads=c.thread_count(cores)) for c in (self, other))
         return mine == theirs
 
     def model_config(self, recipe: Recipe, shadow: str | None = None) -> dict[str, Any]:
-        """The archive's `model-config.yaml` with it: TorchServe's keys and the `torchport:` block.
+        """The archive's `model-config.yaml`: TorchServe's keys and the `torchport:` block.
 
         Raises:
             BackendError: a precision or a shadow that is not known, or that the backend does not have.

@@ -1,10 +1,11 @@
-"""Proven artifacts to `model_store/NAME-VERSION.mar`, which a stock TorchServe runs as it is.
+"""Packages verified artifacts as `model_store/NAME-VERSION.mar`.
 
     result = package(load_recipe("linear"), store)
     result.path                          # model_store/linear-1.0.mar
 
-torch-model-archiver makes the manifest and the layout; the zip is ours: sorted names, fixed dates,
-nothing compressed, so that the same inputs give the same bytes.
+A stock TorchServe runs the archive as it is. torch-model-archiver makes the manifest and the layout.
+torchport writes the zip with sorted names, fixed dates and no compression, so that the same inputs give
+the same bytes.
 """
 
 from __future__ import annotations
@@ -55,8 +56,12 @@ CONFIG = "model-config.yaml"
 
 @dataclass(frozen=True)
 class PackageResult:
-    """`done` is False where an archive of the same bytes was there already. `tuning` is what of a tuning went
-    into it; `changed` are settings that the archive in whose place it is had otherwise."""
+    """Result of the packaging stage.
+
+    `done` is False if an archive of the same bytes existed already. `tuning` is the tuning that was
+    applied, or why none was. `changed` are settings that differ from the archive that this one
+    replaced.
+    """
 
     done: bool
     path: Path
@@ -74,18 +79,18 @@ def package(
     shadow: str | None = None,
     force: bool = False,
 ) -> PackageResult:
-    """Make the archive of a recipe whose exports have passed parity.
+    """Make the archive of a recipe whose exports have been verified.
 
-    `backends` are those whose artifacts travel, the first of them serving by default; the recipe's
-    `ships` unless given. Half precisions that were proven travel too, and INT8 graphs where there are any;
-    `precision` says which serve by default, the recipe's `options.precision` unless given. What
-    `torchport tune` chose is its configuration, where that was measured of exactly these bytes and is of
-    what is asked for. `shadow` is a backend that live traffic is compared with, and how much of it
-    ("torchscript=0.1", "off"); the recipe's `options.shadow` unless given.
+    `backends` are those whose artifacts are packaged, the recipe's `ships` unless given; the first
+    serves by default. Verified half precisions are packaged too, and INT8 graphs if they exist.
+    `precision` is the one that serves by default, the recipe's `options.precision` unless given. If
+    `torchport tune` has chosen a configuration for exactly these bytes and for the given arguments, it
+    is used. `shadow` is a backend that live traffic is compared with, and its share ("torchscript=0.1",
+    "off"), the recipe's `options.shadow` unless given.
 
     Raises:
         StaleError: no passing certificate of exactly these bytes; the message names what is wrong. Or
-            the INT8 graphs are not of them, or there are none and precision is int8.
+            the INT8 graphs are not of them, or are missing although precision is int8.
         BackendError: a precision that is not known, or that the first backend does not have.
         RecipeError: a backend that the recipe does not export, a shadow that would not be in the archive.
         ArchiveError: torch-model-archiver is missing or failed.
@@ -113,8 +118,10 @@ def package(
 
 
 def _changed_settings(path: Path, config: dict[str, Any]) -> tuple[str, ...]:
-    """What the archive that is there was told otherwise, `backend: pt2`; nothing of one that is not ours, or
-    none at all."""
+    """Settings of the existing archive that the new one changes, such as `backend: pt2`.
+
+    Empty if there is no archive of torchport.
+    """
     try:
         before = inspect_archive(path).config if path.is_file() else {}
     except ArchiveError:
@@ -127,7 +134,7 @@ def _changed_settings(path: Path, config: dict[str, Any]) -> tuple[str, ...]:
 
 
 def require_exported(recipe: Recipe, folder: BuildFolder, backends: Sequence[str]) -> None:
-    """Hold backends against what there is of a recipe.
+    """Check that backends are among those that the recipe exports.
 
     Raises:
         RecipeError: a backend that the recipe does not export.
@@ -148,7 +155,9 @@ def archive_content(
     config: dict[str, Any],
     bound: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """The archive's bytes, of what has passed parity; `config` is its `model-config.yaml`.
+    """The archive's bytes, made of verified artifacts.
+
+    `config` is its `model-config.yaml`.
 
     `bound` is the folder's `binding`, where a stage has made it under the same lock.
 
@@ -213,7 +222,10 @@ def _layout(
     settings: dict[str, Any],
     work: Path,
 ) -> Path:
-    """Everything that travels, laid out below `work` by torch-model-archiver; returns the folder."""
+    """Lay out the archive's files below `work` by torch-model-archiver.
+
+    Returns their folder.
+    """
     extra = work / "extra"
     extra.mkdir()
     for name in ("signature.json", "parity.json", FILE, *carried):

@@ -1,9 +1,11 @@
-"""`tuning.json` in a build folder: what was measured on which machine, and the configuration that was chosen,
-bound by SHA-256 to what the certificate is bound to.
+"""`tuning.json`: the configuration that `torchport tune` chose, bound by SHA-256.
 
     tuned = tuning_of(recipe, folder)
     tuned.configuration                  # what `package` puts into model-config.yaml; None without a tuning
-    tuned.why_not                        # why one that is there is left out, such as what has changed since
+    tuned.why_not                        # why an existing tuning is not used, such as what has changed since
+
+It is in a build folder, and says what was measured on which machine. It is bound to what the
+certificate is bound to.
 """
 
 from __future__ import annotations
@@ -28,7 +30,10 @@ RECORD, PICTURE, REPORT = "tuning.json", "tuning.svg", "tuning.html"
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """The configuration to package, where there is one; why not, where there is one that does not apply."""
+    """The tuned configuration to package, or why a tuning does not apply.
+
+    Both are empty without a tuning.
+    """
 
     configuration: Configuration | None = None
     why_not: str = ""
@@ -55,7 +60,7 @@ def tuning_binding(
 
 
 def read_tuning(folder: BuildFolder) -> dict[str, Any] | None:
-    """What is in a build folder; None where there is nothing, or it is damaged."""
+    """The tuning record of a build folder; None if missing or damaged."""
     record = read_json(folder.path / RECORD, "binding", "chosen", "asked", "machine", "cores")
     whole = record is not None and all(isinstance(record[name], dict) for name in ("binding", "chosen"))
     return record if whole else None
@@ -99,10 +104,10 @@ def tuning_of(
 
 
 def _require_measurable(recipe: Recipe, chosen: Configuration, cores: Any) -> None:
-    """Hold what was chosen against what is measured on so many cores.
+    """Check that a choice is within what is measured on `cores` cores.
 
     Raises:
-        ValueError: a number that is none of those.
+        ValueError: a number that is not.
     """
     if type(cores) is not int or not 1 <= cores <= MOST_THREADS:
         raise ValueError(f"cores {str(cores)[:100]}: 1 to {MOST_THREADS} is expected")

@@ -1,3 +1,4 @@
-"""What a user writes: reads a recipe and its handler, checks them, and gives their parameters, requests,
-samples and inputs.
+"""The user's recipe and its handler: loads and checks them.
+
+Gives their parameters, requests, samples and inputs.
 """

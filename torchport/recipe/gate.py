@@ -1,4 +1,4 @@
-"""What a model's metrics may lose when its arithmetic is made cheaper.
+"""Limits how much metrics may drop when arithmetic is made cheaper.
 
     gate = Gate.of(recipe.goals, parse_max_drop("0.5%"))
     gate.broken({"accuracy": 0.975}, {"accuracy": 0.961})
@@ -20,7 +20,7 @@ from torchport.recipe.goals import missed_goals, parse_goal
 
 
 def parse_max_drop(text: str) -> float:
-    """`0.005` of `"0.5%"` and of `"0.005"`.
+    """Parse a maximum drop: `"0.5%"` and `"0.005"` are both `0.005`.
 
     Raises:
         RecipeError: it is no number, or negative.
@@ -40,10 +40,12 @@ def parse_max_drop(text: str) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """`goals` say which metrics are held, and which way each gets better (`>=` or `<=`).
+    """Maximum drop of the metrics that goals name.
+
+    `goals` also say which way each metric gets better (`>=` or `<=`).
 
     Args:
-        max_drop: by how much each may be worse, in its own unit.
+        max_drop: maximum drop of each metric, in its own unit.
     """
 
     max_drop: float
@@ -51,9 +53,10 @@ class Gate:
 
     @classmethod
     def of(cls, goals: Mapping[str, str], max_drop: float) -> Gate:
-        """
+        """Make the gate of a recipe's goals.
+
         Raises:
-            RecipeError: there are no goals: nothing says which way a metric gets better.
+            RecipeError: no goals, so that it is unknown which way a metric gets better.
         """
         if not goals:
             raise RecipeError(
@@ -63,18 +66,21 @@ class Gate:
         return cls(max_drop=max_drop, goals=dict(goals))
 
     def drop(self, metric: str, before: float, now: float) -> float:
-        """By how much a metric got worse; negative where it got better."""
+        """How much a metric got worse; negative if it got better."""
         comparison, _ = parse_goal(metric, self.goals[metric])
         return before - now if comparison.startswith(">") else now - before
 
-    def most_lost(self, before: Mapping[str, float], now: Mapping[str, float]) -> float:
-        """By how much the metric that got worse by most did; infinite where one is missing."""
+    def largest_drop(self, before: Mapping[str, float], now: Mapping[str, float]) -> float:
+        """The largest drop of the metrics; infinite if one is missing."""
         known = [name for name in self.goals if name in before and name in now]
         lost = [self.drop(name, before[name], now[name]) for name in known]
         return max(lost) if len(known) == len(self.goals) else math.inf
 
     def worst(self, measured: Sequence[Mapping[str, float]]) -> dict[str, float]:
-        """Of several measurements the worst of each metric that goals name; of others the first."""
+        """The worst value of each metric over several measurements.
+
+        A metric that goals do not name has its first value.
+        """
         first = dict(measured[0])
         for name in self.goals:
             found = [metrics[name] for metrics in measured if name in metrics]
@@ -83,9 +89,9 @@ class Gate:
         return first
 
     def broken(self, before: Mapping[str, float], now: Mapping[str, float]) -> list[str]:
-        """Why metrics do not hold against those in float32: none where they do.
+        """Why metrics do not hold against those in float32; empty if they hold.
 
-        A goal that float32 reaches is to be reached still.
+        A goal that float32 reaches must still be reached.
         """
         problems = []
         for name in self.goals:

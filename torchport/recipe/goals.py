@@ -1,4 +1,4 @@
-"""What a model's held-out metrics have to reach: `{"accuracy": ">= 0.97", "mse_to_pca": "< 1"}`."""
+"""Goals of held-out metrics: `{"accuracy": ">= 0.97", "mse_to_pca": "< 1"}`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _GOAL = re.compile(r"(>=|<=|>|<)\s*(\S+)\Z")
 
 
 def parse_goal(name: str, goal: object) -> tuple[str, float]:
-    """`(">=", 0.97)` of `">= 0.97"`.
+    """Parse a goal: `">= 0.97"` is `(">=", 0.97)`.
 
     Raises:
         RecipeError: it is not a comparison and a number.
@@ -30,7 +30,10 @@ def parse_goal(name: str, goal: object) -> tuple[str, float]:
 
 
 def missed_goals(goals: Mapping[str, str], metrics: Mapping[str, float]) -> list[str]:
-    """Each goal that `metrics` does not reach, with what it is; one without its metric is missed."""
+    """Each goal that `metrics` does not reach, with the metric's value.
+
+    A goal without its metric is missed.
+    """
     missed = []
     for name, goal in goals.items():
         comparison, limit = parse_goal(name, goal)

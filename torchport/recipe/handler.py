@@ -1,4 +1,4 @@
-"""A recipe's handler in process: its class, and an instance that knows the signature and no model yet."""
+"""Loads a recipe's handler in process, with signature and without model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def handler_class(path: Path) -> type[Handler]:
 
 
 def described_handler(recipe: Recipe, folder: Path) -> Handler:
-    """The recipe's handler with the signature, options and assets of a build folder, and no model yet.
+    """The recipe's handler with a build folder's signature, options and assets.
+
+    It has no model yet.
 
     Raises:
         RecipeError: the handler does not load, or its `setup` fails.

@@ -1,4 +1,4 @@
-"""Random inputs of a signature: to trace a model with, and to compare exports on.
+"""Random inputs of a signature, for tracing models and comparing exports.
 
 example_inputs(signature)["x"].shape             # (2, 1)
 """
@@ -14,21 +14,22 @@ from torchport_runtime import Signature
 from torchport_runtime.signature import TensorSpec
 
 ROOM = 11
-"""Above a dimension's least size, where it is traced."""
+"""Distance of a traced size from the dimension's minimum. It is smaller if the maximum is nearer."""
 
 
 def example_sizes(signature: Signature) -> dict[str, int]:
-    """Sizes to trace with, every symbolic dimension of at least 2 and each of another size.
+    """Sizes to trace with: each dimension at least 2, and no two alike.
 
-    A dimension of 1 would be specialised, and two of the same size could be taken for one. But for the
-    batch they are not the least either: a window that fits in but once is taken for a fixed one.
+    A dimension of 1 would be specialised, and two of the same size could be taken for one. Dimensions
+    other than the batch are above their minimum: a window that fits in only once is taken for a fixed
+    one.
     """
     taken: set[int] = set()
     sizes: dict[str, int] = {}
     for symbol, (low, high) in signature.dims.items():
-        least = max(low, 2)
-        start = least if symbol == signature.batch_dim else min(least + ROOM, high)
-        upward, downward = range(start, high + 1), range(start - 1, least - 1, -1)
+        minimum = max(low, 2)
+        start = minimum if symbol == signature.batch_dim else min(minimum + ROOM, high)
+        upward, downward = range(start, high + 1), range(start - 1, minimum - 1, -1)
         sizes[symbol] = next((size for size in chain(upward, downward) if size not in taken), high)
         taken.add(sizes[symbol])
     return sizes
@@ -40,7 +41,10 @@ def example_inputs(signature: Signature, seed: int = 0) -> dict[str, np.ndarray]
 
 
 def random_inputs(signature: Signature, sizes: dict[str, int], seed: int) -> dict[str, np.ndarray]:
-    """Inputs of the given sizes: standard normal within a spec's bounds, or uniform integers."""
+    """Inputs of the given sizes, drawn at random.
+
+    Floats are standard normal within a spec's bounds, or uniform if it has both. Integers are uniform.
+    """
     generator = np.random.default_rng(seed)
     return {
         name: random_tensor(spec, spec.resolve(sizes), generator) for name, spec in signature.inputs.items()

@@ -1,9 +1,10 @@
-"""Where an installed module lies, for whoever starts Python without this folder and without PYTHONPATH.
+"""Finds installed modules as a Python process without PYTHONPATH would.
 
     installed_file("numpy")              # Path(".../site-packages/numpy/__init__.py")
     installed_file("my_recipe")          # None
 
-Besides site-packages that is what `.pth` files there add, a folder or, as editable installs do, a finder.
+The current folder does not count either. In addition to site-packages, it knows what `.pth` files there
+add: folders or, as editable installs do, finders.
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ _OF_PYTHON = (BuiltinImporter, FrozenImporter, PathFinder)
 
 
 def installed_file(name: str) -> Path | None:
-    """The file of a top-level module or package; None where there is none, or a folder of no package."""
+    """The file of a top-level module or package.
+
+    None if it is not installed, or is a folder without `__init__.py`.
+    """
     found = PathFinder.find_spec(name, installed_folders()) or _by_finders(name)
     return Path(found.origin) if found is not None and found.origin not in (None, "namespace") else None
 
 
 def installed_folders() -> list[str]:
-    """The folders of packages, and those that `.pth` files in them add."""
+    """The folders of packages, and folders that their `.pth` files add."""
     folders = [*site.getsitepackages(), *(sysconfig.get_path(kind) for kind in ("purelib", "platlib"))]
     if site.ENABLE_USER_SITE:
         folders.append(site.getusersitepackages())
@@ -40,7 +44,10 @@ def installed_folders() -> list[str]:
 
 
 def _by_finders(name: str) -> ModuleSpec | None:
-    """What the finders of editable installs know: those of this process were put there at its start."""
+    """The module as finders of editable installs know it.
+
+    They were put into this process at its start.
+    """
     for finder in sys.meta_path:
         spec = None if finder in _OF_PYTHON else finder.find_spec(name, None)
         if spec is not None:

@@ -1,6 +1,6 @@
-"""Finds a recipe by name or path, loads it, and checks it against the contract.
+"""Finds a recipe by name or path, loads it, and checks it.
 
-recipe = load_recipe("linear")            # export/linear.py here, or one that torchport brings
+recipe = load_recipe("linear")            # export/linear.py here, or one of torchport's own
 recipe = load_recipe("mine/spam.py")
 """
 
@@ -26,7 +26,10 @@ from torchport_runtime.suggest import did_you_mean
 
 
 def recipe_paths() -> dict[str, Path]:
-    """Recipes that can be named: those that torchport brings, and those in `export/` here, which win."""
+    """Recipes that can be named, by name.
+
+    They are torchport's own and those in `export/` here, which take precedence.
+    """
     folders = (packaged_folder("recipes"), Path("export"))
     return {
         path.stem: path
@@ -40,7 +43,7 @@ def find_recipe(given: str | Path) -> Path:
     """The file of a recipe given by name or by path.
 
     Raises:
-        RecipeError: there is none.
+        RecipeError: no such recipe.
     """
     text = str(given)
     if text.endswith(".py") or "/" in text or "\\" in text:
@@ -106,10 +109,12 @@ def load_recipe(
 
 
 def find_handler(recipe: Recipe) -> Path:
-    """The file of the recipe's handler: beside it, in a `handlers/` next to its folder, or torchport's.
+    """The file of the recipe's handler.
+
+    It is next to the recipe, in a `handlers/` next to the recipe's folder, or one of torchport's.
 
     Raises:
-        RecipeError: there is none, or its name would shadow a package inside a server's worker.
+        RecipeError: no such handler, or its name would shadow a package inside a server's worker.
     """
     stem = recipe.handler.removesuffix(".py")
     shipped = packaged_folder("handlers")
@@ -134,7 +139,7 @@ def _execute(path: Path) -> ModuleType:
 
 
 def _sources(path: Path, module: ModuleType) -> dict[str, str]:
-    """SHA-256 of the recipe and of what it imports from its own folder, by relative path."""
+    """SHA-256 by relative path: the recipe, and its imports from its folder."""
     files: dict[Path, ModuleType] = {path: module}
     waiting = [module]
     while waiting:
@@ -149,7 +154,10 @@ def _sources(path: Path, module: ModuleType) -> dict[str, str]:
 
 
 def _is_own(file: Path, folder: Path) -> bool:
-    """Whether a file below a recipe's folder is the user's: a virtual environment there is not."""
+    """Whether a file below a recipe's folder is the user's.
+
+    Files of a virtual environment there are not.
+    """
     return file.is_relative_to(folder) and not any(
         (parent / "pyvenv.cfg").exists() or parent.name in ("site-packages", "dist-packages")
         for parent in file.parents
@@ -158,7 +166,7 @@ def _is_own(file: Path, folder: Path) -> bool:
 
 
 def _imported_names(module: ModuleType) -> set[str]:
-    """Names of the modules that a module's source imports, at its top or inside a function."""
+    """Names of the modules that a module's source imports, also inside functions."""
     tree = ast.parse(Path(module.__file__ or "").read_bytes())
     names: set[str] = set()
     for node in ast.walk(tree):

@@ -1,8 +1,9 @@
-"""A recipe's parameters: the keyword arguments of its `configure`, from Python or from the command line.
+"""A recipe's parameters: the keyword arguments of its `configure`.
 
     torchport ship digits_vgg11 --epochs 2
 
-`--epochs 2` becomes `recipe.configure(epochs=2)`: the types are those of the annotations.
+They come from Python or from the command line: `--epochs 2` becomes `recipe.configure(epochs=2)`. The
+types are those of the annotations.
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ from torchport_runtime.suggest import did_you_mean
 
 _TYPES = (int, float, str, bool, Path, list[str])
 TAKEN = frozenset(["seed", "weights", "force", "store", "cache", "device", "backend", "help"])
-"""Options of the commands that load a recipe, which never reach it."""
+"""Options of the commands that load a recipe. A recipe cannot have parameters of these names."""
 
 _WORDS = {"true": True, "false": False}
 
 
 def configure(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Call the recipe's `configure` with `given`; return all that it was called with, as JSON can say it.
+    """Call the recipe's `configure` with `given`.
+
+    Returns all arguments that it was called with, defaults included, as JSON values.
 
     Raises:
         RecipeError: an unknown, missing or repeated parameter, or a value of the wrong type.
@@ -68,9 +71,10 @@ def configure(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def from_arguments(arguments: Sequence[str], own_options: Sequence[str] = ()) -> dict[str, list[str]]:
-    """`["--epochs", "2", "--input=x"]` as `{"epochs": ["2"], "input": ["x"]}`; a bare `--flag` is "true".
+    """Parse `["--epochs", "2", "--input=x"]` to `{"epochs": ["2"], "input": ["x"]}`.
 
-    `own_options` are those of the command itself, for the hint about a mistyped one.
+    A bare `--flag` is "true". `own_options` are those of the command itself, for the hint about a
+    mistyped one.
 
     Raises:
         RecipeError: an argument that belongs to no option.
@@ -99,7 +103,7 @@ def from_arguments(arguments: Sequence[str], own_options: Sequence[str] = ()) ->
 
 
 def _kind(parameter: inspect.Parameter) -> Any:
-    """The type of a parameter, without `| None`; None where it is not one of those that are known."""
+    """The type of a parameter, without `| None`; None if unsupported."""
     annotation = parameter.annotation
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         rest = [a for a in typing.get_args(annotation) if a is not type(None)]

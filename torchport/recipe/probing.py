@@ -1,4 +1,4 @@
-"""The signature of a model that comes without one: inputs as the user says, outputs by running it.
+"""Finds the signature of a model by running it at several sizes.
 
 inputs = dict([parse_input("image:float32:batch,3,224,224")])
 signature = probe(model, inputs, dims={"batch": (1, 16)})
@@ -24,8 +24,10 @@ BATCH = (1, 16)
 
 
 def parse_input(text: str) -> tuple[str, TensorSpec]:
-    """`name:dtype:dims`; where the values have bounds `name:dtype:dims:low..high`; and with `=value` at
-    the end where a request may leave it out, such as `mask:bool:batch,time=true`.
+    """Parse an input's description: `name:dtype:dims`, such as `image:float32:batch,3,224,224`.
+
+    Values with bounds are `name:dtype:dims:low..high`. If a request may leave the input out, the
+    default follows: `mask:bool:batch,time=true`.
 
     Raises:
         RecipeError: anything else.
@@ -57,7 +59,7 @@ def parse_input(text: str) -> tuple[str, TensorSpec]:
 
 
 def parse_dim(text: str) -> tuple[str, tuple[int, int]]:
-    """`name:least,greatest`.
+    """Parse a dimension's bounds: `name:minimum,maximum`.
 
     Raises:
         RecipeError: anything else.
@@ -75,11 +77,11 @@ def probe(
     dims: Mapping[str, tuple[int, int]],
     names: Sequence[str] = (),
 ) -> Signature:
-    """Run the model at several sizes of each symbolic dimension and see what its outputs' sizes follow.
+    """Run the model at several sizes, and see which dimensions its outputs follow.
 
-    `names` are for the outputs, in the order in which the model returns them; else its own (of a dict), or
-    `output`, `output_0`, ... An output size that changes with an input's but is not it (half of it, say)
-    gets a name of its own.
+    `names` are for the outputs, in the order in which the model returns them. Without them, the names
+    are the model's own (of a dict), or `output`, `output_0`, ... An output size that changes with an
+    input's but is not it (half of it, say) gets a name of its own.
 
     Raises:
         RecipeError: the model fails on such inputs, or returns something else than tensors.
@@ -126,7 +128,7 @@ def probe(
 
 
 def _other_sizes(size: int, bounds: tuple[int, int]) -> list[int]:
-    """Sizes near, since a stride hides a change of one, and at both ends."""
+    """Sizes to compare with: at both ends, and near, because a stride hides a change of one."""
     low, high = bounds
     return sorted({n for n in (low, size - 1, size + 1, size + 2, high) if low <= n <= high} - {size})
 

@@ -1,4 +1,4 @@
-"""A recipe's requests, and the first of them as its certificate keeps it."""
+"""A recipe's requests, and the sample request of its certificate."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from torchport.recipe.contract import Recipe, Request
 from torchport.recipe.user_code import running
 
 SAMPLE_BYTES = 256 * 1024
-"""A sample request of more than this does not travel in the certificate."""
+"""Maximum bytes of a sample request. A larger one is not in the certificate."""
 
 
 def sample_request(recipe: Recipe) -> dict[str, Any] | None:
-    """The recipe's first request, which `torchport infer` and `query` send when given no other."""
+    """The recipe's first request, as its certificate contains it.
+
+    `torchport infer` and `query` send it unless given another. None if it is larger than
+    `SAMPLE_BYTES`.
+    """
     first = recipe_requests(recipe)[0]
     if len(first.content) > SAMPLE_BYTES:
         return None
@@ -25,7 +29,7 @@ def sample_request(recipe: Recipe) -> dict[str, Any] | None:
 
 
 def recipe_requests(recipe: Recipe) -> list[Request]:
-    """The recipe's requests.
+    """The recipe's requests, checked.
 
     Raises:
         RecipeError: requests() fails, gives none, or something else; or tensors that are no arrays.

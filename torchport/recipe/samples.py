@@ -13,7 +13,7 @@ from torchport_runtime import Signature
 
 
 def checked_samples(recipe: Recipe, graph: str, signature: Signature) -> Iterator[dict[str, np.ndarray]]:
-    """The recipe's samples of one graph.
+    """The recipe's samples of one graph, each checked against its signature.
 
     Raises:
         RecipeError: the recipe gives no samples, or one that does not fit its own signature.

@@ -1,4 +1,4 @@
-"""Writes a recipe to start from: one that trains and ships as it is, to be changed line by line."""
+"""Writes a recipe to start from, which trains and packages without changes."""
 
 from __future__ import annotations
 
@@ -82,10 +82,10 @@ class ${handler_class}(runtime.Handler):
 
 
 def scaffold(name: str, folder: Path, *, with_handler: bool = False) -> list[Path]:
-    """Write `NAME.py`, and `NAME_handler.py` if asked; return what was written.
+    """Write `NAME.py`, and `NAME_handler.py` if asked. Returns the paths.
 
     Raises:
-        RecipeError: a name that is no identifier or shadows a package, or a file that is there already.
+        RecipeError: a name that is no identifier or shadows a package, or a file that exists already.
     """
     if not re.fullmatch(r"[a-zA-Z][a-zA-Z0-9_]*", name) or keyword.iskeyword(name.lower()):
         raise RecipeError(f"name {name!r}: letters, digits and _ are expected, a letter first, no keyword")

@@ -1,4 +1,4 @@
-"""The folders of recipes, handlers and configuration that torchport brings."""
+"""Folders of torchport's own recipes, handlers and configuration."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ _IN_CHECKOUT = {"recipes": "export"}
 
 
 def packaged_folder(name: str) -> Path:
-    """The folder of what torchport brings: "recipes", "handlers" or "deploy".
+    """A folder of torchport's own files: "recipes", "handlers" or "deploy".
 
-    Inside the package where it is installed; at the top of the tree in a checkout.
+    It is inside the package if installed, and at the top of the tree in a checkout.
     """
     package = Path(__file__).parents[1]
     installed = package / name

@@ -1,4 +1,4 @@
-"""Runs what a user wrote in a recipe or a handler: whatever it raises is reported with its line."""
+"""Runs the user's code, and reports its errors with their lines."""
 
 from __future__ import annotations
 
@@ -25,12 +25,15 @@ _EXTRAS = {
     **dict.fromkeys(("torch", "torchvision", "sklearn", "onnx", "safetensors"), "train"),
     **dict.fromkeys(("pycocotools", "sacrebleu", "tokenizers"), "zoo"),
 }
-"""What brings a package that a recipe may miss."""
+"""The extra that installs a package that a recipe may miss."""
 
 
 @contextmanager
 def running(path: Path, what: str, error: type[TorchportError] = RecipeError) -> Iterator[None]:
-    """Turn any exception of the user's code, `sys.exit` too, into `error` with file, line and reason."""
+    """Turn any exception of the user's code into `error`.
+
+    Its message has file, line and reason. `sys.exit` counts as an exception.
+    """
     try:
         yield
     except error:
@@ -52,8 +55,10 @@ _brought: set[str] = set()
 
 @contextmanager
 def importing_from(folder: Path) -> Iterator[None]:
-    """While inside, a plain import finds the files of `folder` last; and it finds these, and as they are
-    now, though another folder's file of the same name was imported before.
+    """Let imports inside find the files of `folder`, last in the path.
+
+    They find these files as they are now, even if another folder's file of the same name was imported
+    before.
     """
     for other in _appended - {str(folder)}:
         with suppress(ValueError):
@@ -75,7 +80,10 @@ def importing_from(folder: Path) -> Iterator[None]:
 
 
 def _is_of(module: ModuleType, folder: Path) -> bool:
-    """Whether a module is a user's file in `folder`: not a package that is installed below it."""
+    """Whether a module is a user's file in `folder`.
+
+    A package that is installed below it is not.
+    """
     file = Path(getattr(module, "__file__", None) or "/").resolve()
     folder = folder.resolve()
     libraries = [Path(sysconfig.get_path(kind)).resolve() for kind in ("purelib", "platlib", "stdlib")]
@@ -87,15 +95,15 @@ def _is_of(module: ModuleType, folder: Path) -> bool:
 
 
 def imported_files(folder: Path) -> list[Path]:
-    """The files of `folder` that the last `importing_from` it brought in."""
+    """The files of `folder` that were imported in the last `importing_from`."""
     found = (getattr(sys.modules.get(name), "__file__", None) for name in _brought)
     return sorted({Path(file).resolve() for file in found if file and Path(file).is_relative_to(folder)})
 
 
 def execute(path: Path, name: str) -> ModuleType:
-    """Run a user's file as the module `name`, from its source as it is now.
+    """Run a user's file as the module `name`, from its current source.
 
-    Python's byte code cache takes a file that was changed within a second, and kept its size, for unchanged.
+    Python's byte code cache misses a change within one second that keeps the file's size.
 
     Raises:
         RecipeError: the file does not parse, or fails.
@@ -118,7 +126,7 @@ def where(err: BaseException, path: Path) -> str:
 
 
 def where_in_user_code(err: BaseException, recipe: Recipe) -> str:
-    """The user's line that an error came through: the recipe's own where there is one."""
+    """The user's line that an error came through; the recipe's, if possible."""
     frames: list[tuple[str, int]] = []
     for link in _chain(err):
         frames += [(f.filename, f.lineno or 0) for f in traceback.extract_tb(link.__traceback__)]
@@ -127,7 +135,7 @@ def where_in_user_code(err: BaseException, recipe: Recipe) -> str:
 
 
 def line_in_trace(trace: str, recipe: Recipe) -> str:
-    """The user's line in a stack trace that is text; empty if it has none."""
+    """The user's line in a stack trace as text; empty if none."""
     return _last_of_user(_frames_in(trace), recipe)
 
 
@@ -145,7 +153,7 @@ def _last_of_user(frames: list[tuple[str, int]], recipe: Recipe) -> str:
 
 
 def is_model_code(file: str) -> bool:
-    """Whether a file can be where a user's model is written: not torch's, ours, or Python's own."""
+    """Whether a file can contain a user's model: not torch's, torchport's or Python's own."""
     path = Path(file)
     return (
         file.endswith(".py")
@@ -156,8 +164,10 @@ def is_model_code(file: str) -> bool:
 
 @cache
 def _libraries() -> tuple[Path, ...]:
-    """Where packages lie, and parts of Python, through which an error in a user's model comes. By their
-    place: a user's folder may have any name."""
+    """Folders of libraries that an error in a user's model passes through.
+
+    They are packages and parts of Python. They are known by place: a user's folder may have any name.
+    """
     found = (importlib.util.find_spec(name) for name in _LIBRARIES)
     return tuple(Path(spec.origin).parent for spec in found if spec is not None and spec.origin)
 

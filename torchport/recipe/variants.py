@@ -17,7 +17,7 @@ INT8 = Variant("onnxruntime", "int8")
 
 
 def wanted_variants(recipe: Recipe) -> Iterator[Variant]:
-    """Every backend of a recipe in every precision that it names and the backend has; float32 first."""
+    """Every backend of a recipe in every precision that both have; float32 first."""
     for precision in recipe.precisions:
         for backend in recipe.backends:
             if precision in BACKEND_PRECISIONS[backend]:
@@ -25,13 +25,16 @@ def wanted_variants(recipe: Recipe) -> Iterator[Variant]:
 
 
 def is_optional(recipe: Recipe, variant: Variant) -> bool:
-    """Whether a recipe goes without it where it cannot be made or proven."""
+    """Whether the recipe accepts that a variant cannot be exported or verified."""
     return variant.backend in recipe.optional_backends or variant.precision in recipe.optional_precisions
 
 
 def backend_options(recipe: Recipe, backend: str, device: str | None = None) -> BackendOptions:
-    """The recipe's options in float32 with another backend, and another device where one is given; without
-    what that backend or device does not have."""
+    """The recipe's options for another backend in float32.
+
+    `device` replaces the recipe's, if given. Options that the backend or device does not have are left
+    out.
+    """
     own = recipe.options.to_json()
     own.pop("shadow", None)
     changes = {"backend": backend, "precision": "float32"} | ({"device": device} if device else {})
@@ -43,5 +46,5 @@ def backend_options(recipe: Recipe, backend: str, device: str | None = None) -> 
 
 
 def variant_options(recipe: Recipe, variant: Variant, device: str | None = None) -> BackendOptions:
-    """The same in a variant's precision."""
+    """The recipe's options for a variant: `backend_options` in its precision."""
     return replace(backend_options(recipe, variant.backend, device), precision=variant.precision)

@@ -1,7 +1,8 @@
-"""Base of recipes for models that somebody else wrote and trained: nothing is known but the callable.
+"""Base class of recipes for pretrained models without a recipe's methods.
 
-The inputs are described on the command line, the outputs found by running the model, the handler is
-`tensor`, and parity is the whole of the proof, on random inputs or on `--sample FILE.npz`.
+Only the callable is known. The inputs are described on the command line, the outputs are found by
+running the model, and the handler is `tensor`. Only the outputs are verified, on random inputs or on
+`--sample FILE.npz`.
 """
 
 from __future__ import annotations
@@ -25,17 +26,20 @@ if TYPE_CHECKING:
     from torch import nn
 
 SAMPLE_ROWS = 8
-"""Enough that parity bounds each output channel on its own."""
+"""Rows of a sample. They are enough for a bound on each output channel."""
 
 JSON_ELEMENTS = 2000
-"""Inputs of more than this are shown as `.npz` only."""
+"""Maximum input elements of a JSON request. Larger inputs are sent as `.npz` only."""
 
 STEPS = 8
-"""Samples are multiples of 1/8, so that one of them, compressed, is small enough to travel along."""
+"""Denominator of the samples' values. Multiples of 1/8 compress well enough to be in the certificate."""
 
 
 class WrappedModel(Recipe):
-    """A model made by `build`, described by `describe`, which a subclass's `configure` calls."""
+    """A recipe whose model comes from `build` and whose signature from `describe`.
+
+    A subclass's `configure` calls `describe`.
+    """
 
     handler = "tensor"
     optional_backends = ("pt2",)
@@ -48,7 +52,7 @@ class WrappedModel(Recipe):
         dims: Sequence[str],
         sample: Path | None,
     ) -> None:
-        """Set name, signature and samples from what was given.
+        """Set name, signature and samples from the given descriptions.
 
         Raises:
             RecipeError: a description that cannot be read, or that the model does not fit.
@@ -69,7 +73,7 @@ class WrappedModel(Recipe):
         self._sample = sample
 
     def dependencies(self) -> Iterable[Path]:
-        """The file of samples; a subclass adds the files that the model's code is in."""
+        """The file of samples. A subclass adds the files with the model's code."""
         return () if self._sample is None else (self._sample,)
 
     def signatures(self) -> dict[str, Signature]:
@@ -104,7 +108,11 @@ class WrappedModel(Recipe):
         return sent
 
     def checked(self, model: Any, what: str) -> nn.Module:
-        """`model`, if it is one."""
+        """Return `model` in evaluation mode, if it is a module.
+
+        Raises:
+            RecipeError: it is none.
+        """
         from torch import nn
 
         if not isinstance(model, nn.Module):
@@ -113,7 +121,9 @@ class WrappedModel(Recipe):
 
 
 def parse_arguments(given: Sequence[str]) -> dict[str, Any]:
-    """`["num_classes=10", "weights=DEFAULT"]` as keyword arguments; values are JSON where they can be.
+    """Parse `["num_classes=10", "weights=DEFAULT"]` to keyword arguments.
+
+    Values are JSON if they parse as such.
 
     Raises:
         RecipeError: no name, or no `=`.

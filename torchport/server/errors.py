@@ -1,4 +1,4 @@
-"""The server's errors, by the names that TorchServe gives them in `{"code", "type", "message"}`.
+"""The server's errors, named as TorchServe's `{"code", "type", "message"}` names them.
 
 raise ModelNotFound("linaer")
 """
@@ -6,23 +6,59 @@ raise ModelNotFound("linaer")
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 from torchport.errors import TorchportError
 
 
+class FailedAnswer(Protocol):
+    """A worker's answer that is an error: `body` is its message, `error` the error's `type`."""
+
+    status: int
+    body: bytes
+    error: str
+
+
 class ApiError(TorchportError):
-    """An error that a client gets as it is. `kind` is the answer's `type`."""
+    """An error whose message the client gets. `kind` is the answer's `type`.
+
+    A class has a status and a kind; an error that a worker reports brings its own.
+    """
 
     http_status = 500
     kind = "InternalServerException"
 
-    def __init__(self, message: str, *, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        http_status: int | None = None,
+        kind: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.headers = dict(headers or {})
+        if http_status is not None:
+            self.http_status = http_status
+        if kind is not None:
+            self.kind = kind
+
+    @classmethod
+    def of(cls, answer: FailedAnswer) -> ApiError:
+        """The error that a worker answered with."""
+        message = answer.body.decode("utf-8", "replace")
+        return ApiError(message, http_status=answer.status, kind=answer.error)
 
 
 class InternalError(ApiError):
-    """The model or a worker failed; the client can do nothing about it."""
+    """The model or a worker failed; the client cannot help it."""
+
+
+class AnswerTooLarge(InternalError):
+    """A model's answer has more bytes than `max_response_size`."""
+
+    def __init__(self, size: int, limit: int) -> None:
+        super().__init__(f"the model's answer is too large: {size} bytes, max_response_size is {limit}")
 
 
 class InvalidRequest(ApiError):
@@ -41,7 +77,7 @@ class ResourceNotFound(ApiError):
 
 
 class MethodNotAllowed(ApiError):
-    """`allowed` are the methods that the resource takes, where it is known at all."""
+    """The resource does not take this method. `allowed` are those that it takes."""
 
     http_status = 405
     kind = "MethodNotAllowedException"
@@ -75,7 +111,7 @@ class InvalidModelVersion(ApiError):
 
 
 class InvalidKey(ApiError):
-    """No token, or one that is wrong or expired; TorchServe answers 400."""
+    """The token is missing, wrong or expired; 400, as on TorchServe."""
 
     http_status = 400
     kind = "InvalidKeyException"
@@ -87,7 +123,7 @@ class InvalidKey(ApiError):
 
 
 class Forbidden(ApiError):
-    """A URL outside of what models may be loaded from."""
+    """The server's settings forbid the request, or the URL of the model."""
 
     http_status = 403
     kind = "IllegalArgumentException"
@@ -116,7 +152,7 @@ class RequestTooLarge(ApiError):
 
 
 class ServiceUnavailable(ApiError):
-    """Try again later; `Retry-After` says when."""
+    """The server is overloaded or not ready; `Retry-After` says when to retry."""
 
     http_status = 503
     kind = "ServiceUnavailableException"
@@ -126,7 +162,7 @@ class ServiceUnavailable(ApiError):
 
 
 class DeadlineExceeded(ApiError):
-    """The client's own time limit passed before there was an answer."""
+    """The request's time limit passed before the answer was ready."""
 
     http_status = 504
     kind = "RequestTimeoutException"

@@ -1,4 +1,4 @@
-"""The server's log: text for people, or a JSON object a line for machines."""
+"""The server's log: text, or one JSON object per line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _EXTRA = ("request_id", "client", "method", "path", "status", "milliseconds", "t
 
 
 class JsonFormatter(logging.Formatter):
-    """One object a line, with what the access log adds."""
+    """Formats records as JSON lines, with the access log's fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         entry = {
@@ -37,7 +37,7 @@ def set_up(log_format: str) -> None:
     """Send the log to standard error.
 
     Raises:
-        ServerError: a format that is not known.
+        ServerError: the format is unknown.
     """
     if log_format not in FORMATS:
         raise ServerError(f"log_format={log_format!r}: one of {', '.join(FORMATS)} is expected")

@@ -1,8 +1,9 @@
-"""Runs a server from its start to its end.
+"""Runs a server from start to shutdown.
 
     run(settings, run_folder=Path(".run/serve-8080"), snapshots=True)
 
-SIGTERM and SIGINT: health turns 503, what was taken is answered, exit 0. A second one ends at once.
+On SIGTERM or SIGINT the health check turns 503, accepted requests are answered, and the exit code is 0. A
+second signal ends the server at once.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ from torchport.server.api.prometheus import ServerCollector
 from torchport.server.api.routing import by_address
 from torchport.server.api.tokens import Access
 from torchport.server.api.tracing import Tracing
+from torchport.server.http.event_loop import event_loop_factory
 from torchport.server.http.server import HttpServer
 from torchport.server.http.tls import tls_context
 from torchport.server.models.registry import Registry
@@ -38,7 +39,7 @@ from torchport.server.models.statistics import RequestCounts
 from torchport.server.models.version import ModelVersion
 from torchport.server.settings.address import Address
 from torchport.server.settings.settings import ServerSettings
-from torchport.server.wire import Sample
+from torchport.server.wire import MetricValue
 from torchport.store.files import write_json
 from torchport.version import __version__
 from torchport_runtime.backends.backend import cuda_device_count
@@ -49,11 +50,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LIFELINE = "TORCHPORT_SERVER_LIFELINE"
-"""Number of a file descriptor whose end is this server's: whoever started it holds the other side."""
+"""Variable with the number of a file descriptor: the server ends when its other side is closed."""
 
 
 def run(settings: ServerSettings, *, run_folder: Path, snapshots: bool) -> int:
-    """Serve until a signal says to end; the exit code.
+    """Serve until a signal ends the server; the exit code.
 
     Raises:
         ServerError: the settings are unsafe or wrong, an address is taken.
@@ -68,12 +69,12 @@ def run(settings: ServerSettings, *, run_folder: Path, snapshots: bool) -> int:
             logger.info("models as they were when the server ended (--ncs forgets them)")
             settings = replace(settings, model_snapshot=last)
     _allow_connections(settings)
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
         return runner.run(_Server(settings, run_folder, snapshots).run())
 
 
 def _allow_connections(settings: ServerSettings) -> None:
-    """Raise the limit on open files to what the connections may need, as far as the system lets us."""
+    """Raise the limit on open files to what the connections need, as far as the system allows."""
     try:
         import resource
     except ImportError:  # Windows has none.
@@ -86,17 +87,8 @@ def _allow_connections(settings: ServerSettings) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop
-    except ImportError:  # Windows has none.
-        return None
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory
-
-
 class _Server:
-    """One server. What can be wrong with the settings is found before anything is started."""
+    """One server. Its constructor refuses bad settings; nothing has been started then."""
 
     def __init__(self, settings: ServerSettings, run_folder: Path, snapshots: bool) -> None:
         self.settings, self._run_folder, self._keeps_snapshots = settings, run_folder, snapshots
@@ -122,9 +114,9 @@ class _Server:
         self._servers: list[HttpServer] = []
         self._grpc: GrpcServers | None = None
         self._is_restored = False
-        """Whether what the last snapshot tells of has been registered, or could not be."""
+        """Whether every model of the last snapshot has been registered or has failed."""
         self._record: dict[str, Any] = {"loaded": False, "failures": {}}
-        """What `server.json` tells whoever started the server."""
+        """The content of `server.json`, for the process that started the server."""
 
     async def run(self) -> int:
         self._listen_to_signals()
@@ -185,7 +177,7 @@ class _Server:
         await self._grpc.start()
 
     def _announce(self) -> None:
-        """Say where it listens, to people and to who started it."""
+        """Write the addresses into the log and into `server.json`."""
         servers, known = iter(self._servers), dict[Address, str]()
         urls = []
         for address in self.settings.http_addresses:
@@ -213,7 +205,7 @@ class _Server:
         if self._keeps_snapshots and self._is_restored and not self._stop.is_set():
             self._snapshots.save()
 
-    def _add_samples(self, version: ModelVersion, samples: list[Sample]) -> None:
+    def _add_samples(self, version: ModelVersion, samples: list[MetricValue]) -> None:
         self._collector.add_samples(version, samples)
 
     # The end.
@@ -244,7 +236,7 @@ class _Server:
         self._stop.set()
 
     async def _end(self) -> None:
-        """Answer what was taken, for as long as that may take, and leave nothing behind."""
+        """Answer the requests at hand within `shutdown_timeout`, then stop and clean up."""
         self._registry.draining = True
         deadline = time.monotonic() + self.settings.shutdown_timeout
         while not self._hurry.is_set() and time.monotonic() < deadline and self._is_busy():

@@ -1,8 +1,8 @@
-"""What the front and its workers say to each other over a socket pair.
+"""Messages between the front and its workers, over a socket pair.
 
 A frame is eight bytes of length (little-endian) and a MessagePack message. The front sends `Load` and
 then `Predict` or `Infer`, one at a time; the worker answers each with `Answered`, any number of
-`Partial`s before it. `slot` says which of the models in the worker's process is meant.
+`Partial`s before it. `slot` is the number of a model in the worker's process.
 
     sock.sendall(encode_frame(Predict(slot=9000, batch=1, rows=[...])))
 """
@@ -16,11 +16,11 @@ import msgspec
 
 HEADER = struct.Struct("<Q")
 MAX_FRAME = 1 << 34
-"""A frame that announces more, 16 GiB, is damage."""
+"""Maximum length of a frame in bytes, 16 GiB. A longer one means that the channel is damaged."""
 
 
 class Field(msgspec.Struct, array_like=True):
-    """A named part of a request: the body, or a part of a form."""
+    """A named part of a request: body or form part."""
 
     name: str
     content_type: str
@@ -28,7 +28,10 @@ class Field(msgspec.Struct, array_like=True):
 
 
 class Row(msgspec.Struct, array_like=True):
-    """One request. `headers` are as the client wrote them, in its order; Latin-1, as HTTP has it."""
+    """One request for a handler.
+
+    `headers` keep the client's spelling and order. They are Latin-1, as in HTTP.
+    """
 
     id: str
     headers: list[tuple[bytes, bytes]]
@@ -36,8 +39,11 @@ class Row(msgspec.Struct, array_like=True):
 
 
 class Load(msgspec.Struct, array_like=True, tag=1):
-    """Load the model in `folder`. `gpu` is a device's number, or None; `shared` says that other models are
-    to live in the same process."""
+    """Load the model in `folder`.
+
+    `gpu` is a device number, or None for the CPU. `shared`: whether other models may live in the same
+    process.
+    """
 
     model: str
     version: str
@@ -53,13 +59,13 @@ class Load(msgspec.Struct, array_like=True, tag=1):
 
 
 class Unload(msgspec.Struct, array_like=True, tag=4):
-    """Forget a model."""
+    """Drop a model."""
 
     slot: int
 
 
 class Predict(msgspec.Struct, array_like=True, tag=2):
-    """Answer these requests by the model's handler."""
+    """Answer these requests with the model's handler."""
 
     slot: int
     batch: int
@@ -76,7 +82,7 @@ class Tensor(msgspec.Struct, array_like=True):
 
 
 class InferRow(msgspec.Struct, array_like=True):
-    """One request straight onto a graph's tensors. No names in `outputs` stands for all of them."""
+    """One request of tensors for a graph; empty `outputs` ask for all."""
 
     graph: str
     inputs: list[Tensor]
@@ -84,7 +90,7 @@ class InferRow(msgspec.Struct, array_like=True):
 
 
 class Infer(msgspec.Struct, array_like=True, tag=3):
-    """Run these tensors, past the handler's decoding and encoding."""
+    """Run these tensors, without the handler's decoding and encoding."""
 
     slot: int
     batch: int
@@ -92,7 +98,10 @@ class Infer(msgspec.Struct, array_like=True, tag=3):
 
 
 class Answer(msgspec.Struct, array_like=True):
-    """One request's answer. `error` says that `body` is a message for the server's error shape."""
+    """The answer to one request.
+
+    An `error` that is not empty is the error's `type`; `body` is its message then.
+    """
 
     status: int
     body: bytes
@@ -103,8 +112,8 @@ class Answer(msgspec.Struct, array_like=True):
     tensors: list[Tensor] = []
 
 
-class Sample(msgspec.Struct, array_like=True):
-    """A value of one of the handler's own metrics. `kind` is counter, gauge or histogram."""
+class MetricValue(msgspec.Struct, array_like=True):
+    """One value of a handler's metric; `kind` is counter, gauge or histogram."""
 
     name: str
     kind: str
@@ -114,10 +123,14 @@ class Sample(msgspec.Struct, array_like=True):
 
 
 class Loaded(msgspec.Struct, array_like=True, tag=11):
-    """The model is loaded and warm; `describes` says what runs it, for the log."""
+    """The model is loaded and warm.
+
+    `description` names its backends, for the log. `signature` is JSON; empty if torchport did not make the
+    archive.
+    """
 
     slot: int
-    describes: str
+    description: str
     signature: bytes
 
 
@@ -130,7 +143,10 @@ class LoadFailed(msgspec.Struct, array_like=True, tag=12):
 
 
 class Partial(msgspec.Struct, array_like=True, tag=13):
-    """A piece of a streamed answer to the batch's row `row`; `Answered` carries the last one."""
+    """One piece of a streamed answer to row `row`.
+
+    `Answered` has the last piece.
+    """
 
     slot: int
     batch: int
@@ -139,20 +155,23 @@ class Partial(msgspec.Struct, array_like=True, tag=13):
 
 
 class Answered(msgspec.Struct, array_like=True, tag=14):
-    """Answers to all rows of a batch, in their order. `memory` is the worker's resident size in bytes."""
+    """Answers to all rows of a batch, in order.
+
+    `memory` is the worker's resident memory in bytes.
+    """
 
     slot: int
     batch: int
     answers: list[Answer]
-    samples: list[Sample]
+    samples: list[MetricValue]
     memory: int
 
 
 class Sampled(msgspec.Struct, array_like=True, tag=15):
-    """The handler's metrics between two batches: what it does after it has answered."""
+    """Metrics of a handler between two batches, such as its shadow's."""
 
     slot: int
-    samples: list[Sample]
+    samples: list[MetricValue]
 
 
 Order = Load | Unload | Predict | Infer
@@ -164,7 +183,7 @@ decode_report = msgspec.msgpack.Decoder(Report).decode
 
 
 def encode_frame(message: Any) -> bytearray:
-    """The message as a frame."""
+    """Encode a message as a frame."""
     frame = bytearray(HEADER.size)
     _encoder.encode_into(message, frame, HEADER.size)
     HEADER.pack_into(frame, 0, len(frame) - HEADER.size)

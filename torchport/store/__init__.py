@@ -1,3 +1,1 @@
-"""The model store: files written whole or not at all, their digests, and the records that stages leave each
-other.
-"""
+"""The model store: its folders, atomically written files, digests, and the stages' records."""

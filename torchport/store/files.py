@@ -1,7 +1,7 @@
-"""Files that are written whole or not at all.
+"""Reads and writes files atomically: a file is written whole or not at all.
 
 write_json(folder / "export.json", {"inputs": {}})
-read_json(folder / "export.json", "inputs")      # None where it is missing or damaged
+read_json(folder / "export.json", "inputs")      # None if it is missing or damaged
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from typing import Any
 from torchport.errors import TorchportError
 
 _STRAY = re.compile(r"\.[a-z0-9_]{8}\Z")
-"""The end that `tempfile.mkstemp` gives to a name."""
+"""The suffix that `tempfile.mkstemp` gives to a name."""
 
 
 def write_bytes(path: Path, content: bytes, mode: int = 0o644) -> None:
-    """Write `content` to `path`, whole or not at all; never readable by more than `mode` says.
+    """Write `content` to `path`, whole or not at all.
+
+    The file's permissions are never wider than `mode`.
 
     Raises:
         TorchportError: the folder cannot be written, or the disk is full; `path` is as it was.
@@ -43,7 +45,10 @@ def write_bytes(path: Path, content: bytes, mode: int = 0o644) -> None:
 
 
 def remove_strays(folder: Path, name: str = "*") -> None:
-    """Remove what a killed `write_bytes` left of files of that name; for whoever holds the lock."""
+    """Remove temporary files that a killed `write_bytes` left for that name.
+
+    The caller must hold the folder's lock.
+    """
     for path in folder.glob(f".{name}.*"):
         if _STRAY.search(path.name):
             path.unlink(missing_ok=True)
@@ -54,14 +59,14 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def json_bytes(value: Mapping[str, Any]) -> bytes:
-    """An object as `write_json` writes it."""
+    """The bytes that `write_json` writes for an object."""
     return (json.dumps(value, indent=2) + "\n").encode()
 
 
 def read_json(path: Path, *required: str) -> dict[str, Any] | None:
-    """The object in `path`; None where there is no such file, or it is damaged or lacks what is required.
+    """The object in `path`; None if missing, damaged, or without a required key.
 
-    What is read as None is made again by the stage that writes it.
+    A stage that reads None makes the file again.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))

@@ -1,11 +1,11 @@
-"""`model_store/`: an archive per model version, and `.build/` with what they were made from.
+"""`model_store/`: an archive per model version, and `.build/` with its sources.
 
     folder = Store(Path("model_store")).build("linear", "1.0")
     folder.weights            # model_store/.build/linear/1.0/weights.pt
 
-The build folder is hidden because TorchServe's `load_models=all` takes any visible folder for a
-model. Files are written under a temporary name and renamed: a stage that is killed leaves the old
-file or the new one.
+The build folder is hidden because TorchServe's `load_models=all` takes any visible folder for a model.
+Files are written under a temporary name and renamed: a stage that is killed leaves the old file or the
+new one.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class _File:
 
 @dataclass(frozen=True)
 class BuildFolder:
-    """The files of one model version, from the weights to what was checked over HTTP."""
+    """The files of one model version, from the weights to the servers' records."""
 
     path: Path
     name: str
@@ -59,7 +59,7 @@ class BuildFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep a second command off this model version while a stage writes.
+        """Keep other commands off this model version while a stage writes.
 
         Raises:
             TorchportError: another command holds it, or the folder cannot be written.
@@ -81,7 +81,7 @@ class BuildFolder:
             held.release()
 
     def training_record(self) -> dict[str, Any] | None:
-        """What training wrote down; None where it did not, or not whole."""
+        """The record that training wrote; None if missing or damaged."""
         return read_json(self.training, "inputs", "metrics", "weights_sha256", "assets")
 
     def export_record(self) -> dict[str, Any] | None:
@@ -93,7 +93,7 @@ class BuildFolder:
         )
 
     def recorded_artifacts(self) -> dict[str, str]:
-        """SHA-256 by file name, as the export stage wrote them down.
+        """SHA-256 of the artifacts by file name, as the export stage recorded them.
 
         Raises:
             StaleError: nothing was exported.
@@ -104,7 +104,7 @@ class BuildFolder:
         return {name: entry["sha256"] for name, entry in record["artifacts"].items()}
 
     def require_artifacts(self) -> dict[str, str]:
-        """The same, after holding every file against it.
+        """SHA-256 of the artifacts by file name, after checking every file.
 
         Raises:
             StaleError: a file is missing or is not what was exported; the message names it.
@@ -154,7 +154,10 @@ class Store:
         }
 
     def archive_files(self) -> list[Path]:
-        """Every `.mar` of the store: those of `archives` first, in that order, then those of other names."""
+        """Every `.mar` file of the store.
+
+        Those of `archives` come first, in that order, then those with other names.
+        """
         named = [path for versions in self.archives().values() for path in versions.values()]
         others = sorted(set(self.path.glob("*.mar")) - set(named)) if self.path.is_dir() else []
         return [*named, *others]
@@ -165,7 +168,7 @@ def _is_plain(name: str) -> bool:
 
 
 def version_key(version: str) -> tuple[int, Version, str]:
-    """Sort key of model versions; what is no version number comes before all that are."""
+    """Sort key of model versions. Strings that are no version number come first."""
     try:
         return 1, Version(version), version
     except InvalidVersion:

@@ -1,4 +1,4 @@
-"""SHA-256 of files, folders and JSON values: what certificates are bound with."""
+"""SHA-256 of files, folders and JSON values; certificates are bound by them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def sha256_json(value: Any) -> str:
 
 
 def sha256_tree(folder: Path, pattern: str = "**/*") -> dict[str, str]:
-    """SHA-256 of every file below `folder`, by relative path; byte code left out."""
+    """SHA-256 of every file below `folder`, by relative path, without byte code."""
     if not folder.is_dir():
         return {}
     return {

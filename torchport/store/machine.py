@@ -1,4 +1,4 @@
-"""What of a machine can change a model's numbers: the processor, its instruction sets, its GPUs.
+"""Properties of a machine that can change a model's numbers: processor, instruction sets, GPUs.
 
 describe()        # {"architecture": "x86_64", "processor": "...", "instructions": "9f86d0...", "gpus": []}
 """
@@ -16,7 +16,10 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 
 def describe() -> dict[str, Any]:
-    """The same on the same kind of machine; `instructions` stands for the set that the processor has."""
+    """A description that is equal on machines of the same kind.
+
+    `instructions` is a digest of the processor's instruction sets.
+    """
     return {
         "architecture": platform.machine(),
         "processor": processor(),
@@ -26,17 +29,20 @@ def describe() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's name; what the system calls it where that is all there is."""
+    """The processor's name, or else the system's name for its kind."""
     return " ".join(_cpuinfo("model name")) or platform.processor() or platform.machine()
 
 
 def gpus() -> list[str]:
-    """The names of the CUDA devices, by the driver; loads no CUDA library."""
+    """The names of the CUDA devices, asked of the driver.
+
+    It loads no CUDA library.
+    """
     return [device_name(index) for index in range(cuda_device_count())]
 
 
 def _cpuinfo(key: str) -> list[str]:
-    """The words of the first processor's line of that name."""
+    """The words after a key in the first processor's entry of `/proc/cpuinfo`."""
     lines = _CPUINFO.read_text(encoding="utf-8").splitlines() if _CPUINFO.is_file() else []
     for line in lines:
         name, _, text = line.partition(":")

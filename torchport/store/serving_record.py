@@ -1,8 +1,9 @@
-"""`serving.json`: what servers answered over HTTP, a record for each server, backend and precision that was
-asked of one archive.
+"""`serving.json`: results of checking one archive on servers over HTTP.
 
     keep_record(folder, {"server": "TorchServe 0.12.0", "archive_sha256": "...", ...})
-    read_records(folder)                 # the record of each, the last asked last
+    read_records(folder)                 # one for each server, the last checked last
+
+It has one record for each server, backend and precision.
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ from torchport.store.folders import BuildFolder, Store
 from torchport.store.hashing import sha256_file
 
 FORMAT = 2
-"""Before it, the file was the last record alone."""
+"""Version of the file's format. Before 2, the file was the last record alone."""
 
 _REQUIRED = {"server": str, "archive_sha256": str, "passed": bool, "metrics": dict}
 
 
 def read_records(folder: BuildFolder, archive_sha256: str | None = None) -> list[dict[str, Any]]:
-    """The records of a build folder, all of one archive, the last asked last; none where there are none, or
-    they are damaged, or of another archive than the given one."""
+    """The records of a build folder for one archive, the last checked last.
+
+    Without `archive_sha256`, they are of the archive that was checked last. Missing, damaged and other
+    archives' records are left out.
+    """
     value = read_json(folder.serving) or {}
     listed = value.get("servers", [value])
     records = [
@@ -38,27 +42,33 @@ def read_records(folder: BuildFolder, archive_sha256: str | None = None) -> list
 def records_of_certificate(
     folder: BuildFolder, certificate_sha256: str, archive_sha256: str | None = None
 ) -> list[dict[str, Any]]:
-    """As `read_records`, of archives that carry this certificate."""
+    """`read_records`, limited to archives that contain this certificate."""
     records = read_records(folder, archive_sha256)
     return [record for record in records if record.get("certificate_sha256") == certificate_sha256]
 
 
 def keep_record(folder: BuildFolder, record: dict[str, Any]) -> None:
-    """Put a record in the place of the same server's, and drop those of another archive."""
+    """Add a record, replacing that of the same server, backend and precision.
+
+    Records of other archives are removed.
+    """
     others = [
-        other for other in read_records(folder, record["archive_sha256"]) if _asked(other) != _asked(record)
+        other for other in read_records(folder, record["archive_sha256"]) if _key(other) != _key(record)
     ]
     write_json(folder.serving, {"format": FORMAT, "servers": [*others, record]})
 
 
 def records_beside(archive: Path, name: str, version: str) -> list[dict[str, Any]]:
-    """The records of an archive that lies in its store, under the name of its model; empty for any other."""
+    """The records of an archive in its store, under its model's name.
+
+    Empty for any other archive.
+    """
     store = Store(archive.parent)
     if archive.name != store.archive(name, version).name:
         return []
     return read_records(store.build(name, version), sha256_file(archive))
 
 
-def _asked(record: dict[str, Any]) -> tuple[str, Any, Any]:
-    """Which server, whatever its version, ran what."""
+def _key(record: dict[str, Any]) -> tuple[str, Any, Any]:
+    """Key of a record: the server without its version, the backend, the precision."""
     return record["server"].partition(" ")[0], record.get("backend"), record.get("precision", "float32")

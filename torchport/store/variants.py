@@ -1,4 +1,4 @@
-"""What a graph is exported as: a backend, and the precision that it computes in.
+"""Variant of an exported graph: its backend, and the precision that it computes in.
 
 Variant("pt2", "bfloat16").artifact("main")      # "main.bfloat16.pt2"
 """
@@ -14,7 +14,7 @@ from torchport_runtime.options import BACKEND_PRECISIONS, HALF_PRECISIONS, Backe
 
 @dataclass(frozen=True)
 class Variant:
-    """`str` is its name in records and messages: `pt2`, `pt2 bfloat16`."""
+    """A backend and a precision. `str` gives its name in records and messages: `pt2`, `pt2 bfloat16`."""
 
     backend: str
     precision: str = "float32"
@@ -23,22 +23,22 @@ class Variant:
         return self.backend if self.precision == "float32" else f"{self.backend} {self.precision}"
 
     def artifact(self, graph: str) -> str:
-        """The name of a graph's file."""
+        """The name of a graph's file in this variant."""
         return f"{graph}{artifact_suffix(self.backend, self.precision)}"
 
     @property
     def takes_gpu(self) -> bool:
-        """Whether it runs on a GPU, too."""
+        """Whether it can run on a GPU."""
         return BackendOptions(backend=self.backend, precision=self.precision).takes_gpu
 
     def to_json(self) -> dict[str, str]:
-        """As `of` reads it in a record's entry."""
+        """The keys of a record's entry, as `of` reads them."""
         precision = {} if self.precision == "float32" else {"precision": self.precision}
         return {"backend": self.backend, **precision}
 
     @classmethod
     def of(cls, result: Mapping[str, Any]) -> Variant:
-        """That of a record's entry. Before there were precisions all were float32."""
+        """The variant of a record's entry. Entries without a precision are float32."""
         return cls(result["backend"], result.get("precision", "float32"))
 
 
@@ -48,8 +48,11 @@ def has_passed(certificate: Mapping[str, Any], variant: Variant) -> bool:
     return bool(own) and all(own)
 
 
-def carried_variants(graphs: Mapping[str, Any], names: set[str]) -> list[Variant]:
-    """Those whose artifacts of all graphs are among an archive's names; INT8 is none, it has its own gate."""
+def contained_variants(graphs: Mapping[str, Any], names: set[str]) -> list[Variant]:
+    """Variants whose artifacts of all graphs are among an archive's names.
+
+    INT8 is left out, because it has its own certificate.
+    """
     return [
         Variant(backend, precision)
         for backend, precisions in BACKEND_PRECISIONS.items()

@@ -8,7 +8,7 @@ _ONNXRUNTIME = ("onnxruntime-gpu", "onnxruntime")
 
 
 def library_versions(*names: str) -> dict[str, str]:
-    """Versions by distribution name; those that are not installed are left out.
+    """Versions by distribution name, without those that are not installed.
 
     `onnxruntime` stands for whichever of its distributions is installed.
     """

@@ -1,1 +1,4 @@
-"""Where an archive runs: starts servers as child processes, and writes `serving.json` from their answers."""
+"""Starts servers as child processes, and checks archives on them.
+
+Their answers are recorded in `serving.json`.
+"""

@@ -1,10 +1,11 @@
-"""Cleans up after whoever started a server for a while and was killed: a TorchServe is stopped, torchport's
-own server, which ends by itself, is waited for, and the folder of both is removed.
+"""Cleans up a temporary server if the process that started it dies.
 
     with guard(run):
         with start(store, run) as server: ...
 
-The guard is a process that waits for the end of its standard input, which is this process's end.
+A TorchServe is stopped. torchport's own server ends by itself, and is waited for. The folder of both is
+removed. The guard is a process that waits for the end of its standard input, which is this process's
+end.
 """
 
 from __future__ import annotations
@@ -20,13 +21,17 @@ from pathlib import Path
 from torchport.targets.torchserve import launched, running
 
 GRACE_S = 60.0
-"""A server that was just being started writes down its pid within this time, on a busy machine too."""
+"""Maximum seconds until a starting server has written down its pid. A server that takes longer, on a busy
+machine say, is not stopped."""
 
 
 @contextmanager
 def guard(run: Path) -> Iterator[None]:
-    """While inside, should this process be killed, a server with this run folder is seen to its end, and the
-    run folder's parent, which is taken for a temporary folder of this process, is removed."""
+    """Clean up after a server if this process is killed.
+
+    The guard waits for the end of the server with the run folder `run`, or stops it. Then it removes
+    that folder's parent, which it takes for a temporary folder of this process.
+    """
     process = subprocess.Popen(
         [sys.executable, "-m", "torchport.targets.guard", str(run)],
         stdin=subprocess.PIPE,
@@ -41,7 +46,7 @@ def guard(run: Path) -> Iterator[None]:
 
 
 def main() -> None:
-    """Wait, then stop what is left."""
+    """Wait until the starting process ends, then stop what is left."""
     run = Path(sys.argv[1])
     if sys.stdin.read():
         return

@@ -1,9 +1,9 @@
-"""Starts `torchport serve` as a process of its own, waits until every model is ready, and stops it.
+"""Starts `torchport serve` as a child process, waits until ready, stops it.
 
     with start(Store(Path("model_store")), run=Path(".run/check")) as server:
         server.client().predict("linear", json=[4.0])
 
-The server ends with the process that started it, by SIGKILL too.
+The server ends with the process that started it, after a SIGKILL too.
 """
 
 from __future__ import annotations
@@ -39,8 +39,11 @@ _ANY_PORT = {
 
 @dataclass(frozen=True)
 class ServerProcess:
-    """A server that runs, or ran. `urls` are those of `inference`, `management` and `metrics`; `ports` those
-    of `grpc_inference` and `grpc_management`, where gRPC is on."""
+    """A server process, running or ended.
+
+    `urls` are those of `inference`, `management` and `metrics`. `ports` are those of `grpc_inference`
+    and `grpc_management`; empty if gRPC is off.
+    """
 
     run: Path
     process: subprocess.Popen[bytes]
@@ -58,11 +61,14 @@ class ServerProcess:
         return Client(self.urls["inference"], self.urls["management"], **{**mine, **options})
 
     def log(self) -> str:
-        """What the server and its workers wrote."""
+        """The log of the server and its workers."""
         return (self.run / "server.log").read_text(encoding="utf-8", errors="replace")
 
     def stop(self) -> int:
-        """End the server as SIGTERM does, answering first what it has taken; its exit code."""
+        """Stop the server by SIGTERM. Returns its exit code.
+
+        It answers accepted requests first. After `STOP_TIMEOUT_S` seconds it is killed.
+        """
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
@@ -93,17 +99,17 @@ def start(
     python: Path | None = None,
     timeout_s: float = READY_TIMEOUT_S,
 ) -> ServerProcess:
-    """Start a server on free ports of the loopback address and wait until every model is ready.
+    """Start a server on free loopback ports, with every model ready.
 
     Args:
         run: a folder for its configuration, log and state.
-        config: a `config.properties`; `settings` win over it.
+        config: a `config.properties`; `settings` override it.
         arguments: more of the command line of `torchport serve`.
         environment: variables for the server and its workers, such as TORCHPORT_BACKEND.
         python: the interpreter to run it with; this one unless given.
 
     Raises:
-        ServerError: it does not start, or a model does not get ready; the message has the end of its log.
+        ServerError: it does not start, or a model does not become ready; the message has the end of its log.
     """
     run.mkdir(parents=True, exist_ok=True)
     run = run.resolve()

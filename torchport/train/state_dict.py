@@ -1,7 +1,9 @@
-"""Whether a trained model is all in its state_dict: what is not is lost with the process that trained it,
-and the stages after training would prove exports of another model.
+"""Checks that a trained model is all in its state_dict.
 
     require_kept(recipe, model)          # before weights.pt is written
+
+Anything else is lost with the process that trained it, and the stages after training would verify
+exports of another model.
 """
 
 from __future__ import annotations
@@ -22,11 +24,12 @@ if TYPE_CHECKING:
     from torch import nn
 
 ROUNDING = 1e-5
-"""Of an output's scale: two runs of one model on one machine differ by less."""
+"""Maximum difference of equal outputs, as a share of their scale. Two runs of one model on one machine
+differ by less."""
 
 
 def require_kept(recipe: Recipe, trained: nn.Module) -> None:
-    """Build the model again, give it the trained one's state_dict, and hold its outputs against it.
+    """Build the model again with the trained state_dict, and compare outputs.
 
     The trained model is moved to the CPU and put into evaluation mode.
 
@@ -70,7 +73,7 @@ def _same(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 def _lost(trained: nn.Module, rebuilt: nn.Module) -> Iterator[str]:
-    """Buffers outside of the state_dict and plain attributes in which two models differ."""
+    """Buffers outside of the state_dict, and plain attributes, in which models differ."""
     kept = trained.state_dict()
     buffers = dict(rebuilt.named_buffers())
     for name, buffer in trained.named_buffers():

@@ -1,3 +1,4 @@
-"""Reads the artifacts and writes `parity.json`, `measures.json`, `parity.html` and `evidence.npz`;
-verifies archives again on this machine.
+"""Verifies exports and archives: `parity.json`, `measures.json`, `parity.html` and `evidence.npz`.
+
+It compares the artifacts with the trained model, and verifies archives again on this machine.
 """

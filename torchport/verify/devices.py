@@ -1,4 +1,4 @@
-"""The devices that this machine can compare exports on."""
+"""Finds the devices on which this machine can compare exports."""
 
 from __future__ import annotations
 

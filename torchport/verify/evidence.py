@@ -1,14 +1,15 @@
-"""What an archive carries so that any machine can prove it again, without the model's code or weights.
+"""Test vectors of an archive: inputs, expected outputs, bounds, requests and answers.
 
-Inputs, what the trained model makes of them in float64, bounds on the error, and requests with answers:
+With them any machine can verify the archive, without the model's code or weights. The expected outputs
+are the trained model's in float64:
 
     evidence = Evidence("onnxruntime")
     evidence.add_cases("main", signature, cases, reference)
     write_bytes(folder.evidence, evidence.to_bytes())
     read_evidence(folder.evidence).cases[0].expected["logits"]
 
-It is an `.npz`: numbered arrays, and an `index` of JSON that says what each is. The real samples come
-first, cut to a few rows, then random and extreme inputs, as long as there is room.
+The file is an `.npz`: numbered arrays, and an `index` of JSON that names each. Real samples come first,
+then random and extreme inputs, then other sizes, until `MAX_BYTES` are used up.
 """
 
 from __future__ import annotations
@@ -33,16 +34,20 @@ if TYPE_CHECKING:
 FORMAT = 1
 FILE = "evidence.npz"
 ROWS = 8
-"""Of one case, at most."""
+"""Maximum rows that are kept of one case; further rows are cut off."""
 
 MAX_BYTES = 2 << 20
-"""Of the arrays of one graph: what every archive is to carry must be small beside a model."""
+"""Maximum bytes of the arrays of one graph in one precision. Cases beyond it are left out: every archive
+contains the test vectors, so that they must be small compared with a model."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProvenCase:
-    """Inputs of one graph, and what its outputs have to be. `bounds` are in an output's max-norm; an output
-    that has none is to be equal. They are those of one `precision`, and hold for what computes in it."""
+class ExpectedCase:
+    """Inputs and expected outputs of one graph.
+
+    `bounds`: maximum absolute error per output, for a backend that computes in `precision`. Outputs
+    without a bound must match exactly.
+    """
 
     graph: str
     name: str
@@ -57,8 +62,11 @@ class ProvenCase:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProvenRequest:
-    """A request's body, JSON or bytes, its fields, and the answer to it, JSON or bytes."""
+class ExpectedRequest:
+    """A request and its expected answer.
+
+    `body` and `answer` are JSON or bytes each; `params` are the request's other fields.
+    """
 
     body: Any
     params: dict[str, str]
@@ -67,12 +75,15 @@ class ProvenRequest:
 
 @dataclass
 class Evidence:
-    """Cases and requests, in the order in which they are proven. `answered_by` is the backend whose answers
-    the requests have: another's may differ in digits that a client sees."""
+    """Test vectors of one archive, in the order in which they are checked.
+
+    `answered_by` is the backend that gave the requests' answers. Another backend's answers may differ in
+    digits that a client sees.
+    """
 
     answered_by: str
-    cases: list[ProvenCase] = field(default_factory=list)
-    requests: list[ProvenRequest] = field(default_factory=list)
+    cases: list[ExpectedCase] = field(default_factory=list)
+    requests: list[ExpectedRequest] = field(default_factory=list)
 
     def add_cases(
         self,
@@ -82,8 +93,12 @@ class Evidence:
         reference: Reference,
         precision: str = "float32",
     ) -> None:
-        """Take the cases of one graph for which there is room, and the first in any case; none that leaves
-        the precision's range, or in which it chooses otherwise than float64 between near equals."""
+        """Add the cases of one graph that fit into `MAX_BYTES`.
+
+        The first one is always added. Cases must be judged by their values. In a half precision, cases
+        are left out that overflow it, and cases in which it chooses otherwise than float64 between near
+        equals.
+        """
         left = MAX_BYTES
         judged = [
             case
@@ -92,18 +107,18 @@ class Evidence:
             and (precision == "float32" or _within(case.name, signature, reference))
         ]
         for case in sorted(judged, key=_worth):
-            proven = _proven(graph, signature, case, reference, precision)
-            if proven.size <= left or left == MAX_BYTES:
-                self.cases.append(proven)
-                left -= proven.size
+            expected = _expected_case(graph, signature, case, reference, precision)
+            if expected.size <= left or left == MAX_BYTES:
+                self.cases.append(expected)
+                left -= expected.size
 
     def add_request(self, request: Request, answer: Any) -> None:
         self.requests.append(
-            ProvenRequest(body=request.fields()["body"], params=dict(request.params), answer=answer)
+            ExpectedRequest(body=request.fields()["body"], params=dict(request.params), answer=answer)
         )
 
     def to_bytes(self) -> bytes:
-        """The file; the same evidence gives the same bytes."""
+        """The file's content. The same test vectors give the same bytes."""
         arrays: dict[str, np.ndarray] = {}
         names: dict[Any, str] = {}
 
@@ -143,7 +158,7 @@ class Evidence:
 
 
 def read_evidence(path: Path) -> Evidence:
-    """What `Evidence.to_bytes` wrote.
+    """Read what `Evidence.to_bytes` wrote.
 
     Raises:
         ArchiveError: the file is missing, damaged, or of a later format.
@@ -161,7 +176,7 @@ def read_evidence(path: Path) -> Evidence:
             return arrays[value["bytes"]].tobytes() if "bytes" in value else value["json"]
 
         cases = [
-            ProvenCase(
+            ExpectedCase(
                 graph=case["graph"],
                 name=case["name"],
                 inputs=named(case["inputs"]),
@@ -172,7 +187,7 @@ def read_evidence(path: Path) -> Evidence:
             for case in index["cases"]
         ]
         requests = [
-            ProvenRequest(body=said(r["body"]), params=dict(r["params"]), answer=said(r["answer"]))
+            ExpectedRequest(body=said(r["body"]), params=dict(r["params"]), answer=said(r["answer"]))
             for r in index["requests"]
         ]
         return Evidence(index["answered_by"], cases, requests)
@@ -181,13 +196,15 @@ def read_evidence(path: Path) -> Evidence:
 
 
 def _worth(case: Case) -> int:
-    """Real inputs first; the sweep over every dimension last: it looks for faults of the export, and those
-    no machine changes."""
+    """Sort key of a case: real inputs first, sweeps over dimensions last.
+
+    Sweeps look for faults of the export, which are the same on every machine.
+    """
     return 0 if case.is_sample else 2 if "=" in case.name else 1
 
 
 def _within(case: str, signature: Signature, reference: Reference) -> bool:
-    """Whether a half precision computes a case as float64 does, but for rounding."""
+    """Whether a half precision computes a case as float64 does, except for rounding."""
     return not any(
         reference.overflowed(case, name).any()
         if reference.eager(case, name).dtype.kind == "f"
@@ -196,7 +213,9 @@ def _within(case: str, signature: Signature, reference: Reference) -> bool:
     )
 
 
-def _proven(graph: str, signature: Signature, case: Case, reference: Reference, precision: str) -> ProvenCase:
+def _expected_case(
+    graph: str, signature: Signature, case: Case, reference: Reference, precision: str
+) -> ExpectedCase:
     def few(array: np.ndarray) -> np.ndarray:
         return array if signature.batch_dim is None else array[:ROWS]
 
@@ -209,6 +228,6 @@ def _proven(graph: str, signature: Signature, case: Case, reference: Reference, 
         else:
             expected[name] = few(eager)
     inputs = {name: few(array) for name, array in case.inputs.items()}
-    return ProvenCase(
+    return ExpectedCase(
         graph=graph, name=case.name, inputs=inputs, expected=expected, bounds=bounds, precision=precision
     )

@@ -1,4 +1,4 @@
-"""torch's number of threads, which opening a backend sets for the whole process.
+"""Restores torch's number of threads, which opening a backend changes for the process.
 
 with torch_threads_kept():
     open_backend(path, signature, options)
@@ -12,7 +12,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def torch_threads_kept(count: int | None = None) -> Iterator[None]:
-    """Leave the number as it was; inside it is `count`, where one is given."""
+    """Restore torch's number of threads on leaving.
+
+    Inside, the number is `count`, if given.
+    """
     import torch
 
     before = torch.get_num_threads()

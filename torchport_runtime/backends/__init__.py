@@ -1,1 +1,1 @@
-"""Reads an artifact and runs it by ONNX Runtime, TorchScript, torch.export or AOTInductor."""
+"""Backends that run artifacts: ONNX Runtime, TorchScript, torch.export, AOTInductor."""

@@ -1,10 +1,10 @@
-"""A graph that AOTInductor has compiled (`.aoti.pt2`): machine code, for the CPU that it was compiled on.
+"""Runs graphs that AOTInductor has compiled (`.aoti.pt2`) for one CPU.
 
     backend = AotInductorBackend(Path("main.aoti.pt2"), signature, BackendOptions(backend="aotinductor"))
     built_for(Path("main.aoti.pt2"))["torch"]            # "2.15.0"
 
-The file says what it was compiled for. That is looked at before its code is: instructions that a processor
-does not have end a process without a word.
+The file says what it was compiled for. That is checked before its code is loaded: instructions that a
+processor does not have end the process without a message.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from torchport_runtime.errors import BackendError, SignatureError, one_line
 from torchport_runtime.options import BackendOptions
 
 BUILT_FOR = "extra/torchport.json"
-"""Below the package's own folder; the file format keeps `extra/` for what is not its own."""
+"""The build record's path, below the package's own folder. The file format keeps `extra/` for additions."""
 
 MAX_BYTES = 1 << 20
-"""Of that file: it lists a processor's instruction sets."""
+"""Maximum bytes of the build record, which lists a processor's instruction sets. A larger one is refused."""
 
 _CPUINFO = Path("/proc/cpuinfo")
 _INSTRUCTIONS = re.compile(
@@ -35,12 +35,12 @@ _INSTRUCTIONS = re.compile(
     r"movdir|popcnt$|abm$|rdrand$|rdseed$|clwb$|clflushopt$|clzero$|xsave|fsgsbase$|3dnowprefetch$|serialize$|"
     r"waitpkg$|cldemote$|enqcmd$|tsxldtrk$|lahf_lm$|rdpid$|cx16$|wbnoinvd$|uintr$|prefetch)"
 )
-"""Of the flags that Linux names on x86, those that a compiler may use; others are the kernel's, or say what
-the processor suffers from. On other processors all that it names count."""
+"""Linux's x86 flags that a compiler may use. Other flags are the kernel's, or name the processor's
+defects. On other processors all of Linux's flags count."""
 
 
 def built_here() -> dict[str, Any]:
-    """What an artifact that is compiled on this machine runs on: torch's version, instruction sets."""
+    """What an artifact that is compiled here needs: torch's version, instruction sets."""
     import torch
 
     return {
@@ -52,10 +52,10 @@ def built_here() -> dict[str, Any]:
 
 
 def built_for(path: Path) -> dict[str, Any]:
-    """What an artifact says it was compiled for. Loads nothing of it.
+    """Read what an artifact was compiled for, without loading its code.
 
     Raises:
-        BackendError: the file is damaged, or says nothing.
+        BackendError: the file is damaged, or its build record is missing.
     """
     try:
         with zipfile.ZipFile(path) as package:
@@ -71,7 +71,7 @@ def built_for(path: Path) -> dict[str, Any]:
 
 
 def why_not_here(built: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
-    """Why code that was `built` so cannot run `here`; None where it can."""
+    """Why code `built` elsewhere cannot run `here`; None if it can."""
     for key, what in (("system", "for"), ("machine", "for"), ("torch", "with torch")):
         if built.get(key) != here[key]:
             return f"it was compiled {what} {built.get(key)}, this is {here[key]}"
@@ -82,8 +82,11 @@ def why_not_here(built: Mapping[str, Any], here: Mapping[str, Any]) -> str | Non
 
 
 class AotInductorBackend(TorchBackend):
-    """A `.aoti.pt2` file. It computes on the CPU, and checks every input: its code does not, and would read
-    past the end of one that is too small."""
+    """Runs a `.aoti.pt2` file on the CPU.
+
+    Every input is checked, because the compiled code does not: it would read past the end of an input that
+    is too small.
+    """
 
     def _choose_device(self, options: BackendOptions) -> str:
         if options.device.startswith("cuda"):
@@ -113,7 +116,7 @@ class AotInductorBackend(TorchBackend):
 
 
 def _instructions() -> list[str]:
-    """The first processor's, by the names that Linux has for them; its model's name elsewhere."""
+    """The first processor's instruction sets, by Linux's names; elsewhere its model."""
     lines = _CPUINFO.read_text(encoding="utf-8").splitlines() if _CPUINFO.is_file() else []
     for line in lines:
         name, _, text = line.partition(":")

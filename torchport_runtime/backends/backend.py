@@ -1,9 +1,9 @@
-"""What runs an exported graph. Every backend takes and gives numpy arrays by name.
+"""Backends run exported graphs, with numpy arrays by name in and out.
 
     backend = open_backend(Path("main.onnx"), signature, BackendOptions(device="cpu"))
     backend.run({"x": np.array([[4.0]], np.float32)})     # {"y": array([[14.17]], dtype=float32)}
 
-The ONNX Runtime backend never imports torch; torch is imported by those that need it.
+The ONNX Runtime backend never imports torch; the other backends do.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Tensors = Mapping[str, np.ndarray]
 
 
 class Backend(Protocol):
-    """A loaded graph. `device` is the one really used: "cpu" or "cuda:N"."""
+    """A loaded graph; `device` is the one in use, "cpu" or "cuda:N"."""
 
     device: str
     provider: str
@@ -64,7 +64,7 @@ def open_backend(path: Path, signature: Signature, options: BackendOptions) -> B
     """Load the artifact at `path` with the backend that `options` names.
 
     Raises:
-        BackendError: the file is damaged, the library is missing, or the device cannot be had.
+        BackendError: the file is damaged, or the library or the device is missing.
     """
     if not path.is_file() and options.precision == "int8":
         raise BackendError(

@@ -1,4 +1,4 @@
-"""Which CUDA devices there are, asked of the driver alone: no CUDA library is loaded.
+"""Counts and names CUDA devices by the driver, without any CUDA library.
 
 cuda_device_count()          # 0 without a driver
 device_index("cuda:1")       # 1
@@ -22,7 +22,10 @@ _NAME_BYTES = 128
 
 @cache
 def cuda_device_count() -> int:
-    """Number of CUDA devices that the driver knows; 0 without a driver. Loads no CUDA library."""
+    """Number of the driver's CUDA devices; 0 without a driver.
+
+    No CUDA library is loaded.
+    """
     try:
         driver = ctypes.CDLL(_DRIVER)
         count = ctypes.c_int(0)
@@ -34,7 +37,10 @@ def cuda_device_count() -> int:
 
 
 def device_name(index: int) -> str:
-    """The name of a CUDA device, by the driver; empty where there is none. Loads no CUDA library."""
+    """The driver's name of a CUDA device; empty if it is missing.
+
+    No CUDA library is loaded.
+    """
     if index >= cuda_device_count():
         return ""
     name = ctypes.create_string_buffer(_NAME_BYTES)
@@ -43,15 +49,15 @@ def device_name(index: int) -> str:
 
 
 def device_index(device: str) -> int:
-    """The number of a CUDA device: plain `cuda` is the first."""
+    """The number of a CUDA device; plain `cuda` is the first."""
     return int(device.partition(":")[2] or 0)
 
 
 def refuse_cuda(options: BackendOptions, reason: str) -> None:
-    """Raise if CUDA was asked for by name; with `auto`, say why it is the CPU and go on.
+    """Raise if CUDA was named; with `auto`, log the reason.
 
     Raises:
-        BackendError: with the reason.
+        BackendError: the device is not `auto`; the message has the reason.
     """
     if options.device != "auto":
         raise BackendError(

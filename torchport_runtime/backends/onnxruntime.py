@@ -1,4 +1,4 @@
-"""A `.onnx` graph by ONNX Runtime: on the CPU, by CUDA with IO binding, or by TensorRT. Never imports torch.
+"""Runs `.onnx` graphs by ONNX Runtime, on CPU, CUDA or TensorRT. Never imports torch.
 
 backend = OnnxRuntimeBackend(Path("main.onnx"), signature, BackendOptions(device="cpu"))
 backend.provider                     # "CPUExecutionProvider"
@@ -27,7 +27,7 @@ CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 
 class OnnxRuntimeBackend:
-    """A `.onnx` file by ONNX Runtime, on the CPU or the CUDA execution provider."""
+    """Runs a `.onnx` file by ONNX Runtime's CPU, CUDA or TensorRT provider."""
 
     def __init__(self, path: Path, signature: Signature, options: BackendOptions) -> None:
         try:
@@ -131,10 +131,10 @@ class OnnxRuntimeBackend:
         return values
 
     def _run_bound(self, inputs: Tensors) -> Sequence[np.ndarray]:
-        """Outputs are made on the device, whatever their sizes turn out to be, and copied back once.
+        """Run with outputs allocated on the device, and copy them back once.
 
-        A binding is made for each run: sizes change from one to the next, and answers that were given
-        must not be views of memory that the next run writes to.
+        Each run makes a new binding, because sizes change between runs, and earlier answers must not be
+        views of memory that the next run writes to.
         """
         binding = self._session.io_binding()
         # Held until the run has ended: a binding of the CPU points into them. Of views it knows no strides.
@@ -150,5 +150,8 @@ class OnnxRuntimeBackend:
 
 
 def cuda_provider_options(options: BackendOptions) -> dict[str, str]:
-    """Options of ONNX Runtime's CUDA provider; TF32 is off unless asked for, as parity needs."""
+    """Options of ONNX Runtime's CUDA provider.
+
+    TF32 is off unless asked for, as parity needs.
+    """
     return {"device_id": str(device_index(options.device)), "use_tf32": str(int(options.tf32))}

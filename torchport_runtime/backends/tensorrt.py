@@ -1,9 +1,9 @@
-"""Options of ONNX Runtime's TensorRT provider: its shapes, its precision, and where built engines are kept.
+"""Options of ONNX Runtime's TensorRT provider: shapes, precision, engine cache.
 
     provider_options(Path("main.onnx"), signature, BackendOptions(device="cuda", tensorrt=True), "1.31.1")
 
-TensorRT compiles a graph for one GPU, which takes minutes. What it made is kept, in a folder that is named
-by the artifact's SHA-256, ONNX Runtime's version, the GPU and everything else that the engine depends on.
+TensorRT compiles a graph for one GPU, which takes minutes. The engine is kept in a folder that is named by
+a hash of the artifact, ONNX Runtime's version, the GPU and everything else that the engine depends on.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from torchport_runtime.signature import Signature
 PROVIDER = "TensorrtExecutionProvider"
 
 USUAL_SIZE = 8
-"""Of a symbolic dimension: what kernels are chosen for, within its bounds; the batch size of most servers."""
+"""Size of symbolic dimensions for which kernels are chosen, within their bounds. It is most servers' batch
+size."""
 
 
 def provider_options(
@@ -33,7 +34,9 @@ def provider_options(
     onnxruntime_version: str,
     environ: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """What is given to the provider for one artifact. Makes the engines' folder, for this user alone.
+    """The provider's options for one artifact.
+
+    The engines' folder is made, for this user alone.
 
     Raises:
         BackendError: the folder cannot be made.
@@ -72,10 +75,10 @@ def provider_options(
 
 
 def profile_shapes(signature: Signature) -> dict[str, str]:
-    """The least, the usual and the greatest shape of every input, as the provider reads them.
+    """Minimum, usual and maximum shape of every input, for the provider.
 
     Raises:
-        BackendError: an input's name cannot be written there.
+        BackendError: an input's name holds `:` or `,`.
     """
     sizes: dict[str, dict[str, int]] = {"min": {}, "opt": {}, "max": {}}
     for symbol, (low, high) in signature.dims.items():
@@ -95,7 +98,7 @@ def profile_shapes(signature: Signature) -> dict[str, str]:
 
 
 def cache_folder(environ: Mapping[str, str]) -> Path:
-    """Below `TORCHPORT_CACHE`, else below the user's own cache folder."""
+    """The engines' folder, below `TORCHPORT_CACHE` or the user's cache folder."""
     own = environ.get("TORCHPORT_CACHE")
     if own:
         return Path(own).expanduser().resolve() / "tensorrt"
@@ -104,7 +107,7 @@ def cache_folder(environ: Mapping[str, str]) -> Path:
 
 
 def why_unused(session: Any) -> str | None:
-    """Why a session that was to run by TensorRT does not; None where it does."""
+    """Why a session does not run by TensorRT; None if it does."""
     if session.get_providers()[0] != PROVIDER:
         return "TensorRT did not start (are its libraries there, for this ONNX Runtime? pip install tensorrt)"
     if hasattr(session, "get_provider_graph_assignment_info"):

@@ -1,4 +1,4 @@
-"""Graphs that PyTorch runs: TorchScript's `.pt` files and torch.export's `.pt2`.
+"""Runs graphs by PyTorch: TorchScript's `.pt` files and torch.export's `.pt2`.
 
     backend = Pt2Backend(Path("main.pt2"), signature, BackendOptions(backend="pt2", device="cpu"))
     backend.run({"x": np.array([[4.0]], np.float32)})     # {"y": array([[14.17]], dtype=float32)}
@@ -25,7 +25,7 @@ Tensors = Mapping[str, np.ndarray]
 
 
 class TorchBackend:
-    """What TorchScript and torch.export programs share once they are loaded and callable."""
+    """Base class for callable programs of TorchScript, torch.export and AOTInductor."""
 
     def __init__(self, path: Path, signature: Signature, options: BackendOptions) -> None:
         try:
@@ -81,7 +81,7 @@ class TorchBackend:
 
 
 class TorchScriptBackend(TorchBackend):
-    """A `.pt` file by TorchScript."""
+    """Runs a `.pt` file by TorchScript."""
 
     def _load(self, path: Path) -> Any:
         with warnings.catch_warnings():
@@ -90,14 +90,14 @@ class TorchScriptBackend(TorchBackend):
             return self._torch.jit.load(str(path), map_location=self.device).eval()
 
     def differentiable(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """The outputs of torch tensors on this device, through which gradients can be taken."""
+        """The outputs for torch tensors on this device, with gradients."""
         with self._torch.enable_grad():
             arguments = [inputs[name] for name in self._signature.inputs]
             return named_outputs(self._program(*arguments), list(self._signature.outputs))
 
 
 class Pt2Backend(TorchBackend):
-    """A `.pt2` file, a torch.export program run by torch."""
+    """Runs a `.pt2` file, a torch.export program, by torch."""
 
     def _load(self, path: Path) -> Any:
         quiet = logging.getLogger("torch")
@@ -118,10 +118,12 @@ class Pt2Backend(TorchBackend):
 
 
 def named_outputs(value: Any, names: list[str]) -> dict[str, Any]:
-    """A model's return value (tensor, tuple, list or dict of tensors) by the signature's names.
+    """A model's return value by the signature's names of outputs.
+
+    The value is a tensor, or a tuple, list or dict of tensors.
 
     Raises:
-        BackendError: another number of outputs, or other names.
+        BackendError: the number of outputs or their names are wrong.
     """
     if isinstance(value, Mapping):
         if set(value) != set(names):

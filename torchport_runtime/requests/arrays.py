@@ -1,4 +1,4 @@
-"""numpy's files, `.npy` and `.npz`, as requests and answers: read with bounds, never unpickled.
+"""numpy's `.npy` and `.npz` files as requests and answers, never unpickled.
 
 tensors = read_arrays(content, signature)       # by input name
 write_arrays({"y": array}, "npz")               # bytes
@@ -19,14 +19,14 @@ from torchport_runtime.errors import BadRequest
 from torchport_runtime.signature import Signature
 
 MAX_BYTES = 256 * 2**20
-"""Of a request's arrays together, once unpacked."""
+"""Maximum bytes of a request's arrays together, once unpacked. More are refused with 413."""
 
 _PIECE = 2**16
 _NPY, _NPZ = b"\x93NUMPY", b"PK\x03\x04"
 
 
 def array_format(content: Any) -> str | None:
-    """ "npy" or "npz" where the bytes begin like such a file, else None."""
+    """Format of a file by its first bytes: "npy", "npz" or None."""
     if isinstance(content, bytes):
         if content.startswith(_NPY):
             return "npy"
@@ -36,12 +36,14 @@ def array_format(content: Any) -> str | None:
 
 
 def read_arrays(content: bytes, signature: Signature) -> dict[str, np.ndarray]:
-    """The inputs in a file's bytes: an `.npy` is the only input, an `.npz` names them.
+    """Read a model's inputs from the bytes of an `.npy` or `.npz` file.
 
-    Arrays keep their dtype: what does not fit the signature is refused where that is checked.
+    An `.npy` is the only input, an `.npz` names its inputs. Arrays keep their dtype: they are checked
+    against the signature later.
 
     Raises:
-        BadRequest: damaged, too large once unpacked (413), pickled objects, no name where one is needed.
+        BadRequest: the file is damaged, too large once unpacked (413), holds pickled objects, or lacks the
+            names of several inputs.
     """
     if array_format(content) == "npy":
         needed = [name for name, spec in signature.inputs.items() if spec.default is None]
@@ -53,10 +55,10 @@ def read_arrays(content: bytes, signature: Signature) -> dict[str, np.ndarray]:
 
 
 def read_npz(content: bytes) -> dict[str, np.ndarray]:
-    """The arrays in an `.npz` file's bytes, by name.
+    """Read the arrays in an `.npz` file's bytes, by name.
 
     Raises:
-        BadRequest: damaged, too large once unpacked (413), pickled objects.
+        BadRequest: the file is damaged, too large once unpacked (413), or holds pickled objects.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -71,7 +73,10 @@ def read_npz(content: bytes) -> dict[str, np.ndarray]:
 
 
 def _unpacked(archive: zipfile.ZipFile) -> dict[str, bytes]:
-    """The members' bytes, counted as they come: what a hostile file says of their sizes is not believed."""
+    """The members' bytes, counted while they are read.
+
+    The sizes that a hostile file names are not trusted.
+    """
     members: dict[str, bytes] = {}
     left = MAX_BYTES
     for entry in archive.infolist():
@@ -89,7 +94,9 @@ def _unpacked(archive: zipfile.ZipFile) -> dict[str, bytes]:
 
 
 def write_arrays(arrays: Mapping[str, np.ndarray], kind: str) -> bytes:
-    """The bytes of an `.npy` (of the only array) or an `.npz` file; the same arrays give the same bytes.
+    """The bytes of an `.npy` or `.npz` file of some arrays.
+
+    The same arrays give the same bytes. An `.npy` holds the only array.
 
     Raises:
         BadRequest: several arrays for an .npy.
@@ -112,7 +119,10 @@ def _written(array: np.ndarray) -> bytes:
 
 
 def _read(content: bytes, name: str) -> np.ndarray:
-    """One array; its header is held against the bytes that follow before any memory is taken for it."""
+    """Read one array.
+
+    Its header is compared with the number of bytes before any memory is allocated.
+    """
     file = io.BytesIO(content)
     try:
         version = npy.read_magic(file)

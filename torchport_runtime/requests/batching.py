@@ -1,8 +1,7 @@
-"""Requests that share one run of a graph: what they must have in common, how their rows are joined,
-and how the outputs are given back to each.
+"""Runs several requests as one batch, and splits the outputs among them.
 
-    outputs = run_together(signature, [tensors_a, tensors_b], padding={}, infer=backend.run)
-    outputs[0]                       # what belongs to tensors_a
+outputs = run_together(signature, [tensors_a, tensors_b], padding={}, infer=backend.run)
+outputs[0]                       # what belongs to tensors_a
 """
 
 from __future__ import annotations
@@ -20,7 +19,10 @@ Tensors = dict[str, np.ndarray]
 def common_sizes(
     signature: Signature, tensors: Tensors, padding: Mapping[str, float]
 ) -> tuple[tuple[str, int], ...]:
-    """The sizes that requests must share to be run together: all but the batch and what is padded."""
+    """The sizes that requests must share to be run together.
+
+    These are all sizes except the batch and those that are padded.
+    """
     if len(signature.dims) == 1 and signature.batch_dim is not None:
         return ()
     free = _padded_dims(signature, padding) | {signature.batch_dim}
@@ -33,10 +35,10 @@ def run_together(
     padding: Mapping[str, float],
     infer: Callable[[Tensors], Tensors],
 ) -> list[Tensors]:
-    """Run the rows of several requests in batches that the signature allows; each one's own outputs.
+    """Run several requests together; return the outputs of each.
 
-    Inputs named in `padding` are filled up with its values to the longest of the requests, and outputs
-    are cut to the sizes that each request would have had alone.
+    The batches are those that the signature allows. Inputs named in `padding` are filled up with its
+    values to the longest of the requests. Outputs are cut to the sizes that each request would have alone.
     """
     batch_dim = signature.batch_dim
     if batch_dim is None:
@@ -57,7 +59,7 @@ def run_together(
 
 
 def run_pieces(signature: Signature, inputs: Tensors, infer: Callable[[Tensors], Tensors]) -> Tensors:
-    """Run any number of rows, at least one, in batches that the signature allows."""
+    """Run one or more rows, in batches that the signature allows."""
     assert signature.batch_dim is not None
     rows, limit = len(next(iter(inputs.values()))), signature.dims[signature.batch_dim][1]
     if rows <= limit:
@@ -70,7 +72,7 @@ def run_pieces(signature: Signature, inputs: Tensors, infer: Callable[[Tensors],
 
 
 def split_rows(outputs: Tensors, counts: Sequence[int]) -> list[Tensors]:
-    """The outputs of requests with so many rows each."""
+    """Split outputs among requests with these numbers of rows."""
     return [
         {name: array[end - count : end] for name, array in outputs.items()}
         for count, end in zip(counts, accumulate(counts), strict=True)
@@ -90,7 +92,7 @@ def _padded_dims(signature: Signature, padding: Mapping[str, float]) -> set[str]
 
 
 def _joined(arrays: list[np.ndarray], fill: float | None) -> np.ndarray:
-    """The requests' rows one after another, filled up to the longest where there is a fill value."""
+    """Concatenate the requests' rows, filled up to the longest with `fill`."""
     if len(arrays) == 1:
         return arrays[0]
     if fill is not None:
@@ -109,7 +111,7 @@ def _joined(arrays: list[np.ndarray], fill: float | None) -> np.ndarray:
 def _cut(
     array: np.ndarray, spec: TensorSpec | None, padded: set[str], sizes: Mapping[str, int]
 ) -> np.ndarray:
-    """One request's part of an output, without what stands for its padding."""
+    """One request's part of an output, without its padding."""
     if spec is None or len(spec.shape) != array.ndim:
         return array
     return array[tuple(slice(sizes[s]) if s in padded else slice(None) for s in spec.shape)]

@@ -10,9 +10,9 @@ from typing import Any
 
 
 class RequestHeaders(Mapping[str, str]):
-    """A request's headers, names in lower case; form parts' own headers are left out.
+    """A request's headers by lower-case name, without those of form parts.
 
-    Most handlers never look at them, so they are read from the context when one does.
+    They are read from the context on first use, because most handlers never look at them.
     """
 
     def __init__(self, context: Any, index: int) -> None:

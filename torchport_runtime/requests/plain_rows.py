@@ -1,11 +1,13 @@
-"""Batches of plain requests: each body is one JSON list of numbers. They are read into one array and
-written from one, which takes a fraction of the time that row by row does.
+"""Reads and writes batches of plain requests fast: JSON lists of numbers.
+
+All bodies are read into one array and written from one. This takes a fraction of the time that single rows
+take.
 
     rows = read_plain_rows(requests, signature)     # {"x": float32 [requests, features]}, or None
     texts = write_plain_rows(outputs)               # ["[14.17]", "[17.22]"], or None
 
-None stands for a batch with anything else in it, good or bad. It goes row by row then: only there
-errors find their words and their row.
+None stands for a batch with anything else in it, good or bad. The caller then goes row by row, where each
+error gets its message.
 """
 
 from __future__ import annotations
@@ -21,13 +23,16 @@ from torchport_runtime.signature import Signature
 
 _NUMBERS = frozenset([int, float])
 _EXACT = 2.0**53
-"""Below this a whole number among floats is the same number as a float."""
+"""Magnitude below which a float holds every whole number exactly."""
 
 
 def read_plain_rows(
     requests: Sequence[InferenceRequest], signature: Signature
 ) -> dict[str, np.ndarray] | None:
-    """The only input of all requests, [requests, features], as `InferenceRequest.tensors` would read each."""
+    """Read the only input of all requests, [requests, features]; or None.
+
+    The values are those that `InferenceRequest.tensors` reads.
+    """
     if len(signature.inputs) != 1 or signature.batch_dim is None:
         return None
     ((name, spec),) = signature.inputs.items()
@@ -54,7 +59,7 @@ def read_plain_rows(
 
 
 def write_plain_rows(outputs: Mapping[str, np.ndarray]) -> list[str] | None:
-    """The only output, [requests, numbers], as JSON: a list for each request."""
+    """The only output, [requests, numbers], as a JSON list per request."""
     if len(outputs) != 1:
         return None
     (array,) = outputs.values()

@@ -1,8 +1,8 @@
-"""One client's request as a handler sees it: body, named fields, headers; and its answer.
+"""One client's request as a handler sees it, and its answer.
 
-TorchServe hands a handler one mapping per request: `body` (or `data`) beside the query's and the
-form's fields, JSON already decoded where the content type said so. `InferenceRequest` reads that
-mapping, and every way in which it can be wrong ends as a `BadRequest` with a reason.
+TorchServe gives a handler one mapping per request: `body` (or `data`), and the fields of query and form.
+JSON is decoded already if the content type says so. `InferenceRequest` reads that mapping. Everything
+wrong in it becomes a `BadRequest` with a reason.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _HOW_TO_SEND = (
 
 @dataclass(slots=True)
 class Answer:
-    """What goes back to one client. `value` is bytes, or anything that JSON can say."""
+    """The answer to one client; `value` is bytes or for JSON."""
 
     value: Any
     content_type: str = "application/json"
@@ -37,11 +37,11 @@ class Answer:
 
 @dataclass
 class InferenceRequest:
-    """One request.
+    """One client's request.
 
     Args:
         fields: `body` or `data`, and the named fields of query and form, as the server gave them.
-        headers: the request's headers, names in lower case; empty where the server gives none.
+        headers: the request's headers, names in lower case; empty if the server gives none.
     """
 
     fields: Mapping[str, Any]
@@ -49,7 +49,7 @@ class InferenceRequest:
     batched: bool = False
     """Whether the client sent several rows, so that the answer is a list of answers."""
     graph: str = "main"
-    """The graph that the decoded tensors enter; `decode` sets it where a model has several."""
+    """The graph that the decoded tensors enter; `decode` sets it if a model has several."""
 
     @property
     def wants_explanation(self) -> bool:
@@ -61,7 +61,7 @@ class InferenceRequest:
         """The body: bytes, text, or decoded JSON.
 
         Raises:
-            BadRequest: there is none.
+            BadRequest: the body is missing.
         """
         for name in ("body", "data"):
             value = self.fields.get(name)
@@ -77,10 +77,10 @@ class InferenceRequest:
     def content(self) -> bytes:
         """The body as bytes, for handlers of images and other files.
 
-        Takes raw bytes, and base64 where JSON carries them: `{"b64": "..."}`.
+        Takes raw bytes, and base64 in JSON: `{"b64": "..."}`.
 
         Raises:
-            BadRequest: the body is JSON of another shape, or no base64.
+            BadRequest: the body is JSON of another shape, or not base64.
         """
         body = self.body
         if isinstance(body, bytes) and body[:1] == b"{" and b'"b64"' in body[:64]:
@@ -123,7 +123,9 @@ class InferenceRequest:
             raise BadRequest(f"the body's JSON holds a number that is too long: {err}") from err
 
     def param(self, name: str, default: int, *, low: int, high: int) -> int:
-        """A whole number from a form's field (`curl -F k=3`) or the query; `default` where there is none.
+        """A whole number from the query or a form (`curl -F k=3`).
+
+        A missing field gives `default`.
 
         Raises:
             BadRequest: not a whole number from `low` to `high`.
@@ -138,17 +140,17 @@ class InferenceRequest:
         return number
 
     def text_param(self, name: str, default: str) -> str:
-        """A form's field as text; `default` where there is none."""
+        """A form's field as text; `default` if it is missing."""
         value = self.fields.get(name)
         if value is None:
             return default
         return bytes(value).decode("utf-8", "replace") if _is_bytes(value) else str(value)
 
     def refuse_unknown_fields(self, known: Iterable[str]) -> None:
-        """A form's field that nobody asks for is a mistyped one.
+        """Refuse form fields that are not `known`: they are typing errors.
 
         Raises:
-            BadRequest: there is one.
+            BadRequest: a field is unknown; the message names the nearest known one.
         """
         names = list(known)
         for name in self.fields:
@@ -158,13 +160,18 @@ class InferenceRequest:
                 raise BadRequest(f"unknown field {str(name)[:40]!r}: {did_you_mean(str(name)[:40], names)}")
 
     def values(self, signature: Signature, outputs: Mapping[str, np.ndarray]) -> Any:
-        """Outputs as JSON: one row without the batch's dimension; by name where there are several outputs."""
+        """Outputs as a value for JSON.
+
+        A single row loses its batch dimension. Several outputs are given by name.
+        """
         one_row = signature.batch_dim is not None and not self.batched
         values = {name: (array[0] if one_row else array).tolist() for name, array in outputs.items()}
         return values if len(values) > 1 else next(iter(values.values()))
 
     def tensors(self, signature: Signature) -> dict[str, np.ndarray]:
-        """The body's JSON as the arrays of `signature`'s inputs, with a leading batch dimension.
+        """The body's JSON as arrays of `signature`'s inputs.
+
+        The arrays have a leading batch dimension.
 
         Takes one row (`[4.0]`, or `{"x": [4.0]}`), several (`[[4.0], [5.0]]`, or
         `{"x": [[4.0], [5.0]]}`), or `{"instances": [row, row]}`; `batched` says which it was.
@@ -211,7 +218,7 @@ class InferenceRequest:
 
     @staticmethod
     def _in_all(name: str, rows: list[Mapping[str, Any]]) -> bool:
-        """Whether the rows have an input; one that is optional may be in all of them or in none."""
+        """Whether all rows have an input; refuse one that only some have."""
         count = sum(name in row for row in rows)
         if 0 < count < len(rows):
             raise BadRequest(
@@ -237,10 +244,10 @@ class InferenceRequest:
 
 
 def as_array(name: str, value: Any, spec: TensorSpec) -> np.ndarray:
-    """Nested lists of numbers, or an array of them, as an array of the input's dtype.
+    """Convert nested lists or an array to the input's dtype.
 
     Raises:
-        BadRequest: no numbers, numbers that the dtype cannot hold, another number of dimensions.
+        BadRequest: not numbers, numbers that the dtype cannot hold, another number of dimensions.
     """
     try:
         array = np.asarray(value)
@@ -280,7 +287,7 @@ def as_array(name: str, value: Any, spec: TensorSpec) -> np.ndarray:
 
 
 def _fits(array: np.ndarray, wanted: np.dtype[Any]) -> bool:
-    """Whether every value is finite and stays so as a float of `wanted`; NaN compares as neither."""
+    """Whether every value is finite, also as a float of `wanted`."""
     greatest = _GREATEST[wanted]
     return bool(-greatest <= array.min() and array.max() <= greatest)
 
@@ -303,7 +310,7 @@ def _is_bytes(value: object) -> bool:
 
 
 def error_answer(err: BadRequest | SignatureError) -> Answer:
-    """The answer to a request that cannot be served, in TorchServe's shape of an error."""
+    """The answer to a wrong request, in TorchServe's shape of an error."""
     return Answer(
         {"code": err.http_status, "type": "BadRequestException", "message": str(err)},
         status=err.http_status,

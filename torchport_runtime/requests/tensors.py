@@ -1,4 +1,4 @@
-"""Requests that are tensors already, past `decode` and `encode`: the Open Inference Protocol.
+"""Requests of tensors, without `decode` and `encode`: the Open Inference Protocol.
 
 run_tensors(handler, [TensorRequest("main", {"x": array})])        # [{"y": array}]
 """
@@ -21,7 +21,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TensorRequest:
-    """Inputs of one graph, by name, with a leading batch dimension; `outputs` names those that are wanted."""
+    """A request of tensors for one graph.
+
+    `inputs` are arrays by name, with a leading batch dimension. `outputs` names the wanted outputs; empty
+    for all.
+    """
 
     graph: str
     inputs: Mapping[str, np.ndarray]
@@ -29,7 +33,7 @@ class TensorRequest:
 
 
 def run_tensors(handler: Any, requests: Sequence[TensorRequest]) -> list[dict[str, np.ndarray] | Exception]:
-    """Outputs of each request, or the error that it gets; requests of equal sizes share a run."""
+    """Outputs or error of each request; equal sizes share a run."""
     results: dict[int, dict[str, np.ndarray] | Exception] = {}
     checked: dict[int, dict[str, np.ndarray]] = {}
     groups: dict[Any, list[int]] = {}

@@ -1,3 +1,1 @@
-"""Reads a share of live traffic, runs it on a second backend in a process of its own, and writes how the
-answers differ.
-"""
+"""Shadow testing: runs sampled traffic again on a second backend, and compares."""

@@ -1,11 +1,12 @@
-"""How far two backends' outputs for the same rows are apart, and whether that is more than rounding.
+"""Compares two backends' outputs for the same rows, beyond rounding.
 
     allowed = Allowed.of_certificate(folder / "parity.json", "main", ["onnxruntime", "torchscript"])
     difference = compare(signature, first, second, allowed)
     difference.disagreeing               # rows
 
-Both backends were proven to be within a bound of the truth, and so within the sum of both of each other.
-Of INT8 nothing of that kind is known: there only decisions count.
+Both backends were verified to be within a bound of the truth, so they differ by the sum of both bounds at
+most. For INT8 and half precision no such bounds are used: only decisions are compared, and whether numbers
+are finite.
 """
 
 from __future__ import annotations
@@ -22,15 +23,18 @@ from torchport_runtime.signature import Signature, TensorSpec
 
 @dataclass(frozen=True, kw_only=True)
 class Allowed:
-    """What two proven backends may differ by, by output: `absolute`, or `relative` to a row's greatest value,
-    whichever is more. An output that is in neither has no limit."""
+    """Maximum differences of two verified backends, by output.
+
+    The larger one counts of `absolute` and of `relative` times the row's largest value. An output that is
+    in neither has no limit.
+    """
 
     absolute: Mapping[str, float] = field(default_factory=dict)
     relative: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of_certificate(cls, path: Path, graph: str, backends: Collection[str]) -> Allowed:
-        """The bounds that float32 outputs of real samples were held to; none without a certificate."""
+        """Twice a certificate's float32 bounds of real samples; empty without one."""
         try:
             results = json.loads(path.read_text(encoding="utf-8"))["results"]
         except (OSError, ValueError, KeyError):
@@ -51,7 +55,7 @@ class Allowed:
         return cls(absolute=absolute, relative=relative)
 
     def of_rows(self, output: str, values: np.ndarray) -> np.ndarray:
-        """The limit for each row of `values` [rows, numbers]; infinite where none is known."""
+        """The limit for each row of `values` [rows, numbers]; infinite if unknown."""
         if output not in self.absolute:
             return np.full(len(values), np.inf)
         scale = np.abs(values).max(axis=1, initial=0.0, where=np.isfinite(values))
@@ -61,8 +65,11 @@ class Allowed:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """`rows` were compared. `greatest` is the largest difference of two numbers, infinite where only one of
-    them is finite; `worst` is the row that has it."""
+    """The result of a comparison of `rows` rows.
+
+    `disagreeing`: number of rows that disagree. `greatest`: maximum difference of two numbers, infinite if
+    only one is finite. `worst`: index of the row that differs most, disagreeing rows first.
+    """
 
     rows: int
     disagreeing: int
@@ -76,7 +83,10 @@ def compare(
     second: Mapping[str, np.ndarray],
     allowed: Allowed,
 ) -> Difference:
-    """Hold `second` against `first`, row by row: all of one run is a row where the graph has no batch."""
+    """Compare `second` with `first`, row by row.
+
+    Without a batch dimension, the whole run is one row.
+    """
     rows = len(next(iter(first.values()))) if signature.batch_dim is not None else 1
     disagrees = np.zeros(rows, bool)
     distance = np.zeros(rows)
@@ -110,8 +120,11 @@ def _distances(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def _other_decisions(spec: TensorSpec, one: np.ndarray, other: np.ndarray, limit: np.ndarray) -> np.ndarray:
-    """Where the class that is chosen, of the last axis if it is a number of them, or the sign of a single
-    number is another. A near tie, which differences within the limit may turn over, is no decision."""
+    """A mask of the places at which two outputs decide differently.
+
+    A decision is the largest class along a last axis of fixed size, or the sign of a single number. Near
+    ties, which a difference within the limit can turn over, do not count.
+    """
     classes = spec.shape[-1] if len(spec.shape) > 1 else 1
     near = np.where(np.isfinite(limit), limit, 0.0).reshape(-1, *(1,) * (one.ndim - 1))
     if classes == 1:

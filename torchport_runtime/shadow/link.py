@@ -1,11 +1,12 @@
-"""A shadow's process, seen from the worker: starting it, handing it a sample, ending it.
+"""A shadow's process, seen from the worker: start, comparisons, end.
 
     link = ShadowLink(folder)
     link.load(start, START_TIMEOUT_S)        # its backend is there
-    looked = link.look(sample)
+    result = link.compare(sample)
     link.close()
 
-Use it in the thread that made it: on Linux the process ends with that thread. Only `kill` is for all.
+Use a link in the thread that made it: on Linux the process ends with that thread. Only `kill` may be
+called from any thread.
 """
 
 from __future__ import annotations
@@ -21,34 +22,34 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from torchport_runtime.errors import BackendError
-from torchport_runtime.shadow.messages import Looked, Sample, Start
+from torchport_runtime.shadow.messages import SampledRows, ShadowResult, Start
 
-LOOK_LIMIT_S = 300
-"""So long one look may take. It is that long because the process has only the time that nobody else wants:
-what computes, and does not end, is ended far sooner, by the processor time that it takes."""
+COMPARE_LIMIT_S = 300
+"""Maximum seconds of one comparison; then its process is ended. It is long because the process only gets
+idle processor time. An endless computation is ended far sooner, by its processor time."""
 END_S = 10.0
-"""So long a process that has closed its connection may take to end."""
+"""Seconds that a process has to end after it has closed its connection."""
 
 
-class LookTooLong(BackendError):
-    """A look that came to no end. Its process is of no more use."""
+class ComparisonTimeout(BackendError):
+    """A comparison that took too long; its process is unusable."""
 
 
 class ShadowGone(BackendError):
-    """The process ended by itself, or by somebody else."""
+    """The process ended without being told to."""
 
 
 class ShadowLink:
-    """One process, which imports this copy of the runtime, and a connection to it.
+    """A process that imports this copy of the runtime, and its connection.
 
     Raises:
-        BackendError: it cannot be started.
+        BackendError: the process cannot be started.
     """
 
     def __init__(self, folder: Path) -> None:
         ours, theirs = socket.socketpair()
         # A process that does not read must not hold a large sample for ever: writing has a limit, too.
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", LOOK_LIMIT_S, 0))
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", COMPARE_LIMIT_S, 0))
         # Nobody writes to it: its end, which no clean-up is needed for, says that this process is gone.
         lifeline, self._lifeline = os.pipe()
         self._connection = Connection(ours.detach())
@@ -68,7 +69,7 @@ class ShadowLink:
                 start_new_session=True,
             )
         except OSError as err:
-            self._hang_up()
+            self._disconnect()
             raise BackendError(f"the shadow backend's process cannot be started: {err}") from err
         finally:
             theirs.close()
@@ -79,10 +80,10 @@ class ShadowLink:
         return self._process.pid
 
     def load(self, start: Start, limit_s: float) -> None:
-        """Let it load its backend.
+        """Let the process load its backend, within `limit_s` seconds.
 
         Raises:
-            BackendError: an artifact, a library or a device that is not to be had; no answer in that time.
+            BackendError: an artifact, a library or a device is missing, or the time is over.
         """
         self._processor_s = start["processor_s"]
         try:
@@ -96,37 +97,37 @@ class ShadowLink:
         if problem:
             raise BackendError(f"shadow: {problem}")
 
-    def look(self, sample: Sample) -> Looked:
-        """Have these rows run again.
+    def compare(self, sample: SampledRows) -> ShadowResult:
+        """Let the process run these rows again and compare.
 
         Raises:
-            LookTooLong: it does not come to an end.
+            ComparisonTimeout: the comparison took too long.
             ShadowGone: the process has ended.
         """
         try:
             self._connection.send(sample)
-            if self._connection.poll(LOOK_LIMIT_S):
-                return Looked(*self._connection.recv())
-            raise LookTooLong(f"no result within {LOOK_LIMIT_S} s")
+            if self._connection.poll(COMPARE_LIMIT_S):
+                return ShadowResult(*self._connection.recv())
+            raise ComparisonTimeout(f"no result within {COMPARE_LIMIT_S} s")
         except BlockingIOError as err:
-            raise LookTooLong(f"no rows were taken within {LOOK_LIMIT_S} s") from err
+            raise ComparisonTimeout(f"no rows were taken within {COMPARE_LIMIT_S} s") from err
         except (EOFError, OSError) as err:
             code = self._exit_code()
             if code == -signal.SIGPROF:
-                raise LookTooLong(f"more than {self._processor_s:g} s of processor time") from err
+                raise ComparisonTimeout(f"more than {self._processor_s:g} s of processor time") from err
             raise ShadowGone(f"its process is gone (exit code {code}, {err!r})") from err
 
     def kill(self) -> None:
-        """End the process now, whatever it is doing; waits for nothing."""
+        """Kill the process, without waiting for its end."""
         self._process.kill()
 
     def close(self) -> None:
-        """End the process, and wait for its end."""
+        """Kill the process, and wait for its end."""
         self._process.kill()
-        self._hang_up()
+        self._disconnect()
         self._process.wait()
 
-    def _hang_up(self) -> None:
+    def _disconnect(self) -> None:
         self._connection.close()
         os.close(self._lifeline)
 

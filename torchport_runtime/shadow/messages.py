@@ -1,7 +1,7 @@
-"""What a `Shadow` and its process say to each other: tuples and dicts of what Python and numpy have.
+"""Messages between a `Shadow` and its process.
 
-Not objects of our own: a process that serves several models has several copies of this package, and what
-is unpickled there would be of any of them.
+They are tuples and dicts of Python's and numpy's types. Classes of this package are not used: a process
+that serves several models has several copies of the package, and unpickling could pick any of them.
 """
 
 from __future__ import annotations
@@ -12,18 +12,22 @@ import numpy as np
 
 Arrays: TypeAlias = dict[str, np.ndarray]
 
-Sample: TypeAlias = tuple[str, Arrays, Arrays]
+SampledRows: TypeAlias = tuple[str, Arrays, Arrays]
 """Graph, inputs and outputs of rows that the first backend has answered."""
 
 Start: TypeAlias = dict[str, Any]
-"""The first message: `folder`, `options` and `signatures` as JSON has them, `bounded_by` (the backends whose
-bounds hold between the two), `examples`, `processor_s` (what one look may take), `callers_wait` (whether it
-loads while requests are served, which it is not to hold up). The answer is "", or why it cannot be."""
+"""The first message: `folder`, `options` and `signatures` as in JSON, `bounded_by` (backends whose
+certified bounds apply), `examples`, `processor_s` (maximum processor seconds of one comparison),
+`callers_wait` (whether requests are served while the backend loads). The answer is "", or why loading
+failed."""
 
 
-class Looked(NamedTuple):
-    """The answer to a sample: rows, how many of them disagree, the greatest difference, and why the second
-    backend gave nothing, if it did not. It travels as a plain tuple."""
+class ShadowResult(NamedTuple):
+    """The result of comparing sampled rows.
+
+    It holds the number of rows, the number that disagree, the maximum difference, and the second backend's
+    error, if it failed. It is sent as a plain tuple.
+    """
 
     rows: int
     disagreeing: int

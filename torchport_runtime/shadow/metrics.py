@@ -1,4 +1,4 @@
-"""What a shadow tells by a handler's `context.metrics`: TorchServe's, or what has the same calls.
+"""Reports a shadow's metrics by a handler's `context.metrics`.
 
 add_counts(metrics, {"ShadowRows": 3, "ShadowDrops": 0}, is_first=True)
 add_difference(metrics, 0.25)
@@ -25,7 +25,10 @@ class Dimension:
 
 
 def add_counts(metrics: Any, counted: Mapping[str, int], *, is_first: bool) -> None:
-    """Add to each counter; the first time to all, for Prometheus sees no increase of what was not there."""
+    """Add counts to their counters; the first time also zeros.
+
+    Prometheus sees no increase of a counter that did not exist before.
+    """
     for name, value in counted.items():
         if is_first:
             metrics.add_counter(name, 0)
@@ -34,12 +37,12 @@ def add_counts(metrics: Any, counted: Mapping[str, int], *, is_first: bool) -> N
 
 
 def add_difference(metrics: Any, greatest: float) -> None:
-    """The largest difference that this worker has seen."""
+    """Report the maximum difference that this worker has seen."""
     worker = [Dimension("Worker", str(os.getpid()))]
     metrics.add_metric("ShadowMaxDifference", greatest, "", dimensions=worker, metric_type=_gauge())
 
 
 def _gauge() -> Any:
-    """TorchServe's own word for a gauge, where its metrics are loaded."""
+    """TorchServe's type of a gauge, if its metrics are loaded."""
     types = sys.modules.get("ts.metrics.metric_type_enum")
     return "gauge" if types is None else types.MetricTypes.GAUGE

@@ -1,9 +1,9 @@
-"""`python -m torchport_runtime.shadow.process SOCKET LIFELINE`: the process of a `Shadow`'s backend.
+"""A `Shadow`'s process: `python -m torchport_runtime.shadow.process SOCKET LIFELINE`.
 
-It takes what time nobody else wants: its scheduling class is the idle one, where the system has that; and
-where memory is short, Linux takes it first. It ends when its worker does, however that ends and whatever it
-is doing itself: the lifeline is a pipe that nobody writes to, whose end says so. And it ends by SIGPROF when
-one look takes more processor time than it may.
+Once loaded, it uses idle processor time only: its scheduling class is the idle one, if the system has
+that. If memory
+is short, Linux ends it first. It ends with its worker, however that ends: LIFELINE is a pipe that nothing
+is written to, and that closes then. It ends by SIGPROF if one comparison takes too much processor time.
 """
 
 from __future__ import annotations
@@ -29,21 +29,24 @@ from torchport_runtime.backends.backend import Backend, open_backend
 from torchport_runtime.errors import BackendError
 from torchport_runtime.options import BackendOptions
 from torchport_runtime.shadow.comparison import Allowed, Difference, compare
-from torchport_runtime.shadow.messages import Arrays, Looked
+from torchport_runtime.shadow.messages import Arrays, ShadowResult
 from torchport_runtime.signature import Signature
 
 logger = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
 LOWEST = 19
-"""The niceness of what may wait for everything else."""
+"""Niceness of the lowest priority."""
 SLICE_NS = 100_000_000
-"""The longest that Linux gives."""
+"""Time slice in nanoseconds; the longest that Linux gives."""
 
 
 @dataclass
 class SecondBackend:
-    """The loaded graphs, and the greatest difference so far of each that has an example kept."""
+    """The second backend's loaded graphs.
+
+    `kept`: maximum difference so far of each graph whose example is stored.
+    """
 
     signatures: dict[str, Signature]
     backends: dict[str, Backend]
@@ -56,7 +59,7 @@ class SecondBackend:
         """Open every graph.
 
         Raises:
-            BackendError: an artifact, a library or a device that is not to be had.
+            BackendError: an artifact, a library or a device is missing.
         """
         folder, options = Path(start["folder"]), BackendOptions(**start["options"])
         signatures = {name: Signature.from_json(graph) for name, graph in start["signatures"].items()}
@@ -72,23 +75,23 @@ class SecondBackend:
         }
         return cls(signatures, backends, allowed, start["examples"])
 
-    def look(self, graph: str, inputs: Arrays, outputs: Arrays) -> Looked:
+    def compare(self, graph: str, inputs: Arrays, outputs: Arrays) -> ShadowResult:
         """Run the rows again and compare."""
         signature = self.signatures[graph]
         try:
             again = self.backends[graph].run(inputs)
         except BackendError as err:
             rows = len(next(iter(outputs.values()))) if signature.batch_dim is not None else 1
-            return Looked(rows, rows, math.inf, str(err))
+            return ShadowResult(rows, rows, math.inf, str(err))
         difference = compare(signature, outputs, again, self.allowed[graph])
         if self.examples and difference.disagreeing:
             self._keep(graph, inputs, outputs, again, difference)
-        return Looked(difference.rows, difference.disagreeing, difference.greatest)
+        return ShadowResult(difference.rows, difference.disagreeing, difference.greatest)
 
     def _keep(
         self, graph: str, inputs: Arrays, first: Arrays, second: Arrays, difference: Difference
     ) -> None:
-        """The row that differs most, with both answers: one file for each graph."""
+        """Store the row that differs most, with both answers, per graph."""
         if difference.greatest < self.kept.get(graph, -1.0):
             return
         row = slice(None)
@@ -135,15 +138,18 @@ def main() -> None:
         while True:
             sample = connection.recv()
             signal.setitimer(signal.ITIMER_PROF, start["processor_s"])
-            looked = second.look(*sample)
+            result = second.compare(*sample)
             signal.setitimer(signal.ITIMER_PROF, 0)
-            connection.send(tuple(looked))
+            connection.send(tuple(result))
     # Not by the long way through torch's clean-up: who comes last at everything would be long about it.
     os._exit(0)
 
 
 def end_with_worker(lifeline: int) -> None:
-    """End this process when its worker ends, by SIGKILL too, or is done with it."""
+    """End this process when its worker ends or closes the lifeline.
+
+    It ends even if the worker dies of SIGKILL.
+    """
     if sys.platform == "linux":
         # For a backend that keeps the interpreter's lock. It follows the thread that started this process: a
         # `Shadow` has one for that.
@@ -157,13 +163,13 @@ def end_with_worker(lifeline: int) -> None:
 
 
 def be_the_first_to_go() -> None:
-    """Where memory runs out, have Linux end this process before any that somebody needs."""
+    """Let Linux end this process first if memory runs out."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
 
 
 def yield_to_everyone() -> None:
-    """Leave the processors to whoever else wants them, with every thread of this process."""
+    """Give every thread of this process the lowest scheduling priority."""
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, LOWEST)
     if not hasattr(os, "SCHED_IDLE"):
@@ -178,11 +184,11 @@ def yield_to_everyone() -> None:
 
 
 def _lengthen_slices(thread: int) -> None:
-    """Ask for slices of a tenth of a second: who wakes with shorter ones, which is everybody else, need not
-    wait for the end of this one's.
+    """Ask for time slices of a tenth of a second.
 
-    The idle class alone says so only where Linux does not divide the processors among sessions first, as it
-    does by default outside of containers. Linux 6.12 and later; others refuse, and nothing is lost.
+    A thread that wakes with shorter slices, as all others have, need not wait for the end of this one's.
+    The idle class alone ensures that only if Linux does not first divide the processors among sessions, as
+    it does by default outside of containers. Linux before 6.12 refuses, and nothing is lost.
     """
     number = _SCHED_SETATTR.get(os.uname().machine)
     if number is None:
@@ -193,7 +199,7 @@ def _lengthen_slices(thread: int) -> None:
 
 
 _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
-"""The system call's number: Python has no name for it."""
+"""Number of the system call `sched_setattr`, by machine: Python has no function for it."""
 
 
 if __name__ == "__main__":

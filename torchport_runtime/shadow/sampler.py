@@ -1,7 +1,7 @@
-"""Which rows of live traffic are picked to be looked at again.
+"""Picks the rows of live traffic that a shadow runs again.
 
 sampler = Sampler(0.1)
-sampler.take(32)                     # [4, 17, 26]: places among the next 32 rows
+sampler.take(32)                     # [4, 17, 26]: indices among the next 32 rows
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ import random
 
 
 class Sampler:
-    """Picks rows evenly: every stretch of 1/fraction of them has one, and which one is left to chance, so
-    that no rhythm of the traffic can hide from it."""
+    """Picks one row, at random, of each 1/fraction rows.
+
+    The choice is random, so that no rhythm of the traffic can hide from it.
+    """
 
     def __init__(self, fraction: float) -> None:
         self._fraction = fraction
@@ -21,7 +23,7 @@ class Sampler:
         self._pick()
 
     def take(self, rows: int) -> list[int]:
-        """Which of the next `rows` are picked, counted from 0."""
+        """Indices of the picked rows among the next `rows`."""
         start, self._seen = self._seen, self._seen + rows
         picked: list[int] = []
         while self._next < self._seen:

@@ -1,13 +1,12 @@
-"""Live traffic, looked at twice: a sampled fraction of what a model answers is run again on a second backend.
+"""Shadow testing: a fraction of live traffic runs again on a second backend.
 
     shadow = Shadow(folder, signatures, options)           # options.shadow says which backend, and how much
-    backend = shadow.beside("main", signature, backend)    # answers as before, and lets the shadow look
+    backend = shadow.wrap("main", signature, backend)      # answers as before; the shadow samples its rows
     shadow.report(context.metrics)
 
-No caller waits for it. The second backend lives in a process of its own, which takes what time the processors
-have left; rows are handed to it when their answer is on its way, and where it has enough to do they are
-dropped and counted. Metrics, as of any handler: `ShadowRows`, `ShadowDisagreements`, `ShadowDrops` and
-`ShadowMaxDifference`.
+No caller waits for it. The second backend has its own process, which uses idle processor time only. Rows
+are handed to it when their answer is on its way. If too many wait, rows are dropped and counted. The
+results are handler metrics: `ShadowRows`, `ShadowDisagreements`, `ShadowDrops` and `ShadowMaxDifference`.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ import numpy as np
 from torchport_runtime.backends.backend import Backend, Tensors
 from torchport_runtime.errors import BackendError
 from torchport_runtime.options import BackendOptions
-from torchport_runtime.shadow.allowance import Allowance
-from torchport_runtime.shadow.link import LOOK_LIMIT_S, LookTooLong, ShadowLink
-from torchport_runtime.shadow.messages import Looked, Sample, Start
+from torchport_runtime.shadow.allowance import CpuBudget
+from torchport_runtime.shadow.link import COMPARE_LIMIT_S, ComparisonTimeout, ShadowLink
+from torchport_runtime.shadow.messages import SampledRows, ShadowResult, Start
 from torchport_runtime.shadow.metrics import add_counts, add_difference
 from torchport_runtime.shadow.sampler import Sampler
 from torchport_runtime.signature import Signature
@@ -36,23 +35,24 @@ from torchport_runtime.signature import Signature
 logger = logging.getLogger(__name__)
 
 ANSWER_FIRST_S = 0.01
-"""So long rows wait before they are handed over: their answer is written meanwhile."""
-MOST_SAMPLES, MOST_BYTES = 16, 64 << 20
-"""What may wait to be looked at; more is dropped."""
+"""Seconds that rows wait before they are handed over. Their answer is written meanwhile."""
+MAX_SAMPLES, MAX_BYTES = 16, 64 << 20
+"""Maximum number, and maximum bytes, of samples that wait for comparison; more are dropped."""
 START_TIMEOUT_S = 120.0
-LOOK_PROCESSOR_S = 30.0
-"""Processor time that one look may take, for each of its threads: more is a computation without an end."""
+COMPARE_PROCESSOR_S = 30.0
+"""Maximum processor seconds of one comparison, per thread. More is taken for an endless computation."""
 LONG_WAIT_S = 600.0
-"""What would have to wait longer than this for its turn is dropped: there will be other rows by then."""
+"""Maximum seconds that rows wait for the CPU budget. Otherwise they are dropped: there will be other rows
+by then."""
 RESTART_AFTER_S = 60.0
-"""The least time before a process that had to be ended is started again."""
+"""Minimum seconds before a process that had to be ended is started again."""
 
 
 class Shadow:
     """The second backend of one worker.
 
     Raises:
-        BackendError: it does not start: an artifact, a library or a device that is not to be had.
+        BackendError: the backend does not start: an artifact, a library or a device is missing.
     """
 
     def __init__(self, folder: Path, signatures: Mapping[str, Signature], options: BackendOptions) -> None:
@@ -61,9 +61,9 @@ class Shadow:
             raise BackendError("no shadow is asked for in these options")
         self.fraction = options.shadow.fraction
         self._folder = folder
-        self._allowance = Allowance(options.shadow.share)
-        self._waiting: deque[tuple[Sample, int, int]] = deque()
-        """Each with its rows and its size in bytes."""
+        self._cpu_budget = CpuBudget(options.shadow.share)
+        self._waiting: deque[tuple[SampledRows, int, int]] = deque()
+        """Waiting samples, each with its number of rows and its size in bytes."""
         self._lock = threading.Lock()
         self._work, self._closed = threading.Event(), threading.Event()
         self._bytes = self._outstanding = 0
@@ -81,7 +81,7 @@ class Shadow:
             "signatures": {name: signature.to_json() for name, signature in signatures.items()},
             "bounded_by": (options.backend, shadowed.backend) if exact else (),
             "examples": examples,
-            "processor_s": LOOK_PROCESSOR_S * shadowed.thread_count,
+            "processor_s": COMPARE_PROCESSOR_S * shadowed.thread_count,
             "callers_wait": False,
         }
         started: Future[None] = Future()
@@ -93,26 +93,29 @@ class Shadow:
             self.close()
             raise
 
-    def beside(self, graph: str, signature: Signature, backend: Backend) -> Backend:
-        """The backend, whose answers the shadow gets to see."""
+    def wrap(self, graph: str, signature: Signature, backend: Backend) -> Backend:
+        """Wrap a backend, so that the shadow samples its rows."""
         return _Watched(self, graph, signature, backend)
 
     @property
     def pid(self) -> int:
-        """Of the second backend's process; 0 while there is none."""
+        """Id of the second backend's process; 0 without one."""
         link = self._link
         return link.pid if link is not None else 0
 
     @property
     def has_news(self) -> bool:
-        """Whether something is to be reported, or will be soon."""
+        """Whether there are metrics to report, now or soon.
+
+        Servers read this property by its name, in archives of every age.
+        """
         return bool(self._outstanding or self._rows or self._drops or not self._has_reported)
 
-    def offer(self, sample: Sample, rows: int) -> None:
-        """Take rows to be looked at later; drop them where too much waits."""
+    def enqueue(self, sample: SampledRows, rows: int) -> None:
+        """Queue rows for comparison; drop them if too many wait."""
         size = sum(array.nbytes for arrays in sample[1:] for array in arrays.values())
         with self._lock:
-            full = len(self._waiting) >= MOST_SAMPLES or self._bytes + size > MOST_BYTES
+            full = len(self._waiting) >= MAX_SAMPLES or self._bytes + size > MAX_BYTES
             if full or self._takes_none:
                 self._drops += rows
                 return
@@ -122,7 +125,7 @@ class Shadow:
         self._work.set()
 
     def report(self, metrics: Any) -> None:
-        """Tell what was found since the last report, by a handler's `context.metrics`."""
+        """Report the results since the last call, by a handler's `context.metrics`."""
         with self._lock:
             rows, disagreements, drops = self._rows, self._disagreements, self._drops
             self._rows = self._disagreements = self._drops = 0
@@ -136,7 +139,7 @@ class Shadow:
             add_difference(metrics, self._greatest)
 
     def close(self) -> None:
-        """End the second backend's process, whatever it is doing; what is offered from then on is dropped."""
+        """End the second backend's process; rows that come later are dropped."""
         self._closed.set()
         self._drop_outstanding()
         with self._lock:
@@ -178,7 +181,7 @@ class Shadow:
             link.close()
 
     def _hand_over(self) -> None:
-        """One sample after another to the process, and what it finds back."""
+        """Hand samples to the process, one after another, and take its results."""
         while not self._closed.is_set():
             self._work.wait()
             self._work.clear()
@@ -189,22 +192,22 @@ class Shadow:
                         break
                     sample, rows, size = self._waiting.popleft()
                     self._bytes -= size
-                self._look(sample, rows)
+                self._compare(sample, rows)
 
-    def _look(self, sample: Sample, rows: int) -> None:
-        """Let the process look, and wait until its share has paid for that."""
+    def _compare(self, sample: SampledRows, rows: int) -> None:
+        """Let the process compare rows, then wait until the budget allows more."""
         began = time.monotonic()
-        problem: LookTooLong | None = None
+        problem: ComparisonTimeout | None = None
         try:
             link = self._link or self._open_again()
-            looked = link.look(sample)
-        except LookTooLong as err:
+            result = link.compare(sample)
+        except ComparisonTimeout as err:
             problem = err
             self._end_process()
         else:
-            self._take(sample[0], rows, looked)
-        self._allowance.spend(time.monotonic() - began)
-        wait = self._allowance.wait_s()
+            self._take(sample[0], rows, result)
+        self._cpu_budget.spend(time.monotonic() - began)
+        wait = self._cpu_budget.wait_s()
         if problem is not None:
             wait = max(wait, RESTART_AFTER_S)
             logger.error(
@@ -215,12 +218,12 @@ class Shadow:
         self._rest(wait, drops=problem is not None or wait > LONG_WAIT_S)
 
     def _open_again(self) -> ShadowLink:
-        """The process anew. Requests are being served meanwhile: it takes the time that they leave."""
+        """Start the process again, with idle time only while requests are served."""
         self._start = {**self._start, "callers_wait": True}
-        return self._open(LOOK_LIMIT_S)
+        return self._open(COMPARE_LIMIT_S)
 
     def _rest(self, seconds: float, *, drops: bool) -> None:
-        """Look at nothing for so long; `drops` says that nothing waits meanwhile."""
+        """Compare nothing for `seconds`; with `drops`, drop the rows that come."""
         if drops:
             self._drop_outstanding()
         until = time.monotonic() + seconds
@@ -230,21 +233,24 @@ class Shadow:
         with self._lock:
             self._takes_none = self._closed.is_set()
 
-    def _take(self, graph: str, rows: int, looked: Looked) -> None:
+    def _take(self, graph: str, rows: int, result: ShadowResult) -> None:
         with self._lock:
             if self._closed.is_set():
                 return  # They count as dropped by now.
             self._outstanding -= rows
             self._rows += rows
-            self._disagreements += looked.disagreeing
-            self._greatest = max(self._greatest, looked.greatest)
-        if looked.disagreeing and not self._has_warned:
+            self._disagreements += result.disagreeing
+            self._greatest = max(self._greatest, result.greatest)
+        if result.disagreeing and not self._has_warned:
             self._has_warned = True
-            why = looked.problem or f"they differ by up to {looked.greatest:.3g}"
+            why = result.problem or f"they differ by up to {result.greatest:.3g}"
             logger.warning("shadow: the backends disagree, first on graph %s: %s", graph, why)
 
     def _lose(self, err: Exception) -> None:
-        """Serving goes on, and what would have been looked at is counted as dropped."""
+        """Turn the shadow off after an error; serving goes on.
+
+        Its rows count as dropped.
+        """
         if self._closed.is_set():
             return
         surprise = not isinstance(err, BackendError)
@@ -253,7 +259,7 @@ class Shadow:
         self._drop_outstanding()
 
     def _drop_outstanding(self) -> None:
-        """Count what waits, and what is being looked at, as dropped, and take no more."""
+        """Count waiting rows, and those in comparison, as dropped; take no more."""
         with self._lock:
             self._takes_none = True
             self._drops += self._outstanding
@@ -262,7 +268,7 @@ class Shadow:
 
 
 class _Watched:
-    """A backend that answers, and offers some of its rows to the shadow."""
+    """A backend that also queues some of its rows for the shadow."""
 
     def __init__(self, shadow: Shadow, graph: str, signature: Signature, backend: Backend) -> None:
         self._shadow, self._graph, self.unwatched = shadow, graph, backend
@@ -277,5 +283,5 @@ class _Watched:
             # Copies: what is here now belongs to the caller.
             at: Any = picked if self._has_rows else ...
             copies = [{name: np.array(a[at]) for name, a in arrays.items()} for arrays in (inputs, outputs)]
-            self._shadow.offer((self._graph, copies[0], copies[1]), len(picked))
+            self._shadow.enqueue((self._graph, copies[0], copies[1]), len(picked))
         return outputs

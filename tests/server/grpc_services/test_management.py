@@ -3,9 +3,12 @@
 import json
 
 import pytest
+import requests
 
 from tests.server.archives import write_archive
+from tests.server.grpc_client import MANAGEMENT
 from tests.server.grpc_services.calls import Code, refused
+from torchport.server.grpc.messages import management
 
 pytestmark = pytest.mark.server
 
@@ -31,9 +34,53 @@ def test_models_come_and_go(server, client, manager):
     refused(lambda: client.predict("second", data=b"tell"), Code.NOT_FOUND)
 
 
-def test_a_description_may_ask_the_handler_too(manager):
-    (described,) = json.loads(manager.manage("DescribeModel", model_name="linear", customized=True))
-    assert described["modelName"] == "linear"
+DESCRIBES = """
+    def handle(data, context):
+        if not data:
+            return None
+        headers = context.get_all_request_header(0)
+        if headers.get("mood") == "bad":
+            raise ValueError("no description")
+        return [{"headers": headers}]
+"""
+
+
+def test_a_description_may_ask_the_handler_too(manager, store):
+    write_archive(store.path, "speaking", DESCRIBES)
+    asked = management.DescribeModelRequest(model_name="speaking", customized=True)
+
+    def describe(*metadata):
+        return manager.call(MANAGEMENT, "DescribeModel", asked, metadata=metadata).msg
+
+    try:
+        manager.manage("RegisterModel", url="speaking-1.0.mar", initial_workers=1, synchronous=True)
+        (described,) = json.loads(describe(("mood", "good"), ("describe", "False")))
+        assert described["modelName"] == "speaking"
+        headers = described["customizedMetadata"]["headers"]
+        assert (headers["mood"], headers["describe"]) == ("good", "True")
+        refused(lambda: describe(("mood", "bad")), Code.UNAVAILABLE)
+    finally:
+        manager.manage("UnregisterModel", model_name="speaking")
+        (store.path / "speaking-1.0.mar").unlink()
+
+
+def test_json_is_that_of_the_rest_api(server, manager):
+    listed = requests.get(f"{server.urls['management']}/models?limit=2", timeout=30)
+    assert manager.manage("ListModels", limit=2) == listed.text
+    (described,) = json.loads(manager.manage("DescribeModel", model_name="linear"))
+    (rest,) = requests.get(f"{server.urls['management']}/models/linear", timeout=30).json()
+    assert list(described) == list(rest)
+    everything = manager.manage("DescribeModel", model_name="linear", model_version="all")
+    assert [each["modelVersion"] for each in json.loads(everything)] == ["1.0"]
+
+
+def test_a_web_page_may_not_manage(manager):
+    asked = management.UnregisterModelRequest(model_name="linear")
+    metadata = [("origin", "https://example.org")]
+    error = refused(
+        lambda: manager.call(MANAGEMENT, "UnregisterModel", asked, metadata=metadata), Code.PERMISSION_DENIED
+    )
+    assert "cors_allowed_origin" in error.details()
 
 
 @pytest.mark.parametrize(

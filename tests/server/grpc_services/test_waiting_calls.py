@@ -1,5 +1,6 @@
 """Calls that wait: their deadlines, that they are cancelled, that there is no room for more."""
 
+import time
 from functools import partial
 
 import pytest
@@ -8,7 +9,7 @@ from tests.server.grpc_client import (
     INFERENCE,
     prediction,
 )
-from tests.server.grpc_services.calls import Code, refused
+from tests.server.grpc_services.calls import Code, fp32, refused
 from tests.server.metrics import metric
 from tests.server.waiting import wait_until
 
@@ -57,3 +58,19 @@ def test_a_full_queue_says_when_to_come_again(server, client, hold):
     hold.release()
     assert holding.result(30).prediction == b"held"
     assert waiting.result(30).prediction
+
+
+def test_the_metrics_tell_how_long_the_last_request_waited(server, client, hold):
+    holding = hold("obedient")
+    method = client.method(f"/{INFERENCE}/Predictions")
+    waiting = method.future(prediction("obedient", data=b"tell"), timeout=60)
+    wait_until(lambda: metric(server, "torchport_queue_length", model_name="obedient") == 1)
+    time.sleep(0.3)
+    hold.release()
+    assert holding.result(30).prediction == b"held"
+    assert waiting.result(30).prediction
+    waited_ms = metric(server, "QueueTime")
+    assert waited_ms >= 300
+    # By the Open Inference Protocol too: its worker has nothing else to do.
+    client.infer(model_name="linear", inputs=[fp32([1.0], (1, 1))])
+    assert metric(server, "QueueTime") < waited_ms

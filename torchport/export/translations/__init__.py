@@ -1,1 +1,4 @@
-"""ONNX translations of operators that torch's exporter has none or a wrong one for, one module each."""
+"""ONNX translations of operators that torch's exporter lacks or translates wrongly.
+
+There is one module for each.
+"""

@@ -1,8 +1,8 @@
-"""ONNX's `RNN` for `aten::rnn_tanh` and `aten::rnn_relu`, which torch's exporter has no translation for.
+"""Translates `aten::rnn_tanh` and `aten::rnn_relu` to ONNX's `RNN`.
 
     torch.onnx.export(program, custom_translation_table=rnn_translations())
 
-Without it the exporter writes a `Loop` that copies all outputs in every step.
+torch's exporter has no translation for them. It writes a `Loop` that copies all outputs in every step.
 """
 
 from __future__ import annotations

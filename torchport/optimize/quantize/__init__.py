@@ -1,1 +1,1 @@
-"""Reads ONNX graphs and calibration data and writes INT8 graphs and `int8.json`."""
+"""Quantises ONNX graphs with calibration data, and writes `int8.json`."""

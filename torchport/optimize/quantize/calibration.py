@@ -1,7 +1,9 @@
-"""The inputs that ranges of activations are measured on: like those of clients, none of them held out.
+"""Calibration inputs, on which the ranges of activations are measured.
 
 calibration = Calibration.of(recipe, folder, held_out={})
 for batch in calibration.pieces("main"): ...
+
+They are like clients' inputs, and none of them is held out.
 """
 
 from __future__ import annotations
@@ -22,19 +24,22 @@ from torchport.recipe.loading import find_handler
 from torchport.recipe.user_code import running
 from torchport.store.folders import BuildFolder
 
-MOST_ROWS = 128
-"""More hardly move a range, and each costs a run with every activation kept."""
+MAX_ROWS = 128
+"""Maximum rows of a graph's calibration inputs; further rows are left out. They would hardly change a
+range, and each costs a run with every activation kept."""
 
 PIECE_ROWS = 8
-"""Rows whose activations are in memory together."""
+"""Maximum rows whose activations are in memory together."""
 
 Inputs = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Batches by graph, how many rows they are, and how many were left out because they are held out.
-    The graphs in `whole` have no batch dimension: each of their batches is one input.
+    """Calibration batches by graph.
+
+    `rows` are their numbers of rows. `left_out` is the number of rows left out because they are held
+    out. The graphs in `whole` have no batch dimension: each of their batches is one input.
     """
 
     batches: Mapping[str, list[Inputs]]
@@ -44,8 +49,9 @@ class Calibration:
 
     @classmethod
     def of(cls, recipe: Recipe, folder: BuildFolder, held_out: Mapping[str, set[str]]) -> Calibration:
-        """What the recipe's `calibration` gives for each graph, without the rows among `held_out`, which are
-        SHA-256 by graph.
+        """The recipe's `calibration` inputs for each graph, without held-out rows.
+
+        `held_out` has the SHA-256 of these rows by graph.
 
         Raises:
             RecipeError: it fails, gives inputs of another shape, or none that are not held out.
@@ -66,13 +72,13 @@ class Calibration:
                     digests = row_digests(whole, padding)
                     keep = [digest not in held_out.get(graph, ()) for digest in digests]
                     left_out += keep.count(False)
-                    keep = [k and i < MOST_ROWS - rows[graph] for i, k in enumerate(keep)]
+                    keep = [k and i < MAX_ROWS - rows[graph] for i, k in enumerate(keep)]
                     rows[graph] += sum(keep)
                     if any(keep):
                         batches[graph].append(
                             {n: a[keep][0] if single else a[keep] for n, a in whole.items()}
                         )
-                    if rows[graph] >= MOST_ROWS:
+                    if rows[graph] >= MAX_ROWS:
                         break
             if not rows[graph]:
                 raise RecipeError(
@@ -84,8 +90,11 @@ class Calibration:
         return cls(batches, rows, left_out, frozenset(rowless))
 
     def pieces(self, graph: str) -> Iterator[Inputs]:
-        """A graph's batches, cut so that their activations fit into memory. Those with the greatest numbers
-        come first: a histogram whose range grows later is made anew, with ever more bins."""
+        """A graph's batches, cut so that their activations fit into memory.
+
+        Batches with the largest numbers come first: a histogram whose range grows later is made anew,
+        with ever more bins.
+        """
         pieces = []
         for batch in self.batches[graph]:
             if graph in self.whole:
@@ -93,11 +102,11 @@ class Calibration:
                 continue
             for start in range(0, len(next(iter(batch.values()))), PIECE_ROWS):
                 pieces.append({name: array[start : start + PIECE_ROWS] for name, array in batch.items()})
-        yield from sorted(pieces, key=_greatest, reverse=True)
+        yield from sorted(pieces, key=_largest, reverse=True)
 
     @property
     def sha256(self) -> str:
-        """Of everything, in its order."""
+        """SHA-256 of all batches, in order."""
         digest = hashlib.sha256()
         for graph in sorted(self.batches):
             for batch in self.batches[graph]:
@@ -108,6 +117,6 @@ class Calibration:
         return digest.hexdigest()
 
 
-def _greatest(inputs: Inputs) -> float:
+def _largest(inputs: Inputs) -> float:
     floats = [array for array in inputs.values() if array.dtype.kind == "f"]
     return max((float(np.abs(array).max(initial=0.0)) for array in floats), default=0.0)

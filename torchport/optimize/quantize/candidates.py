@@ -1,9 +1,9 @@
-"""INT8 versions of a whole model, each made, opened as a server would, and measured on the held-out examples.
+"""Makes INT8 versions of a model, and measures them on held-out examples.
 
 bench = Workbench(recipe, folder, gate, work=Path("work"))
 candidate = bench.candidate("minmax")
-candidate.problems                   # why it does not pass the gate; empty where it does
-candidate = bench.candidate("minmax", left=bench.layers_by_error("minmax")[:3])
+candidate.problems                   # why it does not pass the gate; empty if it does
+candidate = bench.candidate("minmax", exclude=bench.layers_by_error("minmax")[:3])
 """
 
 from __future__ import annotations
@@ -38,27 +38,27 @@ QUICK_ROUNDS, FULL_ROUNDS = 3, 15
 QUICK_SECONDS, FULL_SECONDS = 1.0, 4.0
 
 HOPELESS = 0.5
-"""A multiple of float32's throughput: of what is slower the metrics are not asked for."""
+"""Minimum speed-up over float32 at which metrics are measured. A slower candidate fails without them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One INT8 version of the model and what was measured of it.
+    """One INT8 version of the model and its measurements.
 
     Args:
         method: how its ranges were found, one of `METHODS`.
-        left: the layers that stay in float32, worst first.
-        folder: where its graphs lie.
-        size: theirs together, bytes.
-        metrics: empty of what is much too slow.
+        excluded: the excluded nodes, which stay in float32, worst first.
+        folder: the folder of its graphs.
+        size: their size together, bytes.
+        metrics: held-out metrics; empty if it is much too slow.
         problems: why it does not pass the gate.
-        drop: by how much the metric that lost most is worse; infinite of what was not asked.
+        drop: drop of the metric that lost most; infinite if metrics were not measured.
         speed: its throughput as a multiple of float32's.
-        quick: that it was measured in few rounds, enough to tell a slow one.
+        quick: whether it was measured in few rounds, enough to tell a slow one.
     """
 
     method: str
-    left: tuple[Layer, ...]
+    excluded: tuple[Layer, ...]
     folder: Path
     size: int
     metrics: dict[str, float]
@@ -69,12 +69,12 @@ class Candidate:
     quick: bool = True
 
     def contents(self) -> dict[str, bytes]:
-        """The graphs by file name."""
+        """The graphs' bytes by file name."""
         return {path.name: path.read_bytes() for path in sorted(self.folder.glob(f"*{INT8_SUFFIX}"))}
 
 
 class Workbench:
-    """Everything that is needed to make and to measure candidates of one model.
+    """Makes and measures the candidates of one model.
 
     Raises:
         RecipeError: no held-out examples, no calibration inputs, or the recipe's code fails.
@@ -99,17 +99,17 @@ class Workbench:
 
     @property
     def layers(self) -> list[Layer]:
-        """Everything that can be left in float32."""
+        """All nodes that can be excluded, that is left in float32."""
         return [(name, layer) for name, graph in self._graphs.items() for layer in graph.layers]
 
     @property
     def batch_seconds(self) -> float:
-        """What a batch costs in float32, the median."""
+        """Median seconds of a batch in float32."""
         taken = interleaved_seconds({"float32": self._float32}, self._batches, rounds=FULL_ROUNDS)
         return taken["float32"] / len(self._batches)
 
-    def candidate(self, method: str, left: Sequence[Layer] = ()) -> Candidate:
-        """Make one and measure it.
+    def candidate(self, method: str, exclude: Sequence[Layer] = ()) -> Candidate:
+        """Make a candidate and measure it; the nodes in `exclude` are excluded.
 
         Raises:
             QuantizationError: ONNX Runtime cannot make it, or a client could spoil others' answers with it.
@@ -124,7 +124,7 @@ class Workbench:
         os.symlink((self._build / "assets").resolve(), folder / "assets", target_is_directory=True)
         size = 0
         for name, graph in self._graphs.items():
-            content = graph.quantized(method, leave=[layer for of, layer in left if of == name])
+            content = graph.quantized(method, exclude=[layer for of, layer in exclude if of == name])
             size += len(content)
             (folder / f"{name}{INT8_SUFFIX}").write_bytes(content)
         handler = self._open(folder, variant_options(self._recipe, INT8, "cpu"))
@@ -134,7 +134,7 @@ class Workbench:
             speed = taken["float32"] / taken["int8"]
             return Candidate(
                 method=method,
-                left=tuple(left),
+                excluded=tuple(exclude),
                 folder=folder,
                 size=size,
                 metrics={},
@@ -151,18 +151,18 @@ class Workbench:
         taken = interleaved_seconds(both, self._batches, rounds=QUICK_ROUNDS, at_least=QUICK_SECONDS)
         return Candidate(
             method=method,
-            left=tuple(left),
+            excluded=tuple(exclude),
             folder=folder,
             size=size,
             metrics=metrics,
             agreement=self.before.agreement(measured),
             problems=self._gate.broken(self.before.metrics, metrics),
-            drop=self._gate.most_lost(self.before.metrics, metrics),
+            drop=self._gate.largest_drop(self.before.metrics, metrics),
             speed=taken["float32"] / taken["int8"],
         )
 
     def speeds(self, candidates: Sequence[Candidate]) -> list[float]:
-        """The throughput of each as a multiple of float32's, measured thoroughly, all side by side."""
+        """Throughputs as multiples of float32's, measured thoroughly and side by side."""
         handlers = {
             str(i): self._open(c.folder, variant_options(self._recipe, INT8, "cpu"))
             for i, c in enumerate(candidates)
@@ -173,7 +173,10 @@ class Workbench:
         return [taken["float32"] / taken[str(index)] for index in range(len(candidates))]
 
     def layers_by_error(self, method: str) -> list[Layer]:
-        """All layers, first the one which, in INT8 by itself, moves its graph's outputs the most."""
+        """All layers, those with the largest error in INT8 first.
+
+        The error is that of the graph's outputs when the layer alone is in INT8.
+        """
         self._calibrate(method)
         errors: dict[Layer, float] = {}
         for name, graph in self._graphs.items():
@@ -188,9 +191,12 @@ class Workbench:
         return sorted(errors, key=lambda layer: -errors[layer])
 
     def _refuse_strange_mates(self) -> None:
-        """Ranges of a run's own batch are also those of one row in it: where nothing bounds what a client may
-        send, one great number leaves the answers of others no digits. How large batches are when it is
-        served, a tuning or an operator decides: so this does not ask."""
+        """Refuse a graph in which one row can spoil other rows' answers.
+
+        In dynamic quantisation, the ranges of a batch are also those of one row in it. If an input has
+        no bounds, one large number leaves the answers of others no digits. The served batch size is not
+        looked at, because a tuning or an operator decides it later.
+        """
         unbounded = [
             name
             for signature in self._signatures.values()
@@ -219,7 +225,10 @@ class Workbench:
 
 
 def relative_error(got: np.ndarray, expected: np.ndarray) -> float:
-    """The root mean square of the difference, of that of what is expected; 0 for what is no fraction."""
+    """RMS of the difference, divided by the RMS of the expected values.
+
+    For values that are no floats, or of another shape: 1 if they differ, else 0.
+    """
     if expected.dtype.kind != "f" or got.shape != expected.shape or not expected.size:
         return float(not np.array_equal(got, expected))
     finite = np.isfinite(expected)

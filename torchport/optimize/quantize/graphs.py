@@ -1,9 +1,11 @@
-"""INT8 versions of one exported graph, by ONNX Runtime's quantisation: static, as QDQ with weights per
-channel, its ranges measured on calibration inputs; or dynamic, its ranges measured anew in every run.
+"""Quantises one exported graph to INT8 by ONNX Runtime.
 
     graph = Int8Graph("main", Path("main.onnx"), work=Path("work"), arithmetic=Arithmetic.of_this_machine())
     graph.calibrate("entropy", batches)
-    content = graph.quantized("entropy", leave={"node_Conv_58"})    # the bytes of main.int8.onnx
+    content = graph.quantized("entropy", exclude={"node_Conv_58"})    # the bytes of main.int8.onnx
+
+Static quantisation is QDQ with weights per channel; its ranges are measured on calibration inputs.
+Dynamic quantisation measures ranges anew in every run.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ METHODS = {
     "percentile": "static, ranges without the outermost 0.001%",
     "dynamic": "dynamic, ranges of each run's own batch",
 }
-"""How the range of an activation is found, by the name that the certificate gives it."""
+"""Ways to find an activation's range, by their names in the certificate."""
 
 LAYERS = frozenset(
     (
@@ -36,16 +38,17 @@ LAYERS = frozenset(
         *("LeakyRelu", "Sigmoid", "Softmax"),
     )
 )
-"""Operators that lose precision of their own in INT8; the others (Relu, MaxPool) hand on what they get."""
+"""Operators that lose precision themselves in INT8. Others (Relu, MaxPool) pass on what they get."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arithmetic:
-    """The integers that suit a processor.
+    """The integer types that suit a processor.
 
     Args:
-        signed_activations: int8, as ARM's instructions take it; uint8 on x86.
-        reduce_range: weights of 7 bits. Without VNNI, x86 adds two products of 8 bits in 16, which overflow.
+        signed_activations: whether activations are int8, as ARM's instructions take them; uint8 on x86.
+        reduce_range: whether weights have 7 bits. Without VNNI, x86 adds two products of 8 bits in 16, which
+            overflow.
     """
 
     signed_activations: bool
@@ -61,7 +64,7 @@ class Arithmetic:
 
 
 def _has_vnni() -> bool:
-    """Whether the processor says so; where it cannot be asked, no."""
+    """Whether the processor has VNNI; False if it cannot be asked."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -70,7 +73,7 @@ def _has_vnni() -> bool:
 
 
 class Int8Graph:
-    """One graph of a model, prepared once; quantised as often as the search wants.
+    """One graph of a model, prepared once, quantised any number of times.
 
     Raises:
         QuantizationError: a library is missing, or ONNX Runtime cannot prepare the graph.
@@ -97,7 +100,9 @@ class Int8Graph:
         self.layers = [node.name for node in model.graph.node if node.op_type in LAYERS]
 
     def calibrate(self, method: str, batches: Iterable[Mapping[str, np.ndarray]]) -> None:
-        """Measure the range of every activation on these inputs, batch by batch; once for each method.
+        """Measure the range of every activation on these inputs, batch by batch.
+
+        It is called once for each method. Dynamic quantisation needs no calibration.
 
         Raises:
             QuantizationError: the graph fails on them.
@@ -128,9 +133,11 @@ class Int8Graph:
             raise QuantizationError(f"{self.name}.onnx: calibration by {method} failed: {err}") from err
 
     def quantized(
-        self, method: str, *, leave: Collection[str] = (), only: Collection[str] | None = None
+        self, method: str, *, exclude: Collection[str] = (), only: Collection[str] | None = None
     ) -> bytes:
-        """The graph in INT8, the layers that `leave` names in float32; with `only`, all others too.
+        """The graph's bytes in INT8, without the excluded nodes in `exclude`.
+
+        With `only`, all other nodes stay in float32 too.
 
         Raises:
             QuantizationError: ONNX Runtime cannot quantise it.
@@ -142,7 +149,7 @@ class Int8Graph:
             "per_channel": True,
             "reduce_range": self._arithmetic.reduce_range,
             "weight_type": QuantType.QInt8,
-            "nodes_to_exclude": sorted(leave),
+            "nodes_to_exclude": sorted(exclude),
             "nodes_to_quantize": sorted(only) if only is not None else None,
         }
         signed = self._arithmetic.signed_activations
@@ -171,12 +178,13 @@ class Int8Graph:
 
 
 _HISTOGRAM = {"entropy": {"num_bins": 2048}}
-"""ONNX Runtime's own number of bins is that of the integers, of which no range can lose any."""
+"""Extra options of a method's calibrator. ONNX Runtime's own number of bins is that of the integers, so
+that no range could lose any."""
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what ONNX Runtime's tools print, and log to the root logger, off the terminal."""
+    """Keep prints and logs of ONNX Runtime's tools off the terminal."""
     root, silent = logging.getLogger(), logging.NullHandler()
     before = logging.root.manager.disable
     root.addHandler(silent)  # With none there, `logging.warning` would install one for good.
@@ -200,7 +208,7 @@ def _calibration(method: str) -> Any:
 
 
 class _Batches:
-    """What ONNX Runtime's calibrators read from: one batch after another, then None."""
+    """Reader for ONNX Runtime's calibrators: one batch after another, then None."""
 
     def __init__(self, batches: list[dict[str, np.ndarray]]) -> None:
         self._batches = iter(batches)

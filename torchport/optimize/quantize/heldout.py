@@ -1,9 +1,11 @@
-"""A recipe's held-out examples, asked of a handler in process: metrics, decisions, and what a batch costs.
+"""Runs a recipe's held-out examples on a handler in process.
 
 examples = HeldOut(recipe, batch_size=8)
 measured = examples.measure(handler)
 measured.metrics                                  # {"accuracy": 0.975}
 measured.agreement(examples.measure(quantised))   # Agreement(compared=360, agreed=359)
+
+The results are metrics, decisions, and the seconds of a batch.
 """
 
 from __future__ import annotations
@@ -28,17 +30,17 @@ from torchport_runtime import Handler, InferenceRequest
 from torchport_runtime.requests.batching import common_sizes, run_together
 
 Batch = tuple[str, dict[str, np.ndarray]]
-"""A graph's name and what enters there."""
+"""A graph's name and its inputs."""
 
 TIMED_BATCHES = 4
 
 MANY_MATES = 32
-"""Requests of a large batch: as many as a tuning tries."""
+"""Minimum requests of a shuffled batch: as many as a tuning tries."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of how many examples both models make a decision, and of how many the same one."""
+    """Number of examples on which a model decides, and on which another agrees."""
 
     compared: int
     agreed: int
@@ -50,19 +52,20 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a handler makes of the held-out examples."""
+    """Metrics and decisions of a handler on the held-out examples."""
 
     metrics: dict[str, float]
     decisions: list[Decided]
 
     def agreement(self, other: Measured) -> Agreement:
-        """Of the examples about which these answers decide something, how many the others decide alike."""
+        """Count the examples on which these answers decide, and on which both agree."""
         pairs = [p for p in zip(self.decisions, other.decisions, strict=True) if p[0].parts]
         return Agreement(len(pairs), sum(not differing(two, one) for one, two in pairs))
 
 
 class HeldOut:
-    """
+    """A recipe's held-out examples.
+
     Raises:
         RecipeError: the recipe has no held-out examples, or they cannot be read.
     """
@@ -83,8 +86,9 @@ class HeldOut:
         return len(self._requests)
 
     def measure(self, handler: Handler, *, shuffled: bool = False) -> Measured:
-        """Ask everything, in batches as a server under load puts them together: those that follow each other,
-        or with `shuffled` others, and many of them.
+        """Answer all examples, in batches as a loaded server forms them.
+
+        A batch has consecutive examples. With `shuffled` it has others, and more of them.
 
         Raises:
             RecipeError: the handler refuses an example, or `score` fails.
@@ -106,7 +110,7 @@ class HeldOut:
         return Measured(metrics, [choices(decided(answer, handler.decides)) for answer in answers])
 
     def row_digests(self, handler: Handler) -> dict[str, set[str]]:
-        """SHA-256 of every row that enters a graph, by graph: what nothing may be calibrated on."""
+        """SHA-256 of every held-out row by graph; calibration must not use them."""
         found: dict[str, set[str]] = {}
         for sent in self._requests:
             request = InferenceRequest(sent.fields())
@@ -118,7 +122,7 @@ class HeldOut:
         return found
 
     def batches(self, handler: Handler) -> list[Batch]:
-        """The first few batches as they enter the graphs, to be timed."""
+        """The first `TIMED_BATCHES` batches as they enter the graphs, for timing."""
         found: list[Batch] = []
         for start in range(0, min(len(self), TIMED_BATCHES * self._batch_size), self._batch_size):
             groups: dict[Any, list[dict[str, np.ndarray]]] = {}
@@ -139,7 +143,7 @@ class HeldOut:
 
 
 def row_digests(tensors: Mapping[str, np.ndarray], padding: Mapping[str, float]) -> Iterator[str]:
-    """SHA-256 of each row of some inputs; what a row is filled up with does not count."""
+    """SHA-256 of each row of some inputs, without its padding."""
     rows = min(len(array) for array in tensors.values())
     for index in range(rows):
         parts = b""
@@ -154,11 +158,11 @@ def row_digests(tensors: Mapping[str, np.ndarray], padding: Mapping[str, float])
 def interleaved_seconds(
     handlers: Mapping[str, Handler], batches: list[Batch], *, rounds: int, at_least: float = 0.0
 ) -> dict[str, float]:
-    """The median time of all the batches, by handler: one run of each in every round, each round beginning
-    with another, so that what else the machine does falls on all of them alike.
+    """Median seconds for all the batches, by handler.
 
-    As many rounds as given, and more until they took `at_least` seconds: the runs of a small model are
-    over so soon that a few of them say nothing.
+    Every round runs each handler once and begins with another one, so that other work on the machine
+    affects all alike. There are at least `rounds` rounds, and more until `at_least` seconds have
+    passed: a few runs of a small model are over too soon to be compared.
     """
 
     def run(handler: Handler) -> None:

@@ -1,10 +1,11 @@
-"""Proven float32 artifacts to INT8 ones that pass a gate: `main.int8.onnx`, `int8.json`, `quantization.json`.
+"""Quantises verified float32 artifacts to INT8 ones that pass a gate.
 
     result = quantize(load_recipe("digits_resnet18"), folder, max_drop=0.005)
     result.certificate["metrics"]        # {"accuracy": {"float32": 0.975, "int8": 0.975}}
 
-The certificate holds no time, so that the same choice has the same bytes; what was tried and how
-fast it was stands in `quantization.json`.
+It writes `main.int8.onnx`, `int8.json` and `quantization.json`. The certificate `int8.json` has no
+times, so that the same choice has the same bytes. `quantization.json` says what was tried and how fast
+it was.
 """
 
 from __future__ import annotations
@@ -41,9 +42,10 @@ REPORT = "quantization.json"
 
 @dataclass(frozen=True)
 class QuantizationResult:
-    """`done` is False where INT8 graphs of exactly these bytes and this gate were there already.
+    """Result of quantising a model.
 
-    `report` is what was tried; `certificate` is None where nothing passed, and `refusal` says why.
+    `done` is False if INT8 graphs of exactly these bytes and this gate existed already. `report` says
+    what was tried. `certificate` is None if nothing passed; `refusal` says why.
     """
 
     done: bool
@@ -61,9 +63,10 @@ def quantize(
     force: bool = False,
     tell: Callable[[str], None] = lambda message: None,
 ) -> QuantizationResult:
-    """Make the fastest INT8 version whose held-out metrics are at most `max_drop` worse than float32's.
+    """Make the fastest INT8 version whose held-out metrics pass the gate.
 
-    Where nothing passes, what was made before, by a wider gate maybe, is removed.
+    They may be at most `max_drop` worse than float32's. If nothing passes, an earlier INT8 version is
+    removed, because its gate may have been wider.
 
     Raises:
         StaleError: the float32 model has no passing certificate of parity.
@@ -104,7 +107,7 @@ def quantize(
 
 
 def require(result: QuantizationResult) -> QuantizationResult:
-    """The result, or why there is none as an error.
+    """Return the result, if it has an INT8 version.
 
     Raises:
         QuantizationError: nothing passed the gate, or nothing that did is faster than float32.
@@ -144,7 +147,7 @@ def _certificate(recipe: Recipe, bench: Workbench, gate: Gate, best: Candidate) 
         "means": METHODS[best.method],
         "arithmetic": bench.arithmetic.to_json() | {"per_channel": True},
         "layers": len(bench.layers),
-        "left_in_float32": ["/".join(layer) for layer in best.left],
+        "left_in_float32": ["/".join(layer) for layer in best.excluded],
         "gate": gate.to_json(),
         "metrics": {
             name: {"float32": value, "int8": best.metrics[name]}
@@ -173,7 +176,7 @@ def _report(recipe: Recipe, bench: Workbench, gate: Gate, outcome: Outcome) -> d
         "tried": [
             {
                 "method": c.method,
-                "left_in_float32": ["/".join(layer) for layer in c.left],
+                "left_in_float32": ["/".join(layer) for layer in c.excluded],
                 "metrics": c.metrics,
                 "compared": c.agreement.compared,
                 "agreed": c.agreement.agreed,

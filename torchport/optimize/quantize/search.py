@@ -1,9 +1,11 @@
-"""The fastest INT8 version of a model that passes its gate: every method is tried; where the gate fails,
-layers are left in float32, worst first, until it holds.
+"""Searches the fastest INT8 version of a model that passes its gate.
 
     outcome = search(workbench)
-    outcome.best                         # the chosen Candidate; None where nothing passes
-    outcome.tried                        # everything that was measured, in its order
+    outcome.best                         # the chosen Candidate; None if nothing passes
+    outcome.tried                        # everything that was measured, in order
+
+Every method is tried. If the gate fails, nodes are excluded (left in float32), worst first, until it
+holds.
 """
 
 from __future__ import annotations
@@ -16,21 +18,25 @@ from torchport.optimize.quantize.candidates import Candidate, Layer, Workbench
 from torchport.optimize.quantize.graphs import METHODS
 
 FASTER = 1.05
-"""A multiple of float32's throughput that is more than the noise of measuring."""
+"""Minimum speed-up over float32. A smaller one may be noise of measuring, and is not chosen."""
 
 HOPEFUL = 0.85
-"""Of that, after a quick measurement: what is slower is not measured again."""
+"""Minimum share of `FASTER` in a quick measurement. A slower candidate is not measured again."""
 
 AS_FAST = 0.9
-"""Of the fastest: among these the one that loses the least is chosen. Static methods differ in numbers only,
-and measurements of one and the same graph lie several per cent apart."""
+"""Minimum share of the fastest candidate's speed for being as fast. Among these, the one that loses the
+least is chosen: static methods differ in numbers only, and measurements of one graph differ by several
+per cent."""
 
 Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """`impossible` says why a method could not be tried at all, by its name."""
+    """Result of the search.
+
+    `impossible` says by method why it could not be tried at all.
+    """
 
     best: Candidate | None
     tried: list[Candidate]
@@ -38,7 +44,7 @@ class Outcome:
 
     @property
     def why_none(self) -> str:
-        """What keeps the model in float32, where nothing was chosen."""
+        """Why the model stays in float32, if nothing was chosen."""
         passing = [c for c in self.tried if not c.problems]
         if passing:
             fastest = max(passing, key=lambda c: c.speed)
@@ -53,7 +59,7 @@ class Outcome:
 
 
 def search(bench: Workbench, tell: Tell = lambda message: None) -> Outcome:
-    """Try every method, mend those that fail, and choose.
+    """Try every method, exclude nodes in those that fail, and choose.
 
     Raises:
         QuantizationError: nothing in the model can be quantised.
@@ -74,17 +80,17 @@ def search(bench: Workbench, tell: Tell = lambda message: None) -> Outcome:
     for whole in [c for c in tried if _worth_mending(c, tried)]:
         tell(f"{whole.method}: which layers it hurts")
         ranked = bench.layers_by_error(whole.method)
-        tried += _left_in_float32(bench, whole.method, ranked, tell)
+        tried += _with_excluded_nodes(bench, whole.method, ranked, tell)
     tell("timing what passes")
     tried = _timed(bench, tried)
     return Outcome(_chosen(tried), tried, impossible)
 
 
 def _worth_mending(candidate: Candidate, tried: Sequence[Candidate]) -> bool:
-    """Whether leaving layers in float32 could end in what is chosen.
+    """Whether excluding nodes could make a candidate the chosen one.
 
-    Not where it is slow with all of them in INT8; nor where another static method passes with all of
-    them: their ranges are other numbers in the same graph, which runs as fast.
+    It could not if the candidate is slow with all layers in INT8. Nor if another static method passes
+    with all of them: its ranges are other numbers in the same graph, which runs as fast.
     """
     if not candidate.problems or candidate.speed < FASTER * HOPEFUL:
         return False
@@ -92,9 +98,10 @@ def _worth_mending(candidate: Candidate, tried: Sequence[Candidate]) -> bool:
     return candidate.method == "dynamic" or all(c.problems for c in static)
 
 
-def _left_in_float32(bench: Workbench, method: str, ranked: list[Layer], tell: Tell) -> list[Candidate]:
-    """Candidates with ever more of the worst layers in float32, twice as many each time; and once the gate
-    holds, the fewest with which it does, found by halving.
+def _with_excluded_nodes(bench: Workbench, method: str, ranked: list[Layer], tell: Tell) -> list[Candidate]:
+    """Candidates with the worst nodes excluded, twice as many each time.
+
+    Once the gate holds, the minimum number with which it holds is found by halving.
     """
 
     def measure(count: int) -> Candidate:
@@ -121,7 +128,7 @@ def _left_in_float32(bench: Workbench, method: str, ranked: list[Layer], tell: T
 
 
 def _timed(bench: Workbench, tried: list[Candidate]) -> list[Candidate]:
-    """The same, what passes and is not slow timed thoroughly."""
+    """The same candidates; those that pass and are not slow have thorough timings."""
     hopeful = [i for i, c in enumerate(tried) if not c.problems and c.speed >= FASTER * HOPEFUL]
     if not hopeful:
         return tried
@@ -137,5 +144,5 @@ def _chosen(tried: Sequence[Candidate]) -> Candidate | None:
 
     return min(
         (c for c in passing if c.speed >= AS_FAST * fastest),
-        key=lambda c: (c.drop, -(c.agreement.share or 0.0), len(c.left)),
+        key=lambda c: (c.drop, -(c.agreement.share or 0.0), len(c.excluded)),
     )

@@ -1,3 +1,4 @@
-"""Reads what has passed, measures configurations on running servers, and writes `tuning.json` and
-`tuning.html`.
+"""Measures configurations on running servers, and chooses one to package.
+
+Writes `tuning.json` and `tuning.html`.
 """

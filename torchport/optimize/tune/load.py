@@ -1,9 +1,10 @@
-"""A load on a server of this machine: so many connections, each asking again as soon as it is answered.
+"""Puts a load on a server of this machine and measures answers.
 
     messages = http_messages("http://127.0.0.1:8080", recipe)
     put_load("http://127.0.0.1:8080", messages, connections=16, seconds=2.0)   # Measured(per_second=..., ...)
 
-Client and server share the machine's cores: figures compare configurations, and no absolute ones.
+Each connection sends its next request as soon as the last one is answered. Client and server share the
+machine's cores: figures compare configurations, and are no absolute ones.
 """
 
 from __future__ import annotations
@@ -24,18 +25,23 @@ from torchport.errors import ServerError
 from torchport.optimize.tune.slo import PERCENTILES
 from torchport.recipe.contract import Recipe
 from torchport.recipe.requests import recipe_requests
+from torchport.server.http.event_loop import event_loop_factory
 
 CONNECTIONS = (1, 2, 4, 8, 16, 32, 64)
-"""Loads that are put on a server. Fewer than its queue takes, so that it refuses nothing."""
+"""Numbers of connections to load a server with. They are fewer than its queue takes, so that it refuses
+nothing."""
 
 PATIENCE_S = 60.0
-"""A server that gives no answer at all for so long is given up."""
+"""Maximum seconds without any answer. Beyond, the server is given up."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One run. `answers` were counted, `errors` had another status than 200 or none; `reason` is the first of
-    those. Latencies are in milliseconds, by percentile."""
+    """Figures of one run.
+
+    `answers` were counted. `errors` had another status than 200, or none; `reason` is the first
+    error's. Latencies are in milliseconds, by percentile.
+    """
 
     per_second: float
     latency_ms: Mapping[str, float]
@@ -45,11 +51,11 @@ class Measured:
 
 
 Ask = Callable[[int, float], Measured]
-"""Puts a load of so many connections on a server for so many seconds."""
+"""Loads a server with a number of connections for a number of seconds."""
 
 
 def http_messages(url: str, recipe: Recipe) -> list[bytes]:
-    """The recipe's requests as they go over the wire to a server at `url`."""
+    """The bytes of the recipe's requests to a server at `url`."""
     path = f"{url}/predictions/{quote(recipe.name, safe='')}/{quote(recipe.version, safe='')}"
     messages = []
     for request in recipe_requests(recipe):
@@ -72,15 +78,16 @@ def http_messages(url: str, recipe: Recipe) -> list[bytes]:
 def put_load(
     url: str, messages: Sequence[bytes], *, connections: int, seconds: float, warm_up: float = 0.0
 ) -> Measured:
-    """Ask for `warm_up` seconds, and until every connection has been answered, then count for `seconds`.
+    """Load a server for `warm_up` seconds, then count its answers for `seconds`.
 
-    What an earlier load has left to do, and what a model does at its first sight of a batch's size, so falls
-    into no figure. Where not even one answer comes in that time, the first that does is counted.
+    Counting begins when every connection has been answered. So neither an earlier load nor a model's
+    first sight of a batch size affects the figures. If no answer comes in that time, the first that
+    comes later is counted.
 
     Raises:
         ServerError: no server there, or no answer within `PATIENCE_S`.
     """
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
         return runner.run(_put_load(url, messages, connections, seconds, warm_up))
 
 
@@ -122,10 +129,10 @@ async def _put_load(
 
 @dataclass
 class _Run:
-    """What the connections of one run share. Answers before `begin` are not counted, errors always are.
+    """Shared state of one run's connections.
 
-    `waiting` is the number of connections without an answer, `warm` is set where there is none; `told` is
-    set when there is something to tell.
+    Answers before `begin` are not counted, errors always are. `waiting` is the number of connections
+    without an answer; `warm` is set when it is 0. `told` is set at the first counted answer or error.
     """
 
     waiting: int
@@ -166,12 +173,15 @@ class _Run:
 
 
 def percentile(ordered: Sequence[float], share: int) -> float:
-    """The least of the ordered values that `share` per cent of them do not exceed; infinite of none."""
+    """Nearest-rank percentile of sorted values; infinite if there are none."""
     return ordered[max(0, math.ceil(len(ordered) * share / 100) - 1)] if ordered else math.inf
 
 
 class _Connection(asyncio.Protocol):
-    """One connection: sends, reads the whole answer, sends again. httptools calls its `on_` methods."""
+    """One connection: sends, reads the whole answer, sends again.
+
+    httptools calls its `on_` methods.
+    """
 
     def __init__(self, messages: cycle[bytes], run: _Run) -> None:
         self._messages, self._run = messages, run
@@ -212,7 +222,10 @@ class _Connection(asyncio.Protocol):
         self._fail(f"the server closed the connection: {exc or 'no reason'}")
 
     def _fail(self, reason: str) -> None:
-        """An error ends this connection: what asks on and on where it is refused measures refusals."""
+        """Count an error and end this connection.
+
+        Sending on to a server that refuses would measure refusals.
+        """
         if not self._closed:
             self._run.failed(reason)
             self._had_an_answer()
@@ -227,12 +240,3 @@ class _Connection(asyncio.Protocol):
         self._closed = True
         if self._transport is not None:
             self._transport.abort()
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop
-    except ImportError:  # Windows has none.
-        return None
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory

@@ -1,4 +1,4 @@
-"""A real server on the very archive that a configuration would become, to be measured.
+"""Serves the archive that a configuration would become, to measure it.
 
 with Bench(recipe, archive) as bench, bench.serve(configuration) as ask:
     ask(16, 2.0)                     # Measured under 16 connections, for 2 seconds
@@ -27,8 +27,11 @@ from torchport_runtime.options import ARTIFACT_SUFFIX
 
 
 class Bench:
-    """Serves one configuration after another, each alone. `content` are the bytes of the model's archive;
-    `store` has what is being served."""
+    """Serves one configuration after another, each alone.
+
+    `content` are the bytes of the model's archive. `store` has the archive that is served at the
+    moment.
+    """
 
     def __init__(self, recipe: Recipe, content: bytes, *, warm_up: float = 0.3) -> None:
         self._recipe, self._content, self._warm_up = recipe, content, warm_up
@@ -51,7 +54,9 @@ class Bench:
 
     @contextmanager
     def serve(self, configuration: Configuration) -> Iterator[Ask]:
-        """Start a server on free ports, give a function that measures it, stop it.
+        """Start a server on free ports, yield a function that measures it.
+
+        The server is stopped in the end.
 
         Raises:
             ServerError: it does not start, or gives no answers.
@@ -76,7 +81,7 @@ class Bench:
             yield ask
 
     def _write_archive(self, configuration: Configuration) -> None:
-        """The model's archive with this configuration, without the artifacts that it does not run."""
+        """Write the archive with this configuration, without artifacts of others."""
         idle = set(ARTIFACT_SUFFIX.values()) - {ARTIFACT_SUFFIX[configuration.backend]}
         if configuration.precision == "int8":
             idle.add(ARTIFACT_SUFFIX["onnxruntime"])

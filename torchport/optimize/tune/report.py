@@ -1,9 +1,10 @@
-"""What `torchport tune` measured, to look at: throughput against latency as SVG, and a page with its table.
+"""Draws what `torchport tune` measured: an SVG picture, and a page.
 
     picture(outcome)                     # <svg ...>: every point, the front, the SLO, the default, the chosen
     page(record, drawn)                  # tuning.html
 
-The SVG has its own colours for light and dark, so that it stands by itself.
+The picture shows throughput against latency. It has its own colours for light and dark, so that it can
+be used alone.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ STYLE = """
 
 
 class _Plane:
-    """Throughput, from 0, to the right; latency, logarithmic, upwards."""
+    """The picture's axes: throughput from 0 to the right, logarithmic latency upwards."""
 
     def __init__(self, points: list[Point], limits: list[float]) -> None:
         self.most = 1.08 * max(p.measured.per_second for p in points)
@@ -56,7 +57,10 @@ class _Plane:
         return [step * n for n in range(int(self.most / step) + 1)]
 
     def upwards(self) -> list[float]:
-        """1, 2 and 5 of every power of ten along the latency; the powers alone where there are many."""
+        """1, 2 and 5 of every power of ten along the latency.
+
+        For a wide range they are the powers alone.
+        """
         powers = range(math.floor(self._low), math.ceil(self._high) + 1)
         firsts = (1, 2, 5) if self._high - self._low < 3 else (1,)
         found = [first * 10.0**power for power in powers for first in firsts]
@@ -64,7 +68,10 @@ class _Plane:
 
 
 def picture(outcome: Outcome) -> str:
-    """Every load that was answered without errors: medians of the finals full, single runs pale."""
+    """Draw every load that was answered without errors.
+
+    Medians of the finals are opaque, single runs pale.
+    """
     points = [p for p in outcome.points if not p.measured.errors and p.measured.answers]
     slo, space = outcome.slo, outcome.space
     if not points:
@@ -132,7 +139,7 @@ def _axes(plane: _Plane) -> list[str]:
 
 
 def _steps(front: list[Point], plane: _Plane) -> str:
-    """The front as stairs: to the right of a point nothing was measured that is as quick."""
+    """The front as stairs: right of a point, nothing measured is as quick."""
     places: list[tuple[float, float]] = []
     for point in front:
         x, y = plane.x(point.measured.per_second), plane.y(point.measured.latency_ms["p99"])

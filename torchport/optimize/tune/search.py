@@ -1,13 +1,13 @@
-"""The search for the configuration that gives most: short runs of many, longer ones of the best, in turns
-with the default's.
+"""Searches the configuration that serves best within a service-level objective.
 
     outcome = search(space, slo, bench.serve, deadline=time.monotonic() + 300)
-    outcome.chosen                       # the default, where nothing is better by more than noise
-    outcome.front()                      # what no other exceeds in both throughput and latency
+    outcome.chosen                       # the default, if nothing is better by more than noise
+    outcome.front()                      # points that no other exceeds in both throughput and latency
 
-First every shape (threads and workers) at the default's batch size, then the other batch sizes of the best
-shapes, then the finals. In the finals every configuration is started anew in each round, one after another,
-so that what else the machine does falls on all alike; figures are medians over the rounds.
+The search has short runs of many configurations. First come all shapes (threads and workers) at the
+default's batch size, then the other batch sizes of the best shapes. The finals have longer runs of the
+best, in turns with the default. In each round every configuration is started anew, one after another,
+so that other work on the machine affects all alike. Figures are medians over the rounds.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from torchport.optimize.tune.slo import PERCENTILES, Slo
 from torchport.package.configuration import Configuration
 
 GROWS = 1.05
-"""Twice as many connections that give less than so many times the throughput find a server that is full."""
+"""Minimum growth of the throughput when the connections are doubled. With less, the server counts as full."""
 
 BETTER = 1.02
-"""A multiple of the default's worth that is more than the noise of medians: for less, or for what is behind
-it in any round, nothing is changed."""
+"""Minimum speed-up over the default (median of the rounds). Below it, or if slower in any round, the
+default is kept."""
 
-LEAST_ROUNDS = 2
-"""Of the finals, though the time be over: one alone would not tell what is noise."""
+MIN_ROUNDS = 2
+"""Minimum rounds of the finals, even after the deadline: one alone would not tell what is noise."""
 
 Serve = Callable[[Configuration], AbstractContextManager[Ask]]
 Tell = Callable[[str], None]
@@ -40,14 +40,15 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:
-    """How long is measured, in seconds, and how often.
+    """Durations of runs in seconds, and their numbers.
 
     Args:
-        quick_s, final_s: a run in the search, and one in the finals.
-        rounds: of the finals.
-        finalists: beside the default.
-        shapes: of which other batch sizes are tried.
-        search_share: of the time there is, at most, goes to the search.
+        quick_s, final_s: seconds of a run in the search, and of one in the finals.
+        rounds: number of rounds in the finals.
+        finalists: maximum number of finalists next to the default.
+        shapes: number of the best shapes for which other batch sizes are tried.
+        search_share: maximum share of the time for the search.
+        ladder: numbers of connections to try, in this order.
     """
 
     quick_s: float = 0.5
@@ -64,7 +65,10 @@ EFFORT = Effort()
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """A configuration under a load. `rounds` are the finals' runs; none where it was only searched."""
+    """A configuration under a load.
+
+    `rounds` are the finals' runs; empty if it was only in the search.
+    """
 
     configuration: Configuration
     connections: int
@@ -74,8 +78,12 @@ class Point:
 
 @dataclass
 class Outcome:
-    """`speed` is the chosen's worth as a multiple of the default's; 0 where that is not within the SLO. `why`
-    says why it was chosen. `failed` are those that could not be measured, `skipped` had no time."""
+    """Result of the search.
+
+    `speed` is the chosen one's worth as a multiple of the default's; 0 if the default is not within the
+    SLO. `why` says why it was chosen. `failed` are configurations that could not be measured, `skipped`
+    those without time.
+    """
 
     space: Space
     slo: Slo
@@ -90,18 +98,21 @@ class Outcome:
         return [p for p in self.points if p.configuration == configuration]
 
     def best_of(self, configuration: Configuration) -> Point | None:
-        """Its point that is worth most within the SLO; None where there is none."""
+        """The configuration's best point within the SLO; None if none is."""
         met = [p for p in self.of(configuration) if self.slo.met(p.measured)]
         return max(met, key=lambda p: self.slo.worth(p.measured), default=None)
 
     def nearest_of(self, configuration: Configuration) -> Point | None:
-        """`best_of`, or else the point that misses the SLO by least."""
+        """The configuration's best point, or the nearest to the SLO."""
         points = self.of(configuration)
         best = self.best_of(configuration)
         return best or min(points, key=lambda p: self.slo.miss(p.measured), default=None)
 
     def order(self, configuration: Configuration) -> tuple[float, float]:
-        """Sorts the best first: those within the SLO by their worth, then those that miss it by least."""
+        """Sort key that puts the best first.
+
+        Those within the SLO come by their worth, then those that miss it by how far they do.
+        """
         point = self.nearest_of(configuration)
         if point is None:
             return float("inf"), 0.0
@@ -111,8 +122,11 @@ class Outcome:
         return list(dict.fromkeys(p.configuration for p in self.points))
 
     def front(self) -> list[Point]:
-        """Of what may be chosen, the points that no other exceeds in throughput at no more p99, the least p99
-        first."""
+        """Points that no other exceeds in throughput at a lower p99.
+
+        They are of configurations that may be chosen, lowest p99 first. A point at the same p99 counts
+        too.
+        """
         kinds = self.space.choosable
         sound = [p for p in self.points if p.configuration.kind in kinds and not p.measured.errors]
         sound.sort(key=lambda p: (p.measured.latency_ms["p99"], -p.measured.per_second))
@@ -133,10 +147,11 @@ def search(
     clock: Callable[[], float] = time.monotonic,
     tell: Tell = lambda message: None,
 ) -> Outcome:
-    """Measure, and choose what gives most within the SLO; the default, where that is not better.
+    """Measure configurations, and choose the best within the SLO.
 
-    Nothing is chosen where nothing is within the SLO. What is begun when `deadline` (of `clock`) comes is
-    ended, and the finals are not left out: `LEAST_ROUNDS`, of the default and one other at least.
+    The default is chosen if nothing is better. Nothing is chosen if nothing is within the SLO. A run
+    that has begun at `deadline` (of `clock`) is finished. The finals always take place: `MIN_ROUNDS`,
+    with the default and at least one other.
 
     Raises:
         ServerError: the default configuration cannot be served.
@@ -170,7 +185,7 @@ def search(
     try_all([c for shape in ranked[: effort.shapes] for c in space.with_batches(shape)])
     entries = _entries(outcome, effort)
     final_cost = median(costs) + 3 * effort.final_s
-    while len(entries) > 2 and clock() + LEAST_ROUNDS * final_cost * len(entries) > deadline:
+    while len(entries) > 2 and clock() + MIN_ROUNDS * final_cost * len(entries) > deadline:
         # Of the last two, it is the one that keeps the model's precision that stays.
         entries.pop(1 if len(entries) == 3 and _gives_up_precision(entries[1], space) else -1)
     _finals(outcome, entries, serve, effort, lambda: clock() >= deadline, tell)
@@ -179,7 +194,10 @@ def search(
 
 
 def _climbed(configuration: Configuration, ask: Ask, slo: Slo, effort: Effort) -> Iterator[Point]:
-    """Ever more connections, until the latency is beyond the SLO, or more give no more answers."""
+    """Add connections until the latency or the throughput has reached its limit.
+
+    The latency's is twice that of the SLO. The throughput's is where it stops growing.
+    """
     full, most = 0, 0.0
     for connections in effort.ladder:
         measured = ask(connections, effort.quick_s)
@@ -192,9 +210,11 @@ def _climbed(configuration: Configuration, ask: Ask, slo: Slo, effort: Effort) -
 
 
 def _entries(outcome: Outcome, effort: Effort) -> list[Configuration]:
-    """Who is in the finals: the default, the best that may be chosen, and the best of what is only shown, so
-    that its figures can be held against the others'. What gives up precision has to show there that this
-    pays: the best that does not is right behind it."""
+    """The finalists: the default, the best that may be chosen, and one only shown.
+
+    The best of those that are only shown takes part for comparison. If the leader uses a lower
+    precision, the best full-precision configuration joins the finals, to measure the gain.
+    """
     space = outcome.space
     ranked = sorted((c for c in outcome.measured() if c != space.default), key=outcome.order)
     choosable = [c for c in ranked if c.kind in space.choosable]
@@ -219,13 +239,13 @@ def _finals(
     late: Callable[[], bool],
     tell: Tell,
 ) -> None:
-    """Measure the best again, in rounds; their points of the search give way to the medians."""
+    """Measure the finalists again, in rounds; the medians replace their points."""
     loads = {c: _around(outcome, c, effort.ladder) for c in entries}
     runs: dict[Configuration, list[dict[int, Measured]]] = {c: [] for c in entries}
     for number in range(effort.rounds):
         # Turned round every time: what heats up or slows down meets nobody in the same place.
         for configuration in entries if number % 2 == 0 else reversed(entries):
-            enough = all(len(found) >= LEAST_ROUNDS for found in runs.values())
+            enough = all(len(found) >= MIN_ROUNDS for found in runs.values())
             if configuration not in runs or (enough and late()):
                 continue
             tell(f"round {number + 1} of {effort.rounds}: {configuration}")
@@ -246,7 +266,10 @@ def _finals(
 
 
 def _around(outcome: Outcome, configuration: Configuration, ladder: Sequence[int]) -> list[int]:
-    """The load that is worth most, the one below and the one above: one short run may be off by as much."""
+    """The load that is worth most, and its two neighbours.
+
+    One short run may be off by as much.
+    """
     point = outcome.nearest_of(configuration)
     at = ladder.index(point.connections) if point else 0
     return list(ladder[max(0, at - 1) : at + 2])
@@ -264,7 +287,10 @@ def _median_point(configuration: Configuration, connections: int, runs: Sequence
 
 
 def _choose(outcome: Outcome) -> None:
-    """The best finalist that is surely better than the default; else that, where it is within the SLO."""
+    """Choose the best finalist that is surely better than the default.
+
+    Otherwise the default is chosen, if it is within the SLO.
+    """
     space, slo = outcome.space, outcome.slo
     finalists = dict.fromkeys(p.configuration for p in outcome.points if p.rounds)
     eligible = [c for c in finalists if c.kind in space.choosable and outcome.best_of(c)]

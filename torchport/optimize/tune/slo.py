@@ -1,10 +1,10 @@
-"""What an endpoint has to give: latencies that are not to be exceeded, a throughput that is to be reached.
+"""A service-level objective: maximum latencies, minimum throughput.
 
     slo = Slo.parse(["p99=50ms"])
     slo.met(measured)                    # whether a measured load is within it
     slo.worth(measured)                  # answers a second: the more, the better
 
-Where only a throughput is asked for, what is worth most is the least latency with which it is reached.
+If only a throughput is required, the lowest latency at that throughput is worth most.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torchport.errors import TuningRequestError
 
 PERCENTILES = ("p50", "p95", "p99")
 _NUMBER = r"([0-9]{1,12}(?:\.[0-9]{1,12})?)"
-"""With no more digits than make sense, so that none is infinite, nor 0 once it is in another unit."""
+"""A number whose few digits keep it finite, and not 0 in another unit."""
 _LATENCY = re.compile(rf"(p[0-9]+)\s*<?=\s*{_NUMBER}\s*(us|ms|s)")
 _THROUGHPUT = re.compile(rf"throughput\s*>?=\s*{_NUMBER}\s*(?:/s)?")
 _DURATION = re.compile(rf"{_NUMBER}\s*(s|m|h)?")
@@ -27,7 +27,10 @@ _IN_S = {None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 class Figures(Protocol):
-    """What was measured under one load: answers a second, latencies in milliseconds, requests that failed."""
+    """Figures measured under one load.
+
+    They are answers a second, latencies in milliseconds, and the number of requests that failed.
+    """
 
     @property
     def per_second(self) -> float: ...
@@ -39,15 +42,20 @@ class Figures(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Slo:
-    """A service-level objective. `latency_ms` has the greatest latency by percentile, one of `PERCENTILES`;
-    `per_second` the least throughput, 0 for any."""
+    """A service-level objective.
+
+    `latency_ms` has the maximum latency in milliseconds by percentile, one of `PERCENTILES`.
+    `per_second` is the minimum throughput in answers a second, 0 for any.
+    """
 
     latency_ms: Mapping[str, float] = field(default_factory=dict)
     per_second: float = 0.0
 
     @classmethod
     def parse(cls, texts: Sequence[str]) -> Slo:
-        """Read `p99=50ms`, `p50=800us`, `throughput>=100/s`; several in one text are parted by commas.
+        """Parse `p99=50ms`, `p50=800us`, `throughput>=100/s`.
+
+        Several in one text are separated by commas.
 
         Raises:
             TuningRequestError: something else, or one thing said twice.
@@ -70,7 +78,10 @@ class Slo:
 
     @property
     def is_about_latency(self) -> bool:
-        """Whether a throughput is all that is asked for, so that what is left to better is the latency."""
+        """Whether only a throughput is required.
+
+        The latency is then what can be improved.
+        """
         return bool(self.per_second) and not self.latency_ms
 
     def met(self, measured: Figures) -> bool:
@@ -78,14 +89,20 @@ class Slo:
         return self.miss(measured) <= 1
 
     def miss(self, measured: Figures) -> float:
-        """The greatest multiple of what is allowed: 1 or less where it is met; infinite if requests fail."""
+        """The largest ratio of a figure to its limit.
+
+        It is 1 or less if the objective is met, and infinite if requests fail.
+        """
         if measured.errors or not measured.per_second:
             return float("inf")
         shares = [measured.latency_ms[name] / most for name, most in self.latency_ms.items()]
         return max([*shares, self.per_second / measured.per_second])
 
     def worth(self, measured: Figures) -> float:
-        """How good a load that meets it is; the ratio of two is how many times as good."""
+        """How good a load is that meets the objective; larger is better.
+
+        The ratio of two is how many times as good one is.
+        """
         if self.is_about_latency:
             return 1000 / max(measured.latency_ms["p99"], 1e-6)
         return measured.per_second
@@ -97,7 +114,7 @@ class Slo:
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of `90`, `90s`, `5m`, `1h`.
+    """Parse `90`, `90s`, `5m` or `1h` to seconds.
 
     Raises:
         TuningRequestError: something else, or nothing.

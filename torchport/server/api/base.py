@@ -1,6 +1,6 @@
-"""What the APIs share: request ids, tokens, errors as answers, counts, the access log.
+"""The part that all HTTP APIs share: request ids, tokens, errors as answers, counts, the access log.
 
-A subclass answers at once, later, or by itself:
+A subclass answers at once, later, or calls `send` itself:
 
     def answer(self, request: Request) -> Reply | Coroutine[Any, Any, Reply] | None: ...
 """
@@ -13,7 +13,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Mapping
 from functools import lru_cache
 from itertools import count
 from typing import Any
@@ -43,12 +43,17 @@ _prefix, _numbers = _id_prefix(), count(secrets.randbelow(1 << 40))
 
 
 def new_request_id() -> str:
-    """A UUID that is this server's, with a number that goes up: an id need not be secret."""
+    """A UUID of this server with a number that is counted up: an id need not be secret."""
     return f"{_prefix}-{next(_numbers):012x}"
 
 
+def json_body(value: Any) -> bytes:
+    """A value as JSON, indented as TorchServe's is."""
+    return json.dumps(value, indent=2, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+
+
 class Reply:
-    """A whole answer. `lines` are headers as `header_lines` makes them."""
+    """A complete answer. `lines` are headers as `header_lines` makes them."""
 
     __slots__ = ("body", "lines", "status")
 
@@ -57,13 +62,12 @@ class Reply:
 
     @classmethod
     def of_json(cls, value: Any, status: int = 200, headers: Iterable[tuple[bytes, bytes]] = ()) -> Reply:
-        """JSON, indented as TorchServe's is."""
-        body = json.dumps(value, indent=2, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
-        return cls(status, body, JSON_LINE + header_lines(headers))
+        """An answer in JSON."""
+        return cls(status, json_body(value), JSON_LINE + header_lines(headers))
 
     @classmethod
     def of_error(cls, error: ApiError) -> Reply:
-        """An error in TorchServe's shape."""
+        """An error in the form of TorchServe's."""
         return cls(*_error(error.http_status, error.kind, str(error), tuple(error.headers.items())))
 
 
@@ -72,15 +76,16 @@ class Reply:
 def _error(
     status: int, kind: str, message: str, headers: tuple[tuple[str, str], ...]
 ) -> tuple[int, bytes, bytes]:
-    said = {"code": status, "type": kind, "message": message}
-    body = json.dumps(said, indent=2, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+    body = json_body({"code": status, "type": kind, "message": message})
     lines = header_lines((name.lower().encode(), text.encode()) for name, text in headers)
     return status, body, JSON_LINE + lines
 
 
 class Request:
-    """One request. `segments` are the parts of the path, decoded, without the leading slash and without
-    empty ones at its end: `/ping/` is `/ping`, and `/` is one empty part."""
+    """One HTTP request. `segments` are the decoded parts of its path.
+
+    Empty parts at the end are left out: `/ping/` is `/ping`. `/` is one empty part.
+    """
 
     __slots__ = ("_query", "http", "id", "method", "segments", "started")
 
@@ -97,7 +102,7 @@ class Request:
 
     @property
     def query(self) -> dict[str, str]:
-        """The query's parameters; of one that comes twice, the first."""
+        """The query's parameters. Of a repeated one, the first value counts."""
         if self._query is None:
             pairs = parse_qsl(self.http.query.decode("latin-1"), keep_blank_values=True)
             self._query = dict(reversed(pairs))
@@ -108,10 +113,10 @@ class Request:
         return self.http.by_name.get(b"content-type", b"").decode("latin-1")
 
     def integer(self, name: str) -> int | None:
-        """A whole number of the query; None where there is none.
+        """A whole number of the query; None if it is missing.
 
         Raises:
-            InvalidRequest: it is none that can be read.
+            InvalidRequest: it is no whole number, or has more than nine digits.
         """
         text = self.query.get(name)
         if text is None:
@@ -121,7 +126,7 @@ class Request:
         return int(text)
 
     def boolean(self, name: str, default: bool) -> bool:
-        """Whether the query says `true`; anything else is false, as on TorchServe."""
+        """Whether the query says `true`. Any other value is false, as on TorchServe."""
         text = self.query.get(name)
         return default if text is None else text.lower() == "true"
 
@@ -131,7 +136,7 @@ class Request:
             raise MethodNotAllowed(*methods)
 
     def timeout(self) -> float | None:
-        """Seconds that the client gives for an answer, by its `X-Request-Timeout-Ms`.
+        """Seconds that the client waits for the answer: its `X-Request-Timeout-Ms`.
 
         Raises:
             InvalidRequest: it is no whole number above 0.
@@ -158,11 +163,18 @@ class Api:
     """One of the server's HTTP APIs; called with each request."""
 
     key_kind: KeyKind | None = None
-    """The key that requests need where tokens are on; None where `answer` sees to that."""
+    """The key that requests need if tokens are on; None if `answer` checks it."""
 
-    def __init__(self, settings: ServerSettings, access: Access, counts: RequestCounts) -> None:
+    def __init__(
+        self,
+        settings: ServerSettings,
+        access: Access,
+        counts: RequestCounts,
+        description: Mapping[str, Any],
+    ) -> None:
         self.settings, self.counts = settings, counts
         self._access = access
+        self._description = Reply.of_json(description)
         pairs = (
             (b"access-control-allow-origin", settings.cors_allowed_origin),
             (b"access-control-allow-methods", settings.cors_allowed_methods),
@@ -172,8 +184,19 @@ class Api:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def answer(self, request: Request) -> Reply | Coroutine[Any, Any, Reply] | None:
-        """Answer one request, or see to it that `send` is called."""
+        """Answer one request, now or later: None says that `send` will be called."""
         raise NotImplementedError
+
+    def describe(self, request: Request) -> Reply | None:
+        """The API's OpenAPI description, if the request asks for it; else None.
+
+        Raises:
+            MethodNotAllowed: any method but OPTIONS on `/`.
+        """
+        if request.segments == ("",):
+            request.allow("OPTIONS")
+            return self._description
+        return self._description if request.segments == ("api-description",) else None
 
     def __call__(self, http: HttpRequest) -> None:
         request = Request(http)
@@ -191,7 +214,7 @@ class Api:
             self.in_background(self._answer_later(request, reply))
 
     def in_background(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Run it to its end beside everything else."""
+        """Run a coroutine to its end, without waiting for it."""
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -204,7 +227,10 @@ class Api:
         self.send(request, reply)
 
     def reply_to(self, request: Request, error: Exception) -> Reply:
-        """What a client gets of an error: what it is to know of ours, the request's id of any other."""
+        """The reply to an error: an `ApiError` keeps its message, others become a 500.
+
+        The 500 names the request's id, with which the log tells of the error.
+        """
         if isinstance(error, ApiError):
             return Reply.of_error(error)
         path = request.http.path.decode("latin-1")
@@ -212,12 +238,12 @@ class Api:
         return Reply.of_error(InternalError(f"the server failed; its log names request {request.id}"))
 
     def send(self, request: Request, reply: Reply) -> None:
-        """Send an answer, count it, and log it where that is asked for."""
+        """Send an answer, count it, and log it if `access_log` is on."""
         request.http.responder.respond(reply.status, self.all_lines(request, reply.lines), reply.body)
         self.sent(request, reply.status)
 
     def all_lines(self, request: Request, lines: bytes) -> bytes:
-        """An answer's headers, and those that every answer has."""
+        """An answer's own headers and those of every answer."""
         if self._cors:
             said = {line.partition(b":")[0] for line in lines.split(b"\r\n")}
             lines += header_lines(pair for pair in self._cors if pair[0] not in said)
@@ -225,7 +251,7 @@ class Api:
         return b"%bx-request-id: %b\r\n" % (lines, request.id.encode())
 
     def sent(self, request: Request, status: int) -> None:
-        """Count an answer, and log it where that is asked for."""
+        """Count an answer, and log it if `access_log` is on."""
         self.counts.add(status)
         if self.settings.access_log:
             self._log(request, status)

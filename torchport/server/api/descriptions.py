@@ -1,16 +1,26 @@
-"""A model version as the management API describes it: TorchServe's names, in its order."""
+"""Models in the management APIs' JSON: TorchServe's names, in TorchServe's order."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from torchport.server.dispatch.worker import State, WorkerProcess
-from torchport.server.models.version import ModelVersion
+from torchport.server.models.management import Description, ModelPage
 
 
-def describe(version: ModelVersion) -> dict[str, Any]:
-    """Settings, workers and queue. `lastFailure`, the traceback of a worker that could not load its model
-    or died, is our own."""
+def page_json(page: ModelPage) -> dict[str, Any]:
+    """A page of the list of models."""
+    token = {} if page.next_page_token is None else {"nextPageToken": str(page.next_page_token)}
+    return {**token, "models": [{"modelName": name, "modelUrl": url} for name, url in page.urls.items()]}
+
+
+def description_json(description: Description) -> dict[str, Any]:
+    """Settings, workers and queue of a version, and its handler's own description.
+
+    `lastFailure`, the traceback of a worker that could not load its model or died, is not TorchServe's.
+    """
+    version = description.version
     model, settings = version.model, version.settings
     on_gpu = any(worker.spec.load.gpu is not None for worker in version.pool.workers)
     described: dict[str, Any] = {
@@ -33,7 +43,7 @@ def describe(version: ModelVersion) -> dict[str, Any]:
         "maxNumSequence": 0,
         "maxSequenceJobQueueSize": 0,
         "loadedAtStartup": version.loaded_at_startup,
-        "workers": [describe_worker(worker) for worker in version.pool.workers],
+        "workers": [_worker_json(worker) for worker in version.pool.workers],
         "jobQueueStatus": {
             "remainingCapacity": max(0, version.queue.limit - len(version.queue)),
             "pendingRequests": len(version.queue),
@@ -43,10 +53,19 @@ def describe(version: ModelVersion) -> dict[str, Any]:
         described["deviceIds"] = list(settings.device_ids)
     if version.pool.failure:
         described["lastFailure"] = version.pool.failure
+    if description.handler_answer:
+        described["customizedMetadata"] = _metadata(description.handler_answer)
     return described
 
 
-def describe_worker(worker: WorkerProcess) -> dict[str, Any]:
+def _metadata(answer: bytes) -> Any:
+    try:
+        return json.loads(answer)
+    except ValueError:
+        return answer.decode("utf-8", "replace")
+
+
+def _worker_json(worker: WorkerProcess) -> dict[str, Any]:
     """One worker. `memoryUsage` is in bytes."""
     gpu = worker.spec.load.gpu
     return {

@@ -1,4 +1,4 @@
-"""A request's body as the named fields that handlers get, split up the way TorchServe does.
+"""Splits a request's body into named fields for handlers, as TorchServe does.
 
 fields_of(b"...", "multipart/form-data; boundary=x")       # [Field("data", "image/png", ...), ...]
 """
@@ -17,10 +17,10 @@ MAX_FIELDS = 1000
 
 
 def fields_of(body: bytes, content_type: str) -> list[Field]:
-    """The parts of a form; of any other body one field, `body`.
+    """The parts of a form; one field `body` for any other body.
 
     Raises:
-        InvalidRequest: a form that cannot be read.
+        InvalidRequest: the form cannot be read.
     """
     if content_type == "application/json":
         return [Field("body", content_type, bytearray(body))]
@@ -74,7 +74,7 @@ def _multipart(body: bytes, content_type: str) -> list[Field]:
 
 
 class _Parts:
-    """Collects what the parser finds."""
+    """Collects the parts that the parser finds."""
 
     def __init__(self) -> None:
         self.fields: list[Field] = []

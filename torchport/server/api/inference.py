@@ -1,5 +1,6 @@
-"""The inference API: `/ping`, `/predictions`, `/explanations`, KServe's v1 paths, and what TorchServe
-keeps for older clients.
+"""The inference API: `/ping`, `/predictions`, `/explanations`, KServe's v1 paths.
+
+TorchServe's paths for older clients are answered too.
 
 Requests come as bodies of any type, as forms with named parts, or as JSON; see `forms`.
 """
@@ -17,7 +18,7 @@ from torchport.server.api.openapi import inference_description
 from torchport.server.api.predictions import Predictions
 from torchport.server.api.tokens import Access, KeyKind
 from torchport.server.api.tracing import Tracing
-from torchport.server.errors import InvalidRequest, MethodNotAllowed, ResourceNotFound
+from torchport.server.errors import InvalidRequest, ResourceNotFound
 from torchport.server.models.registry import Registry
 from torchport.server.models.statistics import RequestCounts
 from torchport.server.settings.settings import ServerSettings
@@ -27,7 +28,7 @@ _EXPLAIN = {True: (b"explain", b"True"), False: (b"explain", b"False")}
 
 
 class InferenceApi(Api):
-    """Answers what clients of models ask."""
+    """Answers clients that send requests to models."""
 
     key_kind = KeyKind.INFERENCE
 
@@ -39,11 +40,10 @@ class InferenceApi(Api):
         registry: Registry,
         tracing: Tracing | None = None,
     ) -> None:
-        super().__init__(settings, access, counts)
+        super().__init__(settings, access, counts, inference_description())
         self._registry = registry
         self._predictions = Predictions(self, registry, tracing)
         self._oip = OipApi(self, self._predictions, registry)
-        self._description = Reply.of_json(inference_description())
 
     def answer(self, request: Request) -> Reply | Coroutine[Any, Any, Reply] | None:
         segments = request.segments
@@ -59,12 +59,9 @@ class InferenceApi(Api):
             return self._ping()
         if first == "v2":
             return self._oip.answer(request)
-        if segments == ("",):
-            if request.method != "OPTIONS":
-                raise MethodNotAllowed("OPTIONS")
-            return self._description
-        if segments == ("api-description",):
-            return self._description
+        described = self.describe(request)
+        if described is not None:
+            return described
         if first == "v1":
             return self._kserve_v1(request, segments)
         if first == "invocations" and len(segments) == 1:

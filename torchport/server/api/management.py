@@ -1,69 +1,61 @@
-"""The management API: registering models, describing, listing, scaling, setting defaults, removing."""
+"""The management API: registers, describes, lists, scales and removes models, and sets defaults."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 from torchport.server.api.base import Api, Reply, Request
-from torchport.server.api.descriptions import describe
+from torchport.server.api.descriptions import description_json, page_json
 from torchport.server.api.openapi import management_description, model_management_description
 from torchport.server.api.predictions import headers_for_handlers
 from torchport.server.api.tokens import Access, KeyKind
-from torchport.server.dispatch.job import Kind, Waiter
-from torchport.server.errors import (
-    ApiError,
-    Forbidden,
-    InvalidKey,
-    InvalidRequest,
-    MethodNotAllowed,
-    ResourceNotFound,
+from torchport.server.errors import InvalidKey, InvalidRequest, MethodNotAllowed, ResourceNotFound
+from torchport.server.models.management import (
+    HandlerQuestion,
+    describe,
+    list_models,
+    out_of_range,
+    refuse_web_pages,
+    register,
+    scale,
+    set_default,
+    unregister,
 )
-from torchport.server.models.registration import Registration
+from torchport.server.models.registration import Outcome, Progress, Registration
 from torchport.server.models.registry import Registry
 from torchport.server.models.statistics import RequestCounts
-from torchport.server.settings.checks import MAX_WORKERS
 from torchport.server.settings.settings import ServerSettings
-from torchport.server.wire import Row
-from torchport.store.folders import version_key
-
-PAGE = 100
-"""The most models on one page of the list."""
-
 
 RUNTIMES = ("python", "python3")
-"""What a registration may name as the runtime; there is one."""
+"""Names that a registration may give as the runtime; both mean the same one."""
+
+_STATUSES = {Progress.DONE: 200, Progress.STARTED: 202, Progress.PARTIAL: 206}
 
 
 class ManagementApi(Api):
-    """Answers who runs the server."""
+    """Answers the operators of the server."""
 
-    key_kind = None  # `/token` wants another key than the rest.
+    key_kind = None  # `/token` needs another key than the rest.
 
     def __init__(
         self, settings: ServerSettings, access: Access, counts: RequestCounts, registry: Registry
     ) -> None:
-        super().__init__(settings, access, counts)
-        self._description = Reply.of_json(management_description())
+        super().__init__(settings, access, counts, management_description())
         self._registry = registry
 
     def answer(self, request: Request) -> Reply | Coroutine[Any, Any, Reply] | None:
-        if request.http.by_name.get(b"origin") is not None and not self.settings.cors_allowed_origin:
-            # A page in a browser on this machine: it could speak in the name of who looks at it.
-            raise Forbidden("web pages may not manage models unless cors_allowed_origin is set")
+        refuse_web_pages(self.settings, request.http.by_name.get(b"origin"))
         segments = request.segments
         if segments == ("token",) and self._access.enabled:
             return self._renew_key(request)
         if self._access.enabled:
             self._access.require(KeyKind.MANAGEMENT, request.http.by_name.get(b"authorization"))
-        if segments == ("",):
-            if request.method != "OPTIONS":
-                raise MethodNotAllowed("OPTIONS")
-            return self._description
-        if segments == ("api-description",):
-            return self._description
+        described = self.describe(request)
+        if described is not None:
+            return described
         if segments[0] == "models":
             return self._models(request, segments[1:])
         if segments[:2] == ("v1", "models") and len(segments) == 3:
@@ -99,101 +91,40 @@ class ManagementApi(Api):
         if not self.settings.enable_model_api:
             raise MethodNotAllowed("GET")
 
-    async def _set_default(self, name: str, version: str) -> Reply:
-        return Reply.of_json({"status": await self._registry.set_default(name, version)})
-
-    async def _unregister(self, name: str, version: str | None) -> Reply:
-        self._require_model_api()
-        return Reply.of_json({"status": await self._registry.unregister(name, version)})
-
     def _list(self, request: Request) -> Reply:
         limit, start = request.integer("limit"), request.integer("next_page_token") or 0
-        limit = PAGE if limit is None or not 0 <= limit <= PAGE else limit
-        names = sorted(self._registry.models)
-        last = max(0, start) + limit
-        page: dict[str, Any] = {"nextPageToken": str(last)} if last <= len(names) else {}
-        shown = names[max(0, start) : last]
-        page["models"] = [
-            {"modelName": name, "modelUrl": self._registry.find(name).model.url} for name in shown
-        ]
-        if last == len(names):
-            del page["nextPageToken"]
-        return Reply.of_json(page)
+        return Reply.of_json(page_json(list_models(self._registry, limit=limit, start=start)))
 
     async def _describe(self, request: Request, name: str, version: str | None) -> Reply:
-        if version == "all":
-            versions = self._registry.model(name).versions
-            return Reply.of_json([describe(versions[number]) for number in sorted(versions, key=version_key)])
-        found = self._registry.find(name, version)
-        described = describe(found)
+        question = None
         if request.boolean("customized", False):
-            headers = [*headers_for_handlers(request), (b"describe", b"True")]
-            waiter = Waiter()
-            found.submit(Kind.DESCRIBE, Row(request.id, headers, []), waiter, request.timeout())
-            answer = await waiter.answer
-            if answer.error:
-                error = ApiError(answer.body.decode("utf-8", "replace"))
-                error.http_status, error.kind = answer.status, answer.error
-                raise error
-            if answer.body:
-                described["customizedMetadata"] = _metadata(answer.body)
-        return Reply.of_json([described])
+            headers = headers_for_handlers(request)
+            question = HandlerQuestion(id=request.id, headers=headers, timeout=request.timeout())
+        found = await describe(self._registry, name, version, question=question)
+        return Reply.of_json([description_json(description) for description in found])
 
     async def _register(self, request: Request) -> Reply:
         self._require_model_api()
-        asked = self._registration(request)
-        _, said = await self._registry.register(asked)
-        processing = said.startswith("Processing")
-        return Reply.of_json({"status": said}, 202 if processing else 200)
-
-    def _registration(self, request: Request) -> Registration:
-        """What to register, from the query or from a JSON body.
-
-        Raises:
-            InvalidRequest: no URL, a value of the wrong type.
-        """
-        given: dict[str, Any] = dict(request.query)
-        if request.content_type.partition(";")[0].strip().lower() == "application/json":
-            try:
-                given = json.loads(request.http.body)
-            except (ValueError, RecursionError) as err:
-                raise InvalidRequest(f"the body is not JSON: {err}") from err
-            if not isinstance(given, dict):
-                raise InvalidRequest("the body is to be a JSON object")
-        if not given.get("url"):
-            raise InvalidRequest("Parameter url is required.")
-        if given.get("runtime") not in (None, "", *RUNTIMES):
-            raise InvalidRequest(f"Invalid RuntimeType value: {str(given['runtime'])[:40]}")
-        workers = _whole(given, "initial_workers", 0, MAX_WORKERS)
-        if workers is None:
-            workers = self.settings.default_workers_per_model or 0
-        return Registration(
-            url=_text(given, "url") or "",
-            model_name=_text(given, "model_name"),
-            handler=_text(given, "handler"),
-            batch_size=_whole(given, "batch_size", 1, 1 << 20),
-            max_batch_delay=_whole(given, "max_batch_delay", 0, 1 << 30),
-            response_timeout=_whole(given, "response_timeout", 1, 1 << 30),
-            startup_timeout=_whole(given, "startup_timeout", 1, 1 << 30),
-            initial_workers=workers,
-            synchronous=str(given.get("synchronous", "true")).lower() == "true",
-        )
+        return _reply_of(await register(self._registry, _registration(request)))
 
     async def _scale(self, request: Request, name: str, version: str | None) -> Reply:
-        version = version or request.query.get("model_version")
-        least = _whole(request.query, "min_worker", 0, MAX_WORKERS)
-        least = 1 if least is None else least
-        most = _whole(request.query, "max_worker", 0, MAX_WORKERS)
-        seconds = _whole(request.query, "timeout", -1, 1 << 30)
-        status, said = await self._registry.scale(
+        outcome = await scale(
+            self._registry,
             name,
-            version,
-            least,
-            least if most is None else most,
+            version or request.query.get("model_version"),
+            min_worker=_whole(request.query, "min_worker"),
+            max_worker=_whole(request.query, "max_worker"),
             synchronous=request.boolean("synchronous", False),
-            timeout=None if seconds is None or seconds < 0 else seconds,
+            timeout=_whole(request.query, "timeout"),
         )
-        return Reply.of_json({"status": said}, status)
+        return _reply_of(outcome)
+
+    async def _set_default(self, name: str, version: str) -> Reply:
+        return _reply_of(await set_default(self._registry, name, version))
+
+    async def _unregister(self, name: str, version: str | None) -> Reply:
+        self._require_model_api()
+        return _reply_of(await unregister(self._registry, name, version))
 
     def _renew_key(self, request: Request) -> Reply:
         self._access.require(KeyKind.API, request.http.by_name.get(b"authorization"))
@@ -205,14 +136,40 @@ class ManagementApi(Api):
         return Reply.of_json({"status": f"{kind.value} key renewed: see the key file"})
 
 
-def _metadata(body: bytes) -> Any:
-    try:
-        return json.loads(body)
-    except ValueError:
-        return body.decode("utf-8", "replace")
+def _reply_of(outcome: Outcome) -> Reply:
+    return Reply.of_json({"status": outcome.message}, _STATUSES[outcome.progress])
 
 
-def _text(given: dict[str, Any], name: str) -> str | None:
+def _registration(request: Request) -> Registration:
+    """The registration that the query or a JSON body asks for.
+
+    Raises:
+        InvalidRequest: a value has the wrong type, or the runtime is unknown.
+    """
+    given: dict[str, Any] = dict(request.query)
+    if request.content_type.partition(";")[0].strip().lower() == "application/json":
+        try:
+            given = json.loads(request.http.body)
+        except (ValueError, RecursionError) as err:
+            raise InvalidRequest(f"the body is not JSON: {err}") from err
+        if not isinstance(given, dict):
+            raise InvalidRequest("the body is to be a JSON object")
+    if given.get("runtime") not in (None, "", *RUNTIMES):
+        raise InvalidRequest(f"Invalid RuntimeType value: {str(given['runtime'])[:40]}")
+    return Registration(
+        url=_text(given, "url") or "",
+        model_name=_text(given, "model_name"),
+        handler=_text(given, "handler"),
+        batch_size=_whole(given, "batch_size"),
+        max_batch_delay=_whole(given, "max_batch_delay"),
+        response_timeout=_whole(given, "response_timeout"),
+        startup_timeout=_whole(given, "startup_timeout"),
+        initial_workers=_whole(given, "initial_workers"),
+        synchronous=str(given.get("synchronous", "true")).lower() == "true",
+    )
+
+
+def _text(given: Mapping[str, Any], name: str) -> str | None:
     value = given.get(name)
     if value is None or value == "":
         return None
@@ -221,12 +178,13 @@ def _text(given: dict[str, Any], name: str) -> str | None:
     return value
 
 
-def _whole(given: dict[str, Any], name: str, low: int, high: int) -> int | None:
+def _whole(given: Mapping[str, Any], name: str) -> int | None:
+    """A whole number; its range is for the operation to check."""
     value = given.get(name)
     if value is None or value == "":
         return None
     if isinstance(value, str) and re.fullmatch(r"-?\d{1,10}", value):
         value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise InvalidRequest(f"{name}={str(value)[:40]!r}: a whole number from {low} to {high} is expected")
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise out_of_range(name, value)
     return value

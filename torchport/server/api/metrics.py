@@ -1,4 +1,4 @@
-"""The metrics API: `GET /metrics`, in Prometheus' text format; `?name[]=` picks families by name."""
+"""The metrics API: `GET /metrics` in Prometheus' text format; `?name[]=` selects families."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from torchport.server.api.base import Api, Reply, Request
 from torchport.server.api.openapi import metrics_description
 from torchport.server.api.tokens import Access, KeyKind
-from torchport.server.errors import MethodNotAllowed, ResourceNotFound
+from torchport.server.errors import ResourceNotFound
 from torchport.server.http.message import header_lines
 from torchport.server.models.statistics import RequestCounts
 from torchport.server.settings.settings import ServerSettings
@@ -24,15 +24,14 @@ _HELP_OR_TYPE = re.compile(r"# (?:HELP|TYPE) (?P<name>[A-Za-z_:][A-Za-z0-9_:]*)"
 
 
 class MetricsApi(Api):
-    """Answers Prometheus."""
+    """Answers Prometheus' scrapes."""
 
     key_kind = KeyKind.INFERENCE
 
     def __init__(
         self, settings: ServerSettings, access: Access, counts: RequestCounts, collector: Collector
     ) -> None:
-        super().__init__(settings, access, counts)
-        self._description = Reply.of_json(metrics_description())
+        super().__init__(settings, access, counts, metrics_description())
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(collector)
 
@@ -47,17 +46,14 @@ class MetricsApi(Api):
             names = query.get("name[]", [])
             body = (_only(text, set(names)) if names else text).encode()
             return Reply(200, body, header_lines([(b"content-type", CONTENT_TYPE)]))
-        if segments == ("api-description",):
-            return self._description
-        if segments == ("",):
-            if request.method != "OPTIONS":
-                raise MethodNotAllowed("OPTIONS")
-            return self._description
+        described = self.describe(request)
+        if described is not None:
+            return described
         raise ResourceNotFound
 
 
 def _only(text: str, names: set[str]) -> str:
-    """The lines of the families, or of the samples, with these names."""
+    """The lines of the families and samples with these names."""
     kept, family = [], ""
     for line in text.splitlines(keepends=True):
         comment = _HELP_OR_TYPE.match(line)

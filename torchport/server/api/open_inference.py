@@ -4,12 +4,11 @@
     POST /v2/models/linear/infer
     {"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [4.0]}]}
 
-Tensors go straight onto the model's graph, past its handler's decoding and encoding.
+Tensors go to the model's graph directly, without the handler's decoding and encoding.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Coroutine
 from typing import Any
 
@@ -17,25 +16,24 @@ from torchport.server.api.base import Api, Reply, Request
 from torchport.server.api.open_inference_requests import LENGTH_HEADER, InferenceRequest, read_request
 from torchport.server.api.predictions import Predictions
 from torchport.server.dispatch.job import Job, Kind
-from torchport.server.errors import InternalError, ResourceNotFound
+from torchport.server.errors import AnswerTooLarge, ResourceNotFound
 from torchport.server.models.registry import Registry
-from torchport.server.models.statistics import RouteStatistics
 from torchport.server.models.version import ModelVersion
 from torchport.server.open_inference.metadata import model_metadata, server_metadata
 from torchport.server.wire import Answer
 
 
 class OipApi:
-    """Answers what is asked under `/v2`."""
+    """Answers requests to paths under `/v2`."""
 
     def __init__(self, api: Api, predictions: Predictions, registry: Registry) -> None:
         self._api, self._predictions, self._registry = api, predictions, registry
 
     def answer(self, request: Request) -> Reply | Coroutine[Any, Any, Reply] | None:
-        """Answer one request, or see to it that the API's `send` is called.
+        """Answer one request; None if the answer is sent later.
 
         Raises:
-            ApiError: what the client gets in the answer's place.
+            ApiError: the error that the client gets.
         """
         match request.segments[1:]:
             case []:
@@ -76,22 +74,21 @@ class OipApi:
             return self._predictions.predict(request, name, number, more=[(b"explain", b"False")])
         asked = read_request(request.http.body, request.http.by_name.get(LENGTH_HEADER))
         route = self._registry.model(name).route(number)
-        caller = _Inference(self._predictions, request, asked, version, route)
-        version.submit(Kind.TENSORS, asked.row, caller, request.timeout())
-        route.requests += 1
+        caller = _Inference(self._predictions, request, asked, version)
+        version.submit(Kind.TENSORS, asked.row, caller, request.timeout(), route=route)
         return None
 
 
 def takes_tensors(version: ModelVersion) -> bool:
-    """Whether the version has a signature to put tensors onto: whether torchport made its archive."""
+    """Whether the version takes tensors: torchport made its archive."""
     ready = version.pool.ready
     return bool(ready[0].signature if ready else version.model.config.get("torchport"))
 
 
 class _Inference:
-    """Waits for a worker's tensors and sends them on."""
+    """Receives a worker's tensors and sends them to the client."""
 
-    __slots__ = ("_api", "_asked", "_predictions", "_request", "_route", "_version")
+    __slots__ = ("_api", "_asked", "_predictions", "_request", "_version")
 
     def __init__(
         self,
@@ -99,20 +96,15 @@ class _Inference:
         request: Request,
         asked: InferenceRequest,
         version: ModelVersion,
-        route: RouteStatistics,
     ) -> None:
         self._predictions, self._api = predictions, predictions.api
-        self._request, self._asked = request, asked
-        self._version, self._route = version, route
+        self._request, self._asked, self._version = request, asked, version
 
     @property
     def is_gone(self) -> bool:
         return self._request.http.responder.is_gone
 
     def answered(self, job: Job, answer: Answer) -> None:
-        route, now = self._route, time.monotonic()
-        route.inference_us += (now - job.enqueued) * 1e6
-        route.queue_us += (job.started - job.enqueued) * 1e6
         try:
             reply = self._reply(answer)
         except Exception as err:
@@ -120,7 +112,7 @@ class _Inference:
         self._api.send(self._request, reply)
 
     def streamed(self, job: Job, piece: Answer) -> None:
-        """Tensors do not come in pieces."""
+        """Ignore a piece: tensors are not streamed."""
 
     def failed(self, job: Job, error: Exception) -> None:
         self._api.send(self._request, self._api.reply_to(self._request, error))
@@ -132,7 +124,5 @@ class _Inference:
         reply = self._asked.reply(model.name, model.version, answer.tensors)
         limit = self._api.settings.max_response_size
         if len(reply.body) > limit:
-            raise InternalError(
-                f"the model's answer is too large: {len(reply.body)} bytes, max_response_size is {limit}"
-            )
+            raise AnswerTooLarge(len(reply.body), limit)
         return reply

@@ -1,4 +1,4 @@
-"""An inference request of the Open Inference Protocol's REST form, and its answer.
+"""Reads the Open Inference Protocol's REST requests, and writes their answers.
 
     asked = read_request(body, header_length)           # None: JSON and nothing else
     reply = asked.reply("linear", "1.0", tensors)
@@ -34,7 +34,8 @@ from torchport.server.wire import InferRow, Tensor
 LENGTH_HEADER = b"inference-header-content-length"
 
 _UNSUPPORTED = ("classification", "shared_memory_region")
-"""Parameters of extensions that an answer without them would not satisfy."""
+"""Parameters of extensions that are not supported. They are refused, because an answer without them would
+be wrong."""
 
 _Name = Annotated[str, msgspec.Meta(min_length=1)]
 _Size = Annotated[int, msgspec.Meta(ge=1, lt=1 << 40)]
@@ -68,9 +69,10 @@ _encode = msgspec.json.Encoder().encode
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceRequest:
-    """A request that was read: what the worker gets, and what its answer is to look like.
+    """A parsed inference request, and the form of its answer.
 
-    `binary` names the outputs that are wanted as bytes, `binary_default` says whether the others are.
+    `binary`: for each output that the client is specific about, whether it is wanted as bytes.
+    `binary_default`: the same for every other output.
     """
 
     id: str | None
@@ -79,10 +81,10 @@ class InferenceRequest:
     binary_default: bool
 
     def reply(self, model: str, version: str, tensors: Sequence[Tensor]) -> Reply:
-        """The answer with these outputs.
+        """The answer with these tensors as outputs.
 
         Raises:
-            NotFinite: NaN or Inf is wanted as JSON.
+            NotFinite: an output that is wanted as JSON holds NaN or Inf.
         """
         answer: dict[str, Any] = {"model_name": model, "model_version": version}
         if self.id is not None:
@@ -113,10 +115,12 @@ class InferenceRequest:
 
 
 def read_request(body: bytes, header_length: bytes | None) -> InferenceRequest:
-    """Read a request's body; `header_length` is the header that the binary extension sends.
+    """Parse a request's body.
+
+    `header_length` is the header's value with the binary extension, else None.
 
     Raises:
-        InvalidRequest: whatever is wrong with it.
+        InvalidRequest: the body is not a valid request.
     """
     head, tail = _split(body, header_length)
     try:
@@ -164,7 +168,7 @@ def _split(body: bytes, header_length: bytes | None) -> tuple[bytes, bytes]:
 
 
 def _binary_size(given: _Input, available: int) -> int | None:
-    """How many of the bytes after the JSON are this input's; None where its data is in the JSON."""
+    """Number of the input's bytes after the JSON; None without any."""
     size = (given.parameters or {}).get("binary_data_size")
     if size is None:
         if given.data is None:

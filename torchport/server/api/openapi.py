@@ -1,4 +1,4 @@
-"""What the APIs are, in OpenAPI 3.0: the answers of `/api-description` and of `OPTIONS`."""
+"""Descriptions of the APIs in OpenAPI 3.0, for `/api-description` and `OPTIONS`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from torchport.server.api.openapi_open_inference import oip_paths
 from torchport.server.models.version import ModelVersion
+from torchport.server.settings.checks import MAX_WORKERS
 from torchport.version import __version__
 
 _ERROR = {
@@ -135,7 +136,7 @@ def _prediction(identifier: str, text: str, parameters: list[dict[str, Any]]) ->
 
 
 def _predictions(identifier: str, text: str, parameters: list[dict[str, Any]]) -> dict[str, Any]:
-    """All methods of a path that answers requests: TorchServe takes any of them for the same."""
+    """All methods of a path of predictions: TorchServe answers each in the same way."""
     operations = {
         method: _prediction(f"{identifier}{method.capitalize()}", text, parameters)
         for method in ("get", "post", "put")
@@ -172,7 +173,7 @@ def _described() -> dict[str, Any]:
 
 
 def inference_description() -> dict[str, Any]:
-    """The inference API."""
+    """Describe the inference API."""
     paths: dict[str, Any] = {
         **_described(),
         "/ping": {
@@ -205,7 +206,7 @@ def inference_description() -> dict[str, Any]:
 
 def management_description() -> dict[str, Any]:
     """The management API."""
-    whole = {"minimum": 0, "maximum": 1024}
+    whole = {"minimum": 0, "maximum": MAX_WORKERS}
     paths: dict[str, Any] = {
         **_described(),
         "/models": {
@@ -286,7 +287,7 @@ def management_description() -> dict[str, Any]:
 
 
 def metrics_description() -> dict[str, Any]:
-    """The metrics API."""
+    """Describe the metrics API."""
     names = {
         "name": "name[]",
         "in": "query",
@@ -303,14 +304,14 @@ def metrics_description() -> dict[str, Any]:
 
 
 def model_description(version: ModelVersion) -> dict[str, Any]:
-    """The inference API of one model."""
+    """Describe the inference API for one model."""
     name = version.model.name
     operation = _prediction("predictions", f"The answer of {name} to one request", [])
     return _description(f"{name} {version.model.version}", {f"/predictions/{name}": {"post": operation}})
 
 
 def model_management_description(version: ModelVersion) -> dict[str, Any]:
-    """The management API of one model."""
+    """Describe the management API for one model."""
     paths = management_description()["paths"]
     name = version.model.name
     kept = {

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol's paths, for the API's description."""
+"""OpenAPI descriptions of the Open Inference Protocol's paths."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def _infer(suffix: str, parameters: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def oip_paths() -> dict[str, Any]:
-    """Path items by path."""
+    """OpenAPI path items of the protocol, by path."""
     paths: dict[str, Any] = {
         "/v2": {"get": _operation("v2Server", "The server's name", {"200": _METADATA}, [], (405,))},
     }

@@ -1,4 +1,4 @@
-"""Predictions by REST: a request put onto a version's queue, and its answer sent back.
+"""Predictions by REST: puts a request into a version's queue, and sends its answer back.
 
 predictions = Predictions(api, registry)
 predictions.predict(request, "linear", None)         # the reply is sent when a worker has answered
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import time
 from collections.abc import Iterable
 from typing import Any
 from urllib.parse import parse_qsl
@@ -19,10 +18,9 @@ from torchport.server.api.forms import fields_of
 from torchport.server.api.openapi import model_description
 from torchport.server.api.tracing import Tracing
 from torchport.server.dispatch.job import Job, Kind
-from torchport.server.errors import ApiError, InternalError
+from torchport.server.errors import AnswerTooLarge, ApiError
 from torchport.server.http.message import header_lines
 from torchport.server.models.registry import Registry
-from torchport.server.models.statistics import RouteStatistics
 from torchport.server.wire import Answer, Field, Row
 
 logger = logging.getLogger(__name__)
@@ -42,11 +40,11 @@ _OURS = (
 _NOT_FOR_HANDLERS = frozenset([b"transfer-encoding", b"expect", b"describe"])
 
 _STREAMED = b"ts_stream_next: true\r\n"
-"""What TorchServe's clients may look for in an answer that comes in pieces."""
+"""Header of a streamed answer that TorchServe's clients may look for."""
 
 
 class Predictions:
-    """Asks models for an API, which sends what they answer."""
+    """Queues an API's requests to models, and sends their answers."""
 
     def __init__(self, api: Api, registry: Registry, tracing: Tracing | None = None) -> None:
         self.api, self.tracing = api, tracing
@@ -62,10 +60,10 @@ class Predictions:
         more: Iterable[tuple[bytes, bytes]] = (),
         with_query: bool = False,
     ) -> Reply | None:
-        """Ask a model.
+        """Queue a request to a model.
 
         Args:
-            more: headers that the handler is told beside the client's.
+            more: headers for the handler, after the client's.
             with_query: whether the query's parameters are fields for the handler.
         """
         request.allow(*_METHODS)
@@ -79,51 +77,42 @@ class Predictions:
             fields = [*(Field(key, "", bytearray(text.encode())) for key, text in pairs), *fields]
         route = self._registry.model(name).route(number)
         row = Row(request.id, [*headers_for_handlers(request), *more], fields)
-        prediction = _Prediction(self, request, route)
+        prediction = _Prediction(self, request)
         if self.tracing is not None:
             prediction.span = self.tracing.begin(request, version.model.name, version.model.version)
         # Where the server says nothing of it, handlers take the client's word: then this decides the batch.
         explain = explain or (with_query and request.http.by_name.get(b"explain") == b"True")
         kind = Kind.EXPLAIN if explain else Kind.PREDICT
-        version.submit(kind, row, prediction, request.timeout())
-        route.requests += 1
+        version.submit(kind, row, prediction, request.timeout(), route=route)
         return None
 
     def reply_of(self, answer: Answer) -> Reply:
-        """A worker's answer as it goes to the client."""
+        """A worker's answer as a reply to the client."""
         if answer.error:
-            error = ApiError(answer.body.decode("utf-8", "replace"))
-            error.http_status, error.kind = answer.status, answer.error
-            return Reply.of_error(error)
-        if len(answer.body) > self.api.settings.max_response_size:
-            size = f"{len(answer.body)} bytes, max_response_size is {self.api.settings.max_response_size}"
-            return Reply.of_error(InternalError(f"the model's answer is too large: {size}"))
+            return Reply.of_error(ApiError.of(answer))
+        limit = self.api.settings.max_response_size
+        if len(answer.body) > limit:
+            return Reply.of_error(AnswerTooLarge(len(answer.body), limit))
         return Reply(_status(answer), answer.body, answer_lines(answer))
 
 
 class _Prediction:
-    """Waits for a worker's answer and sends it on."""
+    """Receives a worker's answer and sends it to the client."""
 
-    __slots__ = ("_api", "_pieces", "_predictions", "_request", "_route", "_waiting_bytes", "span")
+    __slots__ = ("_api", "_pieces", "_predictions", "_request", "_waiting_bytes", "span")
 
-    def __init__(self, predictions: Predictions, request: Request, route: RouteStatistics) -> None:
-        self._predictions, self._api = predictions, predictions.api
-        self._request, self._route = request, route
+    def __init__(self, predictions: Predictions, request: Request) -> None:
+        self._predictions, self._api, self._request = predictions, predictions.api, request
         self._pieces: asyncio.Queue[Answer | Exception | None] | None = None
         self._waiting_bytes = 0
         self.span: Any = None
-        """The request's span, where spans are made."""
+        """The request's tracing span; None if tracing is off."""
 
     @property
     def is_gone(self) -> bool:
         return self._request.http.responder.is_gone
 
     def answered(self, job: Job, answer: Answer) -> None:
-        route, now = self._route, time.monotonic()
-        route.inference_us += (now - job.enqueued) * 1e6
-        queue_s = job.started - job.enqueued
-        route.queue_us += queue_s * 1e6
-        self._api.counts.queue_ms = queue_s * 1e3
         if self._pieces is None:
             self._send(job, self._predictions.reply_of(answer))
             return
@@ -157,7 +146,7 @@ class _Prediction:
         self._pieces.put_nowait(error)
 
     async def _stream(self, pieces: asyncio.Queue[Answer | Exception | None]) -> None:
-        """Send pieces as they come."""
+        """Send pieces as they arrive."""
         request, responder = self._request, self._request.http.responder
         started = False
         while (piece := await pieces.get()) is not None:
@@ -177,9 +166,10 @@ class _Prediction:
 
 
 def headers_for_handlers(request: Request) -> list[tuple[bytes, bytes]]:
-    """The client's headers. The body has come whole: it has a length, and no encoding of its transfer.
+    """The client's headers as handlers get them.
 
-    `describe` is a word of the server's: handlers look for it in a batch's first row.
+    The body is complete: it has a length, and no transfer encoding. `describe` is a word between the server
+    and handlers, which look for it in a batch's first row.
     """
     headers, by_name = request.http.headers, request.http.by_name
     if not _NOT_FOR_HANDLERS.isdisjoint(by_name):
@@ -194,7 +184,7 @@ def _status(answer: Answer) -> int:
 
 
 def answer_lines(answer: Answer) -> bytes:
-    """The handler's headers, without those that the server writes and those that HTTP cannot carry."""
+    """The handler's headers, without those that the server writes or that HTTP cannot carry."""
     if not answer.headers and answer.content_type == "application/json":
         return JSON_LINE
     found: dict[bytes, bytes] = {}

@@ -1,6 +1,6 @@
-"""The server's numbers as Prometheus reads them: TorchServe's names and labels, and our own `torchport_*`.
+"""The server's metrics for Prometheus: TorchServe's names and labels, and `torchport_*`.
 
-Nothing is computed while requests are served: this reads plain counters when somebody asks.
+Nothing is computed while requests are served: plain counters are read when Prometheus scrapes.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from prometheus_client.registry import Collector
 from torchport.server.models.registry import Registry
 from torchport.server.models.statistics import Histogram, RequestCounts
 from torchport.server.models.version import ModelVersion
-from torchport.server.wire import Sample
+from torchport.server.wire import MetricValue
 
 HISTOGRAM_MS = (1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10000.0)
-"""Bounds of the histograms that handlers keep of their own."""
+"""Bounds in milliseconds of the histograms that handlers keep; a larger value counts as +Inf."""
 
 _HELP = {
     "ShadowRows": "Rows that a shadow ran again on its second backend",
@@ -29,14 +29,14 @@ _HELP = {
     "ShadowDrops": "Rows that were sampled for a shadow and not run again",
     "ShadowMaxDifference": "Largest difference of two numbers that a worker's shadow has seen",
 }
-"""Of what torchport's own handlers keep."""
+"""Help texts of the metrics that torchport's own handlers keep."""
 
 MAX_SERIES = 10_000
-"""Series of handlers' own metrics that are kept: a label that never repeats must not fill the memory."""
+"""Maximum number of series of handlers' metrics; more are dropped, so that no label fills the memory."""
 
 
 class ServerCollector(Collector):
-    """Reads everything that there is to be told."""
+    """Collects all metrics."""
 
     def __init__(self, registry: Registry, counts: RequestCounts, *, system_metrics: bool) -> None:
         self._registry, self._counts, self._system = registry, counts, system_metrics
@@ -46,8 +46,8 @@ class ServerCollector(Collector):
         self._unregistered: dict[tuple[str, str], list[float]] = {}
         self.dropped_series = 0
 
-    def add_samples(self, version: ModelVersion, samples: list[Sample]) -> None:
-        """Take over what a handler counted and timed."""
+    def add_samples(self, version: ModelVersion, samples: list[MetricValue]) -> None:
+        """Add the values that a handler counted and timed."""
         for sample in samples:
             labels = sorted([*sample.labels, ("Hostname", self._host)])
             names, values = tuple(n for n, _ in labels), tuple(v for _, v in labels)
@@ -84,11 +84,17 @@ class ServerCollector(Collector):
         waited = GaugeMetricFamily(
             "QueueTime", "Milliseconds that the last prediction waited", labels=("Level", "Hostname")
         )
-        waited.add_metric(("Host", self._host), self._counts.queue_ms)
+        waited.add_metric(("Host", self._host), self._last_wait_s() * 1000)
         yield waited
 
+    def _last_wait_s(self) -> float:
+        """Seconds that the last answered request waited for a worker; 0 before the first."""
+        routes = [route for found in self._registry.routes.values() for route in found.values()]
+        last = max(routes, key=lambda route: route.answered_at, default=None)
+        return 0.0 if last is None else last.last_wait_s
+
     def _routes(self) -> Iterator[Any]:
-        """TorchServe's three, by model and by the version that the request named."""
+        """TorchServe's three metrics, by model and by the version that the request named."""
         found = [
             ((name, version, self._host), route)
             for name, routes in self._registry.routes.items()
@@ -216,7 +222,7 @@ def _torchserve_counter(
     values: Sequence[tuple[tuple[str, ...], float]],
     labels: tuple[str, ...] = ("Level", "Hostname"),
 ) -> Any:
-    """A counter whose name is shown as it is: TorchServe's have no `_total` added."""
+    """A counter under exactly this name: TorchServe adds no `_total`."""
     family = _untotalled(name, text, labels=labels)
     for key, value in values:
         family.add_sample(name, dict(zip(labels, key, strict=True)), value)
@@ -224,7 +230,7 @@ def _torchserve_counter(
 
 
 def _untotalled(name: str, text: str, labels: tuple[str, ...] = ()) -> Any:
-    """A family of samples named exactly so: Prometheus' own counters end in `_total`."""
+    """A metric family without the `_total` that the client library adds to counters."""
     if name.endswith("_total"):
         return Metric(name.removesuffix("_total"), text, "counter")
     return Metric(name, text, "unknown")
@@ -235,6 +241,6 @@ def _number(value: Any) -> float:
 
 
 def _metric_name(name: str) -> str:
-    """A name that Prometheus takes."""
+    """The name with every character replaced that Prometheus refuses."""
     cleaned = "".join(c if c.isascii() and (c.isalnum() or c in "_:") else "_" for c in name)
     return cleaned if cleaned and not cleaned[0].isdigit() else f"_{cleaned}"

@@ -1,4 +1,7 @@
-"""Which API listens where. TorchServe lets several share an address; then the path says which is meant."""
+"""Assigns APIs to addresses; on a shared address the path decides.
+
+TorchServe lets several APIs share an address, and so does this server.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,16 @@ from torchport.server.http.message import HttpRequest
 from torchport.server.settings.address import Address
 
 _OWNERS = {b"models": 1, b"token": 1, b"metrics": 2}
-"""First parts of paths that belong to the management and the metrics API, by their place in the list."""
+"""First segments of paths of the management and the metrics API, with the API's index in `apis`."""
 
 
 def by_address(
     addresses: Sequence[Address], apis: Sequence[Api]
 ) -> list[tuple[Address, Callable[[HttpRequest], None]]]:
-    """Each address once, with what answers there. `apis` are inference, management, metrics.
+    """Each address once, with the function that answers its requests.
 
-    Port 0, any that is free, is another one each time.
+    `apis` are inference, management and metrics, in this order. Port 0 stands for a different free port
+    each time.
     """
     shared: dict[Address, list[int]] = {}
     for index, address in enumerate(addresses):

@@ -1,4 +1,4 @@
-"""Tokens: TorchServe's keys, key file and rules.
+"""Access tokens: TorchServe's keys, key file and rules.
 
 `key_file.json` holds a key for each of the inference, the management and the token API, readable by its
 owner only. Keys expire; `GET /token?type=inference`, with the API key, makes a new one.
@@ -23,7 +23,7 @@ from torchport.store.files import write_bytes
 
 
 class KeyKind(Enum):
-    """The keys by the names that they have in the file."""
+    """The kinds of keys, by their names in the key file."""
 
     INFERENCE = "inference"
     MANAGEMENT = "management"
@@ -31,7 +31,10 @@ class KeyKind(Enum):
 
 
 class Access:
-    """The keys of one server. `key_file` may name a file whose keys are taken over."""
+    """The keys of one server.
+
+    If the setting `key_file` names a file that exists, its keys are used.
+    """
 
     def __init__(self, settings: ServerSettings) -> None:
         self.enabled = settings.tokens
@@ -54,7 +57,7 @@ class Access:
         """Check an `Authorization: Bearer KEY` header.
 
         Raises:
-            InvalidKey: none, a wrong one, or one that has expired.
+            InvalidKey: the key is missing, wrong or expired.
         """
         scheme, _, key = (authorization or b"").decode("latin-1").partition(" ")
         held = self._keys.get(kind, "")
@@ -63,10 +66,11 @@ class Access:
             raise InvalidKey
 
     def renew(self, kind: KeyKind, *, write: bool = True) -> None:
-        """Make a new key of this kind and write it into the file.
+        """Make a new key and write it to the key file.
 
         Raises:
-            TorchportError: the file cannot be written; the old key holds, for nobody could read the new.
+            TorchportError: the file cannot be written. The old key stays valid, because the new one could
+            not be read.
         """
         keys, expires = dict(self._keys), dict(self._expires)
         keys[kind] = secrets.token_urlsafe(24)

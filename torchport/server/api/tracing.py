@@ -1,8 +1,9 @@
-"""Spans for OpenTelemetry, with `opentelemetry=true` and `pip install 'torchport[otel]'`.
+"""Spans of predictions for OpenTelemetry.
 
-A span for each prediction, child of the client's by its `traceparent`, with the time it waited. Where
-they go is told by OpenTelemetry's own variables: `OTEL_TRACES_EXPORTER` (otlp, console or none),
-`OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_SERVICE_NAME`, `OTEL_TRACES_SAMPLER`.
+Tracing needs `opentelemetry=true` and `pip install 'torchport[otel]'`. Each prediction has a span with the
+time that it waited, a child of the client's span by `traceparent`. OpenTelemetry's own variables say where
+spans are sent: `OTEL_TRACES_EXPORTER` (otlp, console or none), `OTEL_EXPORTER_OTLP_ENDPOINT`,
+`OTEL_SERVICE_NAME`, `OTEL_TRACES_SAMPLER`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class Tracing:
     """Makes the spans of one server.
 
     Raises:
-        ServerError: OpenTelemetry is missing, or an exporter is asked for that is not known here.
+        ServerError: OpenTelemetry is missing, or the exporter is unknown.
     """
 
     def __init__(self) -> None:
@@ -40,7 +41,7 @@ class Tracing:
         self._extract, self._kind = extract, SpanKind.SERVER
 
     def begin(self, request: Request, model: str, version: str) -> Any:
-        """A span for a request to a model."""
+        """Start the span of a request to a model."""
         carrier = {
             name.decode(): value.decode("latin-1")
             for name in _CARRIED
@@ -59,7 +60,7 @@ class Tracing:
         )
 
     def end(self, span: Any, job: Job, status: int) -> None:
-        """End a span with what came of it."""
+        """End a span with the answer's status and queue time."""
         from opentelemetry.trace import Status, StatusCode
 
         span.set_attribute("http.response.status_code", status)
@@ -69,7 +70,7 @@ class Tracing:
         span.end()
 
     def close(self) -> None:
-        """Send what has not been sent."""
+        """Send the spans that have not been sent."""
         self._provider.shutdown()
 
 

@@ -1,3 +1,1 @@
-"""A request's way to a worker and back: the queue, the pool, and the workers' processes as the front sees
-them.
-"""
+"""The way of requests to workers and back: queues, pools, processes."""

@@ -1,9 +1,8 @@
-"""The requests that wait for one model version: bounded, in order, and forgetting those that nobody
-waits for any more.
+"""A bounded FIFO queue for one model version. Requests of disconnected clients are dropped.
 
-    if not queue.is_full():
-        queue.put(job)
-    queue.take(8)                        # up to 8 jobs that may share a batch
+if not queue.is_full():
+    queue.put(job)
+queue.take(8)                        # up to 8 jobs that may share a batch
 """
 
 from __future__ import annotations
@@ -13,30 +12,30 @@ from collections import deque
 
 from torchport.server.dispatch.job import Job
 
-LOOK_S = 0.005
-"""A full queue is searched for those whose clients have hung up, but not for every request that comes."""
+SEARCH_EVERY_S = 0.005
+"""Minimum seconds between two searches of a full queue for requests of disconnected clients."""
 
 
 class BatchQueue:
-    """First come, first served. `limit` says when it is full."""
+    """Requests in order of arrival; `limit` is the maximum number that wait."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._jobs: deque[Job] = deque()
         self._waiting = 0
-        self._looked = 0.0
+        self._searched_at = 0.0
 
     def __len__(self) -> int:
-        """How many wait for an answer."""
+        """Number of requests that wait for a worker."""
         return self._waiting
 
     def is_full(self) -> bool:
-        """Whether as many wait as may. Those that have hung up are forgotten first."""
+        """Whether `limit` requests wait, those of disconnected clients not counted."""
         if self._waiting < self.limit:
             return False
         now = time.monotonic()
-        if now - self._looked > LOOK_S:
-            self._looked = now
+        if now - self._searched_at > SEARCH_EVERY_S:
+            self._searched_at = now
             self._forget_gone()
         return self._waiting >= self.limit
 
@@ -46,19 +45,25 @@ class BatchQueue:
         self._count_in(job)
 
     def put_back(self, jobs: list[Job]) -> None:
-        """Return jobs to the head, in their order: they have waited longest."""
+        """Return jobs to the head, in order, because they have waited longest."""
         self._jobs.extendleft(reversed(jobs))
         for job in jobs:
             self._count_in(job)
 
     def settle(self, job: Job) -> bool:
-        """Tell that a job was answered otherwise; whether it waited here. `take` passes over it."""
+        """Stop counting a job as waiting; return whether it was.
+
+        `take` skips such a job.
+        """
         waited, job.queued = job.queued, False
         self._waiting -= waited
         return waited
 
     def take(self, size: int) -> list[Job]:
-        """The next batch: jobs of one kind, at most `size`; one that must go alone goes alone."""
+        """Take the next batch: at most `size` jobs of one kind.
+
+        A job with `alone` is a batch by itself.
+        """
         batch: list[Job] = []
         while self._jobs and len(batch) < size:
             job = self._jobs[0]
@@ -76,7 +81,7 @@ class BatchQueue:
         return batch
 
     def drain(self) -> list[Job]:
-        """Take everything out."""
+        """Take out all waiting jobs."""
         jobs = [job for job in self._jobs if self.settle(job)]
         self._jobs.clear()
         return jobs

@@ -1,12 +1,12 @@
-"""A worker's process, seen from the front: starting it, speaking with it, noticing its end.
+"""A worker's process, seen from the front: start, messages, end.
 
     host = WorkerHost(environment={"OMP_NUM_THREADS": "1"})
     await host.start()
     host.send(member, Predict(...))      # member.take(report) follows, or member.host_gone(end)
 
-Most hosts have one member, a model's worker; several small models may share one. Either way the process
-is sent one order at a time, in turn. Everything here runs on the event loop of the front, but for two
-threads that read what the process writes and wait for its end.
+Most hosts have one member, a model's worker; several small models may share a host. The process gets one
+order at a time, from its members in turn. Everything here runs on the front's event loop, except two
+threads: one reads the process's output, the other waits for its end.
 """
 
 from __future__ import annotations
@@ -44,15 +44,18 @@ from torchport.server.wire import (
 logger = logging.getLogger(__name__)
 
 OUTPUT_LINES = 60
-"""How many of its last lines are kept of what a process wrote, to explain its end."""
+"""Number of last output lines that are kept of a process, to explain its end."""
 
 CUT_OFF_S = 1.0
-"""How long a process may take to end after its end of the channel is closed."""
+"""Seconds that a process has to end after it has closed its end of the channel. Then it is killed."""
 
 
 @dataclass(frozen=True)
 class End:
-    """How a process ended. `from_outside` says that somebody else sent it SIGKILL."""
+    """How a process ended.
+
+    `from_outside`: whether it died of a SIGKILL that the server did not send.
+    """
 
     reason: str
     from_outside: bool
@@ -60,7 +63,7 @@ class End:
 
 
 class Member(Protocol):
-    """A model in the process. `slot` is its number there."""
+    """A model in a worker's process; `slot` is its number there."""
 
     slot: int
 
@@ -72,7 +75,7 @@ class Member(Protocol):
 
 
 class WorkerHost(asyncio.Protocol):
-    """One process."""
+    """One process: its members, their orders and reports, its end."""
 
     def __init__(
         self,
@@ -96,7 +99,7 @@ class WorkerHost(asyncio.Protocol):
         self._exit_code: int | None = None
         self._is_cut_off = False
         self.is_ending = False
-        """Whether it takes no more members."""
+        """Whether the process is ending and takes no more members."""
 
     # Starting and ending it.
 
@@ -105,15 +108,17 @@ class WorkerHost(asyncio.Protocol):
         return self._process.pid if self._process else 0
 
     def resident_bytes(self) -> int:
-        """Its resident memory now; 0 where it is gone."""
+        """Current resident memory of the process in bytes; 0 if ended."""
         try:
             return int(psutil.Process(self.pid).memory_info().rss) if self.pid else 0
         except psutil.Error:
             return 0
 
     async def start(self) -> None:
-        """Start the process. Call it on the event loop's own thread: on Linux a child dies with the thread
-        that started it."""
+        """Start the process.
+
+        Call it on the event loop's thread: on Linux a child dies with the thread that started it.
+        """
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair()
         lifeline, self._lifeline = os.pipe()
@@ -143,15 +148,18 @@ class WorkerHost(asyncio.Protocol):
         self._send_next()
 
     def kill(self, reason: str) -> None:
-        """End it now, and its own children with it."""
+        """Kill the process and its children."""
         self.is_ending = True
         self._killed_because = self._killed_because or reason
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
 
-    def hang_up(self) -> None:
-        """Close this end: a process that waits for an order ends then; the lifeline sees to any other."""
+    def disconnect(self) -> None:
+        """Close this end of the channel, so that the process ends.
+
+        A process that waits for an order ends by that, a busy one by its lifeline.
+        """
         self.is_ending = True
         if self._transport is not None:
             self._transport.close()
@@ -168,12 +176,12 @@ class WorkerHost(asyncio.Protocol):
         self.members[member.slot] = member
 
     def remove(self, member: Member) -> None:
-        """Forget a member; the process ends with its last one."""
+        """Remove a member; the process ends with its last one."""
         if self.members.pop(member.slot, None) is None:
             return
         self._waiting = deque(entry for entry in self._waiting if entry[0] is not member)
         if not self.members:
-            self.hang_up()
+            self.disconnect()
         elif not self.is_ending:
             self._write(Unload(member.slot))
             if self._current is member:
@@ -181,7 +189,7 @@ class WorkerHost(asyncio.Protocol):
                 self._send_next()
 
     def send(self, member: Member, order: Any) -> None:
-        """Send an order when the process has answered those before it."""
+        """Send an order once the process has answered the earlier ones."""
         self._waiting.append((member, order))
         self._send_next()
 
@@ -231,7 +239,7 @@ class WorkerHost(asyncio.Protocol):
     # Its end.
 
     def _wait(self, loop: asyncio.AbstractEventLoop, process: subprocess.Popen[bytes]) -> None:
-        """In a thread: pass on what it writes, until it ends."""
+        """Wait in a thread for the process's end, reading its output."""
         reader = threading.Thread(target=self._read_output, args=(process.stdout,), daemon=True)
         reader.start()
         code = process.wait()
@@ -249,7 +257,7 @@ class WorkerHost(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_cut_off = True
         if self._exit_code is not None:
-            self._bury()
+            self._finalize()
         elif not self.is_ending:
             # As a rule it is ending by itself, and its exit code will say how. One that closed the channel
             # and lives on is of no use.
@@ -257,15 +265,18 @@ class WorkerHost(asyncio.Protocol):
             asyncio.get_running_loop().call_later(CUT_OFF_S, self.kill, reason)
 
     def _ended(self, code: int) -> None:
-        """The process has ended. What it wrote before that is read first: answers may be among it."""
+        """Note the exit code; finalize once the channel is empty.
+
+        Answers may still be in the channel.
+        """
         self._exit_code = code
         if self._is_cut_off:
-            self._bury()
+            self._finalize()
         else:
             # A child of its own may hold the channel open; then there is no end of it to wait for.
-            asyncio.get_running_loop().call_later(0.2, self._bury)
+            asyncio.get_running_loop().call_later(0.2, self._finalize)
 
-    def _bury(self) -> None:
+    def _finalize(self) -> None:
         if self._exit_code is None:
             return
         code, self._exit_code = self._exit_code, None
@@ -281,13 +292,13 @@ class WorkerHost(asyncio.Protocol):
 
 
 class SharedHosts:
-    """The processes that several models share, by the name that their configs give."""
+    """The processes that models share, by the name in their configs."""
 
     def __init__(self) -> None:
         self._hosts: dict[str, WorkerHost] = {}
 
     def find(self, name: str) -> WorkerHost | None:
-        """The process of that name, if there is one that takes members."""
+        """The process of that name; None if missing or ending."""
         host = self._hosts.get(name)
         return host if host is not None and not host.is_ending else None
 

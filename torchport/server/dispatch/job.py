@@ -1,4 +1,4 @@
-"""One request on its way: from the API that took it, through a model's queue, to a worker and back."""
+"""A request on its way from an API through a model's queue to a worker, and back."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from torchport.server.wire import Answer, InferRow, Row
 
 
 class Kind(Enum):
-    """Requests of different kinds never share a batch: TorchServe's handlers look at the first row only."""
+    """Kind of a request; different kinds never share a batch.
+
+    TorchServe's handlers look at a batch's first row only.
+    """
 
     PREDICT = "predict"
     EXPLAIN = "explain"
@@ -20,7 +23,7 @@ class Kind(Enum):
 
 
 class Caller(Protocol):
-    """Who wants the answer. One of `answered` and `failed` is called once, `streamed` any times before."""
+    """Where a request's answer goes. `answered` or `failed` is called once, `streamed` any times before."""
 
     @property
     def is_gone(self) -> bool: ...
@@ -32,11 +35,17 @@ class Caller(Protocol):
     def failed(self, job: Job, error: Exception) -> None: ...
 
 
+class Route(Protocol):
+    """Where requests and their answers are counted."""
+
+    def answered(self, job: Job) -> None: ...
+
+
 class Job:
-    """A request, and who gets its answer.
+    """A queued request, and the caller that gets its answer.
 
     `alone` says that it goes to a worker by itself, because the batch that it was in cost a worker its
-    life; `losses` counts the workers that died, or hung, while they had it.
+    life; `losses` counts the workers that died, or hung, while they had it. `route` counts the answer.
     """
 
     __slots__ = (
@@ -47,14 +56,17 @@ class Job:
         "kind",
         "losses",
         "queued",
+        "route",
         "row",
         "started",
         "streams",
         "timer",
     )
 
-    def __init__(self, kind: Kind, row: Row | InferRow, caller: Caller) -> None:
-        self.kind, self.row, self.caller = kind, row, caller
+    def __init__(
+        self, kind: Kind, row: Row | InferRow, caller: Caller, *, route: Route | None = None
+    ) -> None:
+        self.kind, self.row, self.caller, self.route = kind, row, caller, route
         self.enqueued = time.monotonic()
         self.started = self.enqueued
         self.timer: asyncio.TimerHandle | None = None
@@ -62,23 +74,25 @@ class Job:
         self.losses = 0
 
     def finish(self, answer: Answer) -> None:
-        """Deliver the answer, or the last piece of one; after the first time nothing happens."""
+        """Deliver the answer, or its last piece. A second call does nothing."""
         if self._is_first_end():
+            if self.route is not None:
+                self.route.answered(self)
             self.caller.answered(self, answer)
 
     def stream(self, piece: Answer) -> None:
-        """Deliver a piece; `finish` brings the last one."""
+        """Deliver a piece of the answer; `finish` delivers the last one."""
         if not self.is_done:
             self.streams = True
             self.caller.streamed(self, piece)
 
     def fail(self, error: Exception) -> None:
-        """Deliver an error in the answer's place."""
+        """Deliver an error instead of an answer."""
         if self._is_first_end():
             self.caller.failed(self, error)
 
     def forget(self) -> None:
-        """Deliver nothing: nobody is there."""
+        """Drop the request: its client has disconnected."""
         self._is_first_end()
 
     def _is_first_end(self) -> bool:
@@ -90,7 +104,7 @@ class Job:
 
 
 class Waiter:
-    """A caller that awaits the answer, or all pieces of it.
+    """A caller whose answer, or its pieces, can be awaited.
 
     waiter = Waiter()
     version.submit(Kind.PREDICT, row, waiter)

@@ -1,11 +1,11 @@
-"""The workers of one model version: as many as wanted, started anew when they end.
+"""The workers of one model version: started, replaced and ended.
 
     pool = WorkerPool(spec_for, observer)
     pool.scale(2)
     worker = pool.idle_worker()          # None while all are busy or starting
 
-A worker that had loaded its model is replaced at once. One that could not is tried again after growing
-pauses, so that a broken archive never spins.
+A worker that dies after it has loaded its model is replaced at once. One that could not load its model is
+started again after growing pauses, so that a broken archive never spins.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from typing import Protocol
 from torchport.server.dispatch.host import SharedHosts
 from torchport.server.dispatch.job import Job
 from torchport.server.dispatch.worker import State, WorkerProcess, WorkerSpec
-from torchport.server.wire import Sample
+from torchport.server.wire import MetricValue
 
 logger = logging.getLogger(__name__)
 
 BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
-"""Pauses after the first, second, ... start in a row that failed; the last one repeats."""
+"""Seconds to wait after the first, second, ... failed start in a row. The last value repeats."""
 
 KILLED_STARTS = 3
-"""Starts in a row that may end by a SIGKILL from outside before that counts as a failure: it may be an
-operator's, or the kernel's for want of memory, which would go on for ever."""
+"""Maximum number of starts in a row that end by a SIGKILL from outside; more count as failures. The signal
+may be an operator's, or the kernel's because memory is short, which would go on for ever."""
 
 
 class Observer(Protocol):
-    """Who is told what happens in the pool."""
+    """Receives the events of a pool."""
 
     def worker_free(self) -> None: ...
 
     def worker_lost(self) -> None: ...
 
-    def batch_done(self, jobs: list[Job], samples: list[Sample]) -> None: ...
-    def sampled(self, samples: list[Sample]) -> None: ...
+    def batch_done(self, jobs: list[Job], samples: list[MetricValue]) -> None: ...
+    def sampled(self, samples: list[MetricValue]) -> None: ...
 
     def batch_returned(self, jobs: list[Job]) -> None: ...
 
@@ -52,10 +52,10 @@ class WorkerPool:
     """Keeps `wanted` workers alive.
 
     Args:
-        hosts: the processes that workers share, where their spec says so.
-        spec_for: how to start a worker when so many are wanted: their threads depend on it.
-        recycle_after: requests after which a worker is replaced; 0 for never.
-        recycle_above: resident bytes above which it is; 0 for never.
+        hosts: the processes that workers share, if their spec says so.
+        spec_for: the spec of a worker for a wanted number of workers, on which its threads depend.
+        recycle_after: number of requests after which a worker is replaced; 0: never.
+        recycle_above: resident bytes above which a worker is replaced; 0: never.
     """
 
     def __init__(
@@ -72,12 +72,12 @@ class WorkerPool:
         self.wanted = 0
         self.workers: list[WorkerProcess] = []
         self.failure = ""
-        """Why the last worker that ended had to; empty once one is ready again."""
+        """Why the last failed worker ended; empty once a worker is ready again."""
         self.failed_starts = 0
         self._killed_starts = 0
         self._idle: deque[WorkerProcess] = deque()
         self._successor: WorkerProcess | None = None
-        """One that starts in order to take another's place; it counts once it is ready."""
+        """A starting worker that will replace another one. It counts once it is ready."""
         self._retry: asyncio.TimerHandle | None = None
         self._starting: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
@@ -88,10 +88,10 @@ class WorkerPool:
         return [w for w in self.workers if w.state in (State.READY, State.BUSY)]
 
     def scale(self, wanted: int) -> None:
-        """Start or end workers until there are `wanted`; those that are busy finish first.
+        """Start or end workers until there are `wanted` of them.
 
-        Those that keep running are replaced, one after another, where more or fewer of them means other
-        numbers of threads.
+        Busy workers finish their batch first. If the new number changes the threads per worker, running
+        workers are replaced one after another.
         """
         self.wanted = wanted
         self.failed_starts = 0
@@ -102,7 +102,7 @@ class WorkerPool:
         self._settle()
 
     def idle_worker(self) -> WorkerProcess | None:
-        """A worker without a batch, taken out of those that are idle."""
+        """Take an idle worker; None while all are busy or starting."""
         while self._idle:
             worker = self._idle.popleft()
             if worker.state is State.READY:
@@ -114,7 +114,10 @@ class WorkerPool:
         self._idle.appendleft(worker)
 
     async def wait_ready(self, count: int, timeout: float) -> bool:
-        """Whether `count` workers were ready before `timeout` seconds, or the first start failed."""
+        """Whether `count` workers became ready within `timeout` seconds.
+
+        Returns early if a start fails.
+        """
         try:
             async with asyncio.timeout(timeout):
                 while len(self.ready) < count and self.failed_starts == 0:
@@ -125,7 +128,7 @@ class WorkerPool:
         return len(self.ready) >= count
 
     async def close(self, grace: float) -> None:
-        """End all workers; those that are busy have `grace` seconds to finish."""
+        """End all workers; busy ones have `grace` seconds to finish."""
         self.scale(0)
         try:
             async with asyncio.timeout(grace):
@@ -140,11 +143,11 @@ class WorkerPool:
                 await self._changed.wait()
 
     def _alive(self) -> list[WorkerProcess]:
-        """Workers that count towards what is wanted."""
+        """Workers that count towards `wanted`."""
         return [w for w in self.workers if w.state is not State.STOPPING and w is not self._successor]
 
     def _settle(self) -> None:
-        """One step towards what is wanted; called again whenever a worker comes or goes."""
+        """Start or stop workers towards `wanted`; called at each change."""
         alive = self._alive()
         for _ in range(self.wanted - len(alive)):
             if self._retry is not None:
@@ -172,9 +175,9 @@ class WorkerPool:
             self.worker_gone(worker, [], worker.failure)
 
     def _replace_one(self) -> None:
-        """Where all are there and one is due to be replaced: start its successor.
+        """Start a successor if all workers run and one is due.
 
-        The old one ends when the new one is ready, so that capacity never shrinks.
+        The old worker ends when its successor is ready, so that capacity never shrinks.
         """
         alive = self._alive()
         complete = len(alive) == self.wanted and all(w.state in (State.READY, State.BUSY) for w in alive)
@@ -186,9 +189,9 @@ class WorkerPool:
         return [worker for worker in self._alive() if self._is_due(worker, spec)]
 
     def _is_due(self, worker: WorkerProcess, spec: WorkerSpec) -> bool:
-        worn = self._recycle_after and worker.served >= self._recycle_after
-        fat = self._recycle_above and worker.memory > self._recycle_above
-        return bool(worn or fat or worker.spec.environment != spec.environment)
+        over_age = self._recycle_after and worker.served >= self._recycle_after
+        over_memory = self._recycle_above and worker.memory > self._recycle_above
+        return bool(over_age or over_memory or worker.spec.environment != spec.environment)
 
     # What workers tell.
 
@@ -203,7 +206,7 @@ class WorkerPool:
         self._tell_change()
         self._observer.worker_free()
 
-    def worker_answered(self, worker: WorkerProcess, jobs: list[Job], samples: list[Sample]) -> None:
+    def worker_answered(self, worker: WorkerProcess, jobs: list[Job], samples: list[MetricValue]) -> None:
         if worker.state is State.READY:
             self._idle.append(worker)
         self._observer.batch_done(jobs, samples)
@@ -211,7 +214,7 @@ class WorkerPool:
             self._replace_one()
         self._observer.worker_free()
 
-    def worker_sampled(self, samples: list[Sample]) -> None:
+    def worker_sampled(self, samples: list[MetricValue]) -> None:
         self._observer.sampled(samples)
 
     def worker_gone(self, worker: WorkerProcess, jobs: list[Job], reason: str) -> None:
@@ -232,13 +235,16 @@ class WorkerPool:
         self._tell_change()
 
     def _start_failed(self, worker: WorkerProcess) -> None:
-        """Try again later, or at once where it was killed from outside: that says nothing of the model."""
+        """Start again later, or at once after a kill from outside.
+
+        A kill from outside says nothing about the model.
+        """
         if worker.killed_from_outside and self._killed_starts < KILLED_STARTS:
             self._killed_starts += 1
             return
         self.failed_starts += 1
         pause = BACKOFF_S[min(self.failed_starts, len(BACKOFF_S)) - 1]
-        logger.warning("%s is started again in %g s", worker.describes, pause)
+        logger.warning("%s is started again in %g s", worker.description, pause)
         self._cancel_retry()
         self._retry = asyncio.get_running_loop().call_later(pause, self._try_again)
 

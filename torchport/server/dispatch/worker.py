@@ -1,4 +1,4 @@
-"""A worker: one model version in a process, and the batch that it works on.
+"""A worker: one model version in a process, and its batch.
 
     worker = WorkerProcess(spec, owner, hosts)
     await worker.start()                 # owner.worker_ready(worker) follows, or worker_gone
@@ -30,11 +30,11 @@ from torchport.server.wire import (
     InferRow,
     Load,
     Loaded,
+    MetricValue,
     Partial,
     Predict,
     Report,
     Row,
-    Sample,
     Sampled,
 )
 
@@ -53,8 +53,8 @@ class State(Enum):
 class WorkerSpec:
     """How to start a worker. Times are in seconds.
 
-    `environment` is added to the front's own, but for variables whose name matches `hidden`. Workers with
-    the same `share` live in one process; "" is for one of its own.
+    `environment` is added to the front's own, from which variables whose names match `hidden` are removed.
+    Workers with the same `share` live in one process; with "" a worker has its own.
     """
 
     load: Load
@@ -67,18 +67,18 @@ class WorkerSpec:
 
 
 class Owner(Protocol):
-    """Who is told of what a worker does."""
+    """Receives the events of a worker."""
 
     def worker_ready(self, worker: WorkerProcess) -> None: ...
 
-    def worker_answered(self, worker: WorkerProcess, jobs: list[Job], samples: list[Sample]) -> None: ...
-    def worker_sampled(self, samples: list[Sample]) -> None: ...
+    def worker_answered(self, worker: WorkerProcess, jobs: list[Job], samples: list[MetricValue]) -> None: ...
+    def worker_sampled(self, samples: list[MetricValue]) -> None: ...
 
     def worker_gone(self, worker: WorkerProcess, jobs: list[Job], reason: str) -> None: ...
 
 
 class WorkerProcess:
-    """One worker."""
+    """One worker, as the front sees it."""
 
     _numbers = count(9000)
 
@@ -88,17 +88,17 @@ class WorkerProcess:
         self.state = State.STARTING
         self.started_at = datetime.now(UTC)
         self.loaded = False
-        """Whether it has loaded its model, whatever became of it then."""
+        """Whether the worker has loaded its model, even if it has ended since."""
         self.load_seconds = 0.0
         self.served = 0
         self.memory = 0
         self.signature: dict[str, Any] = {}
         self.failure = ""
-        """Why it could not load its model, or ended: the traceback, or what it wrote last."""
+        """Why the worker could not load its model, or ended: a traceback, or its last output."""
         self.hung = False
         self.killed_from_outside = False
         self.had_begun = False
-        """Whether its process had been sent the batch at hand: others may have been first."""
+        """Whether the current batch has been sent; in a shared process it may still be queued."""
         self._batch = 0
         self._jobs: list[Job] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -113,17 +113,17 @@ class WorkerProcess:
         return self._host.pid if self._host else 0
 
     @property
-    def describes(self) -> str:
+    def description(self) -> str:
         return f"worker {self.slot} of {self.spec.load.model} {self.spec.load.version}"
 
     def resident_bytes(self) -> int:
-        """The resident memory of its process now; 0 where it is gone."""
+        """Current resident memory of the process in bytes; 0 if ended."""
         return self._host.resident_bytes() if self._host else 0
 
     # Starting and stopping.
 
     async def start(self) -> None:
-        """Start its process, or find the one that it shares, and let it load the model."""
+        """Start the process, or find the shared one, and load the model."""
         share = self.spec.share
         host = self._hosts.find(share) if share else None
         is_new = host is None
@@ -132,7 +132,7 @@ class WorkerProcess:
                 environment=self.spec.environment,
                 hidden=self.spec.hidden,
                 python=self.spec.python,
-                name=f"shared worker {share}" if share else self.describes,
+                name=f"shared worker {share}" if share else self.description,
             )
             if share:
                 self._hosts.keep(share, host)
@@ -146,25 +146,25 @@ class WorkerProcess:
             await host.start()
 
     def stop(self) -> None:
-        """End it as soon as it has no batch: what it works on is finished first."""
+        """End the worker once its current batch is finished."""
         if self.state is State.BUSY:
             self.state = State.STOPPING
         elif self.state in (State.STARTING, State.READY):
             self._leave()
 
     def kill(self, reason: str = "it was to end") -> None:
-        """End its process now, and whatever else lives there."""
+        """Kill the worker's process, with all models in it."""
         if self._host is not None:
             self._host.kill(reason)
 
     def _leave(self) -> None:
-        """Leave the process; the last one ends it."""
+        """Leave the process, which ends with its last worker."""
         self.state = State.STOPPING
         self._cancel_timer()
         if self._host is None or len(self._host.members) <= 1:
             # Its end is told by `host_gone`, when it has really come.
             if self._host is not None:
-                self._host.hang_up()
+                self._host.disconnect()
             return
         self._host.remove(self)
         asyncio.get_running_loop().call_soon(self._gone, "")
@@ -220,7 +220,7 @@ class WorkerProcess:
             self.loaded = True
             self.load_seconds = (datetime.now(UTC) - self.started_at).total_seconds()
             self.signature = msgspec.json.decode(report.signature) if report.signature else {}
-            logger.info("%s is ready, pid %d, %s", self.describes, self.pid, report.describes)
+            logger.info("%s is ready, pid %d, %s", self.description, self.pid, report.description)
             if self.state is State.STARTING:
                 self.state = State.READY
                 self.owner.worker_ready(self)
@@ -248,7 +248,7 @@ class WorkerProcess:
             job.finish(answer)
 
     def host_gone(self, end: End) -> None:
-        """Its process has ended."""
+        """Note the end of the worker's process, and tell the owner."""
         wanted = self.state is State.STOPPING and not self._jobs
         self.killed_from_outside = end.from_outside
         if not wanted and not self.failure:
@@ -262,5 +262,5 @@ class WorkerProcess:
         self.state = State.GONE
         jobs, self._jobs = self._jobs, []
         if reason:
-            logger.warning("%s, pid %d, is gone: %s", self.describes, self.pid, reason)
+            logger.warning("%s, pid %d, is gone: %s", self.description, self.pid, reason)
         self.owner.worker_gone(self, jobs, reason)

@@ -1,1 +1,1 @@
-"""gRPC: reads messages of TorchServe's services and of the Open Inference Protocol, and answers them."""
+"""gRPC: TorchServe's services, the Open Inference Protocol's, and health checks."""

@@ -1,10 +1,10 @@
-"""What all gRPC services share: keys, messages that cannot be read, errors as statuses, counts, the log.
+"""Shared parts of the gRPC services: keys, errors, counts, access log.
 
     calls = Calls(access, KeyKind.INFERENCE, counts, access_log=False)
     handler = calls.service("a.package.AService", unary={"Ping": (inference.Empty, ping)})
 
-A method takes a message and a `Call`, and gives a message, or several. It raises `ApiError` as the HTTP
-APIs do; TorchServe's table says which status that becomes.
+A method takes a message and a `Call`, and gives one message or several. It raises `ApiError` as the HTTP
+APIs do. The error becomes a gRPC status by TorchServe's table.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from torchport.server.models.statistics import RequestCounts
 logger = logging.getLogger(__name__)
 
 MAX_DETAILS = 2000
-"""Characters of a status's message: it travels among the headers, of which a client takes 8 KiB."""
+"""Maximum length of a status message in bytes; longer ones are shortened. It is sent among the headers, of
+which clients accept 8 KiB."""
 
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -47,7 +48,10 @@ _CODES = {
 
 
 def code_of(error: ApiError) -> grpc.StatusCode:
-    """The status of an error, by TorchServe's table; but a missing key is UNAUTHENTICATED."""
+    """The gRPC status of an error, by TorchServe's table.
+
+    Unlike there, a missing or wrong key is UNAUTHENTICATED.
+    """
     if isinstance(error, InvalidKey):
         return grpc.StatusCode.UNAUTHENTICATED
     status = error.http_status
@@ -56,7 +60,7 @@ def code_of(error: ApiError) -> grpc.StatusCode:
 
 
 class Call:
-    """One call. `metadata` is what its client sent beside the message, as the HTTP APIs have headers."""
+    """One gRPC call; `metadata` is what HTTP has in headers."""
 
     __slots__ = ("context", "id", "metadata")
 
@@ -69,11 +73,11 @@ class Call:
         ]
 
     def header(self, name: bytes) -> bytes | None:
-        """A value of the metadata by its name in lower case; of one that comes twice, the first."""
+        """The first value in the metadata by its lower-case name."""
         return next((value for key, value in self.metadata if key == name), None)
 
     def timeout(self) -> float | None:
-        """Seconds until the client's deadline; None where it gave none."""
+        """Seconds until the client's deadline; None without one."""
         remaining = self.context.time_remaining()
         return None if remaining is None else max(float(remaining), 0.001)
 
@@ -85,14 +89,17 @@ BothWays = tuple[Any, Callable[[AsyncGenerator[Any, None], Call], AsyncGenerator
 
 
 class Calls:
-    """Makes services of methods. `kind` is the key that calls need where tokens are on; None for none."""
+    """Makes gRPC services of methods.
+
+    `kind` is the key that calls need if tokens are on; None if they need no key.
+    """
 
     def __init__(
         self, access: Access, kind: KeyKind | None, counts: RequestCounts, *, access_log: bool
     ) -> None:
         self._access, self._kind, self._counts, self._access_log = access, kind, counts, access_log
         self.stopping = asyncio.Event()
-        """Set when the server ends: streams that wait for their client end then."""
+        """Set when the server ends; streams that wait for their client end then."""
 
     def service(
         self,
@@ -102,7 +109,11 @@ class Calls:
         streaming: Mapping[str, Streaming] | None = None,
         both_ways: Mapping[str, BothWays] | None = None,
     ) -> Any:
-        """A service by its full name: methods of one answer, of many, and of many requests too."""
+        """Make a service by its full name.
+
+        `unary` methods give one answer, `streaming` ones several; `both_ways` ones also take several
+        requests.
+        """
         handlers = {}
         for method, (message, function) in (unary or {}).items():
             handler = self._unary(f"/{name}/{method}", message, function)
@@ -137,7 +148,7 @@ class Calls:
         return answer
 
     async def _requests(self, message: Any, messages: AsyncIterator[bytes]) -> AsyncGenerator[Any, None]:
-        """What a client sends, until it sends no more or the server ends."""
+        """The client's messages, until it sends no more or the server ends."""
         stopping = asyncio.ensure_future(self.stopping.wait())
         try:
             while True:
@@ -204,7 +215,10 @@ class Calls:
 
 
 def details_of(error: ApiError) -> str:
-    """An error's message, short enough for headers: of a long one, the begin and the end."""
+    """An error's message, short enough for headers.
+
+    A long message keeps its beginning and its end.
+    """
     text = str(error)
     if len(text.encode("utf-8", "replace")) <= MAX_DETAILS:
         return text.encode("utf-8", "replace").decode()

@@ -1,6 +1,7 @@
-"""gRPC's own health checks, `grpc.health.v1`: NOT_SERVING while a model is not ready or the server ends.
+"""gRPC's health checks, `grpc.health.v1`, for the server and its services.
 
-No key is asked for: what probes a container sends none.
+The status is NOT_SERVING while a default version is not ready or the server is ending. No key is needed,
+because container probes send none.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ WATCH_EVERY_S = 0.2
 
 
 class HealthService:
-    """`Health`. `services` are the names that may be asked for; the empty one is the server's."""
+    """The service `Health`.
+
+    `services` are the names that clients may ask for. The empty name stands for the server.
+    """
 
     def __init__(self, calls: Calls, is_ready: Callable[[], bool], services: Collection[str]) -> None:
         self._calls, self._is_ready, self._services = calls, is_ready, {"", *services}
@@ -47,7 +51,7 @@ class HealthService:
         return health.HealthCheckResponse(status=status)
 
     async def _watch(self, request: Any, call: Call) -> AsyncGenerator[Any, None]:
-        """The status now, and again whenever it is another, until the server ends."""
+        """Send the status now and at each change, until the server ends."""
         said = None
         while True:
             ending = self._stopping.is_set()

@@ -1,4 +1,4 @@
-"""TorchServe's gRPC service of predictions: one answer, an answer in pieces, and many of either."""
+"""TorchServe's gRPC service of predictions: unary, streamed and bidirectional."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from torchport.server.dispatch.job import Kind
 from torchport.server.errors import ApiError, InvalidRequest
 from torchport.server.grpc.calls import Call, Calls, code_of, details_of
 from torchport.server.grpc.messages import INFERENCE, inference
-from torchport.server.grpc.predictions import Asked
+from torchport.server.grpc.predictions import PendingCall
 from torchport.server.models.registry import Registry
 from torchport.server.wire import Field, Row
 
 _SEQUENCE_ID, _SEQUENCE_START = "ts_request_sequence_id", "ts_request_sequence_start"
 _OURS = (b"describe", b"explain", b"url_path")
-"""Headers by which a handler is asked for something else than a prediction, for its whole batch."""
+"""Headers that would ask a handler for something other than a prediction, for its whole batch. They are
+dropped."""
 
 
 class InferenceService:
-    """`InferenceAPIsService`."""
+    """The service `InferenceAPIsService`."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
@@ -52,7 +53,10 @@ class InferenceService:
                 yield inference.PredictionResponse(prediction=piece.body)
 
     async def _exchange(self, requests: AsyncGenerator[Any, None], call: Call) -> AsyncGenerator[Any, None]:
-        """Answer one request after another, each with the id of its sequence; an error is an answer too."""
+        """Answer requests one after another, each with its sequence id.
+
+        An error is sent as an answer, and the stream goes on.
+        """
         async with aclosing(requests):
             async for request in requests:
                 sequence = _sequence(request)
@@ -66,7 +70,7 @@ class InferenceService:
                     status = inference.Status(code=code_of(err).value[0], message=details_of(err))
                     yield inference.PredictionResponse(sequence_id=sequence, status=status)
 
-    def _ask(self, request: Any, call: Call, sequence: str = "") -> Asked:
+    def _ask(self, request: Any, call: Call, sequence: str = "") -> PendingCall:
         if not request.model_name:
             raise InvalidRequest("Parameter model_name is required.")
         headers = [pair for pair in call.metadata if pair[0] not in _OURS]
@@ -75,11 +79,14 @@ class InferenceService:
         headers += [(b"url_path", b""), (b"explain", b"False")]
         fields = [Field(name, "", bytearray(value)) for name, value in request.input.items()]
         row = Row(call.id, headers, fields)
-        return Asked(self._registry, call, Kind.PREDICT, request.model_name, request.model_version, row)
+        return PendingCall(self._registry, call, Kind.PREDICT, request.model_name, request.model_version, row)
 
 
 def _sequence(request: Any) -> str | None:
-    """The id of a request's sequence; a new one where it begins a sequence and names none."""
+    """The sequence id of a request.
+
+    A request that begins a sequence without an id gets a new one.
+    """
     if request.sequence_id:
         return str(request.sequence_id)
     begins = request.input.get(_SEQUENCE_START, b"").lower() == b"true"

@@ -1,123 +1,135 @@
-"""TorchServe's gRPC service of management: the REST API's requests in other words.
+"""TorchServe's gRPC service of management: the operations of REST's management API.
 
-`msg` holds what TorchServe's does: the JSON of a description or of a list, and of what changes something
-the text that says so.
+`msg` holds the same as on TorchServe: the JSON of a description or of a list; for a change of the models,
+the text that says what was done.
 """
 
 from __future__ import annotations
 
-import inspect
-import json
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable
 from typing import Any
-from urllib.parse import quote, urlencode
 
-from torchport.server.api.base import Request
-from torchport.server.api.management import ManagementApi
+from torchport.server.api.base import json_body
+from torchport.server.api.descriptions import description_json, page_json
 from torchport.server.errors import Forbidden, InvalidRequest
 from torchport.server.grpc.calls import Call, Calls
 from torchport.server.grpc.messages import MANAGEMENT, management
-from torchport.server.http.message import HttpRequest
+from torchport.server.models.management import (
+    HandlerQuestion,
+    describe,
+    list_models,
+    refuse_web_pages,
+    register,
+    scale,
+    set_default,
+    unregister,
+)
+from torchport.server.models.registration import Outcome, Registration
+from torchport.server.models.registry import Registry
 
-_TIMEOUT = b"x-request-timeout-ms"
+_DESCRIBE = b"describe"
+"""A word between the server and handlers, which look for it in a batch's first row."""
 
 
 class ManagementService:
     """`ManagementAPIsService`."""
 
-    def __init__(self, api: ManagementApi) -> None:
-        self._api = api
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
 
     def handler(self, calls: Calls) -> Any:
         """The service for a gRPC server."""
+        methods = {
+            "DescribeModel": (management.DescribeModelRequest, self._describe),
+            "ListModels": (management.ListModelsRequest, self._list),
+            "RegisterModel": (management.RegisterModelRequest, self._register),
+            "ScaleWorker": (management.ScaleWorkerRequest, self._scale),
+            "SetDefault": (management.SetDefaultRequest, self._set_default),
+            "UnregisterModel": (management.UnregisterModelRequest, self._unregister),
+        }
         return calls.service(
             f"{MANAGEMENT}.ManagementAPIsService",
-            unary={
-                "DescribeModel": (management.DescribeModelRequest, self._describe),
-                "ListModels": (management.ListModelsRequest, self._list),
-                "RegisterModel": (management.RegisterModelRequest, self._register),
-                "ScaleWorker": (management.ScaleWorkerRequest, self._scale),
-                "SetDefault": (management.SetDefaultRequest, self._set_default),
-                "UnregisterModel": (management.UnregisterModelRequest, self._unregister),
-            },
+            unary={name: (message, self._guarded(method)) for name, (message, method) in methods.items()},
         )
 
+    def _guarded(
+        self, method: Callable[[Any, Call], Awaitable[Any]]
+    ) -> Callable[[Any, Call], Awaitable[Any]]:
+        async def answer(request: Any, call: Call) -> Any:
+            refuse_web_pages(self._registry.settings, call.header(b"origin"))
+            return await method(request, call)
+
+        return answer
+
     async def _describe(self, request: Any, call: Call) -> Any:
-        query = {"customized": "true"} if request.customized else {}
-        return _said(await self._ask(call, "GET", _path(request), query))
+        question = None
+        if request.customized:
+            headers = [pair for pair in call.metadata if pair[0] != _DESCRIBE]
+            question = HandlerQuestion(id=call.id, headers=headers, timeout=call.timeout())
+        name, version = _named(request), request.model_version or None
+        found = await describe(self._registry, name, version, question=question)
+        return _response_of_json([description_json(description) for description in found])
 
     async def _list(self, request: Any, call: Call) -> Any:
-        query = _given(request, "limit", "next_page_token")
-        return _said(await self._ask(call, "GET", "/models", query))
+        limit, start = _positive(request.limit), _positive(request.next_page_token)
+        return _response_of_json(page_json(list_models(self._registry, limit=limit, start=start or 0)))
 
     async def _register(self, request: Any, call: Call) -> Any:
         self._require_model_api()
-        query = _given(
-            request,
-            *("url", "model_name", "handler", "initial_workers", "batch_size", "max_batch_delay"),
-            *("response_timeout", "startup_timeout"),
+        registration = Registration(
+            url=request.url,
+            model_name=request.model_name or None,
+            handler=request.handler or None,
+            initial_workers=_positive(request.initial_workers),
+            batch_size=_positive(request.batch_size),
+            max_batch_delay=_positive(request.max_batch_delay),
+            response_timeout=_positive(request.response_timeout),
+            startup_timeout=_positive(request.startup_timeout),
+            synchronous=request.synchronous,
         )
-        query["synchronous"] = _word(request.synchronous)
-        return _status(await self._ask(call, "POST", "/models", query))
+        return _response_of(await register(self._registry, registration))
 
     async def _scale(self, request: Any, call: Call) -> Any:
-        query = _given(request, "min_worker", "max_worker", "timeout")
-        query["synchronous"] = _word(request.synchronous)
-        return _status(await self._ask(call, "PUT", _path(request), query))
+        outcome = await scale(
+            self._registry,
+            _named(request),
+            request.model_version or None,
+            min_worker=_positive(request.min_worker),
+            max_worker=_positive(request.max_worker),
+            synchronous=request.synchronous,
+            timeout=_positive(request.timeout),
+        )
+        return _response_of(outcome)
 
     async def _set_default(self, request: Any, call: Call) -> Any:
         if not request.model_version:
             raise InvalidRequest("Parameter model_version is required.")
-        return _status(await self._ask(call, "PUT", f"{_path(request)}/set-default", {}))
+        return _response_of(await set_default(self._registry, _named(request), request.model_version))
 
     async def _unregister(self, request: Any, call: Call) -> Any:
         self._require_model_api()
-        return _status(await self._ask(call, "DELETE", _path(request), {}))
+        outcome = await unregister(self._registry, _named(request), request.model_version or None)
+        return _response_of(outcome)
 
     def _require_model_api(self) -> None:
-        if not self._api.settings.enable_model_api:
+        if not self._registry.settings.enable_model_api:
             raise Forbidden("Model API disabled")
 
-    async def _ask(self, call: Call, method: str, path: str, query: Mapping[str, str]) -> str:
-        """The body of the REST API's answer."""
-        http = HttpRequest()  # It is answered by value: what the API answers is read here and not sent.
-        http.method, http.path, http.query = method, path.encode(), urlencode(query).encode()
-        for name, value in call.metadata:
-            if name != _TIMEOUT:
-                http.add_header(name, value)
-        timeout = call.timeout()
-        if timeout is not None:
-            http.add_header(_TIMEOUT, b"%d" % min(max(1, timeout * 1000), 999_999_999))
-        reply = self._api.answer(Request(http))
-        if inspect.isawaitable(reply):
-            reply = await reply
-        if reply is None:
-            raise TypeError(f"{method} {path} answers by itself")
-        return reply.body.decode()
 
-
-def _path(request: Any) -> str:
+def _named(request: Any) -> str:
     if not request.model_name:
         raise InvalidRequest("Parameter model_name is required.")
-    parts = [request.model_name, *([request.model_version] if request.model_version else [])]
-    return "/models/" + "/".join(quote(part, safe="") for part in parts)
+    return str(request.model_name)
 
 
-def _given(request: Any, *names: str) -> dict[str, str]:
-    """Those fields that were set: a number above 0, a text that is not empty, as TorchServe has it."""
-    values = {name: getattr(request, name) for name in names}
-    return {
-        name: str(value) for name, value in values.items() if value and (isinstance(value, str) or value > 0)
-    }
+def _positive(value: int) -> int | None:
+    """A field that was set: a number above 0, as on TorchServe; else None."""
+    return value if value > 0 else None
 
 
-def _word(value: bool) -> str:
-    return "true" if value else "false"
+def _response_of(outcome: Outcome) -> Any:
+    return management.ManagementResponse(msg=outcome.message)
 
 
-def _said(body: str) -> Any:
-    return management.ManagementResponse(msg=body)
-
-
-def _status(body: str) -> Any:
-    return management.ManagementResponse(msg=json.loads(body)["status"])
+def _response_of_json(value: Any) -> Any:
+    return management.ManagementResponse(msg=json_body(value).decode())

@@ -1,11 +1,11 @@
-"""The messages of the gRPC services, made from the tables below when this is imported.
+"""The message classes of the gRPC services, made from tables at import.
 
     request = inference.PredictionsRequest(model_name="linear", input={"data": b"[4.0]"})
     inference.PredictionsRequest.FromString(request.SerializeToString())
 
 Names and numbers are those of TorchServe 0.12, of the Open Inference Protocol and of gRPC's health checks.
 No code is generated and nothing is added to protobuf's own pool: modules that protoc made from the same
-files can be imported beside this one.
+files can be imported next to this one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _pool = descriptor_pool.DescriptorPool()
 
 
 def _messages(package: str, tables: Mapping[str, str]) -> SimpleNamespace:
-    """Message classes, from their fields as a `.proto` file has them."""
+    """Message classes, from fields as written in a `.proto` file."""
     file = descriptor_pb2.FileDescriptorProto(
         name=f"torchport/{package}.proto", package=package, syntax="proto3"
     )
@@ -73,7 +73,7 @@ def _add_field(message: Any, scope: str, text: str) -> None:
 INFERENCE = "org.pytorch.serve.grpc.inference"
 MANAGEMENT = "org.pytorch.serve.grpc.management"
 OPEN_INFERENCE = ("inference", "org.pytorch.serve.grpc.openinference")
-"""The packages that the protocol's service goes by: the protocol's own, and TorchServe's."""
+"""Packages of the protocol's service: the protocol's own, and TorchServe's."""
 HEALTH = "grpc.health.v1"
 
 # `Empty` and `Status` are google.protobuf's and google.rpc's: a message's name is not sent.

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over gRPC: tensors straight onto a model's graph."""
+"""The Open Inference Protocol over gRPC: tensors for a model's graphs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torchport.server.dispatch.job import Kind
 from torchport.server.errors import InvalidRequest
 from torchport.server.grpc.calls import Call, Calls
 from torchport.server.grpc.messages import OPEN_INFERENCE, open_inference
-from torchport.server.grpc.predictions import Asked
+from torchport.server.grpc.predictions import PendingCall
 from torchport.server.models.registry import Registry
 from torchport.server.open_inference.metadata import MAIN_GRAPH, model_metadata, server_metadata
 from torchport.server.open_inference.tensors import (
@@ -33,11 +33,11 @@ _CONTENTS = {
     "FP32": "fp32_contents",
     "FP64": "fp64_contents",
 }
-"""The field that holds a datatype's values. FP16 has none: it comes and goes as bytes."""
+"""Message field of each datatype's values. FP16 has no field: it is sent as bytes."""
 
 
 class OpenInferenceService:
-    """`GRPCInferenceService`, under the protocol's own package and under TorchServe's."""
+    """The service `GRPCInferenceService`, in the protocol's package and in TorchServe's."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
@@ -76,7 +76,7 @@ class OpenInferenceService:
         row = InferRow(_graph(request), _tensors(request), [wanted.name for wanted in request.outputs])
         require_distinct("output", row.outputs)
         name, number = _named(request.model_name), request.model_version
-        asked = Asked(self._registry, call, Kind.TENSORS, name, number, row)
+        asked = PendingCall(self._registry, call, Kind.TENSORS, name, number, row)
         answer = await asked.answer()
         response = open_inference.ModelInferResponse(
             model_name=name, model_version=asked.version.model.version, id=request.id

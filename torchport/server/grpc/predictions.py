@@ -1,19 +1,18 @@
-"""A request that came by gRPC, on its way to a model's worker.
+"""A gRPC request in a model's queue, and its answer.
 
-    asked = Asked(registry, call, Kind.PREDICT, "linear", "", row)
+    asked = PendingCall(registry, call, Kind.PREDICT, "linear", "", row)
     answer = await asked.answer()
 
-A call that its client cancels takes its request out of the queue with it.
+If the client cancels the call, the request leaves the queue.
 """
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import AsyncGenerator
 
 from torchport.server.dispatch.job import Kind, Waiter
-from torchport.server.errors import ApiError, InternalError
+from torchport.server.errors import AnswerTooLarge, ApiError
 from torchport.server.grpc.calls import Call
 from torchport.server.models.registry import Registry
 from torchport.server.wire import Answer, InferRow, Row
@@ -21,37 +20,32 @@ from torchport.server.wire import Answer, InferRow, Row
 _END = Answer(status=200, body=b"")
 
 
-class Asked:
+class PendingCall:
     """A request in a version's queue.
 
     Raises:
-        ModelNotFound, ModelVersionNotFound, ServiceUnavailable: it cannot be asked.
+        ModelNotFound, ModelVersionNotFound, ServiceUnavailable: no queue can take the request.
     """
 
     def __init__(
         self, registry: Registry, call: Call, kind: Kind, name: str, number: str, row: Row | InferRow
     ) -> None:
         self.version = registry.find(name, number or None)
-        self._route = registry.model(name).route(number or None)
+        route = registry.model(name).route(number or None)
         self._limit = registry.settings.max_response_size
         self._waiter = Waiter()
-        self._job = self.version.submit(kind, row, self._waiter, call.timeout())
-        self._route.requests += 1
+        self.version.submit(kind, row, self._waiter, call.timeout(), route=route)
 
     async def answer(self) -> Answer:
-        """The model's answer, or the last piece of it.
+        """The model's answer, or its last piece.
 
         Raises:
-            ApiError: whatever else came of it, an answer with the status of an error included.
+            ApiError: the request failed, or the answer has the status of an error.
         """
-        answer = await self._waiter.answer
-        now, job = time.monotonic(), self._job
-        self._route.inference_us += (now - job.enqueued) * 1e6
-        self._route.queue_us += (job.started - job.enqueued) * 1e6
-        return self._checked(answer)
+        return self._checked(await self._waiter.answer)
 
     async def pieces(self) -> AsyncGenerator[Answer, None]:
-        """The pieces of an answer as they come, the last one included.
+        """The pieces of the answer as they arrive, including the last one.
 
         Raises:
             ApiError: as `answer` does.
@@ -67,26 +61,17 @@ class Asked:
 
     def _checked(self, answer: Answer) -> Answer:
         if answer.error:
-            raise _error(answer.body.decode("utf-8", "replace"), answer.status, answer.error)
+            raise ApiError.of(answer)
         if not 200 <= answer.status < 400:
-            raise _error(_message(answer.body), answer.status, "InternalServerException")
+            raise ApiError(_message(answer.body), http_status=answer.status)
         size = len(answer.body) + sum(len(tensor.data) for tensor in answer.tensors)
         if size > self._limit:
-            raise InternalError(
-                f"the model's answer is too large: {size} bytes, max_response_size is {self._limit}"
-            )
+            raise AnswerTooLarge(size, self._limit)
         return answer
 
 
-def _error(message: str, status: int, kind: str) -> ApiError:
-    error = ApiError(message)
-    error.http_status, error.kind = status, kind
-    return error
-
-
 def _message(body: bytes) -> str:
-    """What a handler that answered with an error says: the message of an error in the server's shape, or
-    all of it."""
+    """The message of a handler's error: its `message` if it is in the server's form, else all of it."""
     text = body.decode("utf-8", "replace")
     try:
         said = json.loads(text)

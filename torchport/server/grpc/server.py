@@ -1,10 +1,10 @@
-"""The gRPC servers: one of inference, the Open Inference Protocol included, and one of management.
+"""The gRPC servers: one for inference and the Open Inference Protocol, one for management.
 
     servers = GrpcServers(settings, access, registry, counts)
     await servers.start()
     servers.inference_port               # 7070, or what the system chose
 
-They run on the event loop of the front. What a message may weigh is what a body may.
+They run on the event loop of the front. A message may have as many bytes as an HTTP body.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import grpc
 import grpc.aio
 
 from torchport.errors import ServerError
-from torchport.server.api.management import ManagementApi
 from torchport.server.api.tokens import Access, KeyKind
 from torchport.server.grpc.calls import Calls
 from torchport.server.grpc.health import HealthService
@@ -31,10 +30,10 @@ from torchport.server.settings.address import Address
 from torchport.server.settings.settings import ServerSettings
 
 STOP_S = 5.0
-"""How long answers that are on their way may take when the server ends: the requests are answered before."""
+"""Maximum seconds for sending answers when the server ends; connections are cut after that."""
 
 _FRAMING = 1 << 16
-"""What a message may weigh beyond the answer in it."""
+"""Maximum bytes of a message beyond the answer in it; gRPC refuses larger messages."""
 
 
 class GrpcServers:
@@ -51,23 +50,22 @@ class GrpcServers:
         names = [f"{INFERENCE}.InferenceAPIsService", f"{MANAGEMENT}.ManagementAPIsService"]
         names += [f"{package}.GRPCInferenceService" for package in OPEN_INFERENCE]
         health = HealthService(probing, lambda: registry.is_ready, names).handler()
-        rest = ManagementApi(settings, access, counts, registry)
         self._inference = [
             InferenceService(registry).handler(asking),
             *OpenInferenceService(registry).handlers(asking),
             health,
         ]
-        self._management = [ManagementService(rest).handler(managing), health]
+        self._management = [ManagementService(registry).handler(managing), health]
         self._calls = (asking, managing, probing)
         self._servers: list[Any] = []
         self.inference_port = self.management_port = 0
 
     async def start(self) -> None:
-        """Listen.
+        """Listen on both addresses.
 
         Raises:
-            ServerError: an address cannot be had, the certificate cannot be read, or clients are to have
-                one and could do without.
+            ServerError: an address is taken, the certificate cannot be read, or clients need a
+                certificate and the server speaks no TLS.
         """
         settings = self._settings
         credentials = _credentials(settings)
@@ -105,14 +103,14 @@ class GrpcServers:
         return int(port)
 
     async def stop(self, grace: float) -> None:
-        """Take nothing new, let answers that are on their way arrive, close."""
+        """Refuse new calls, send the answers at hand, close."""
         for calls in self._calls:
             calls.stopping.set()
         await asyncio.gather(*(server.stop(min(grace, STOP_S)) for server in self._servers))
 
 
 def _credentials(settings: ServerSettings) -> Any:
-    """What TLS needs; None without it."""
+    """The credentials for TLS; None without TLS."""
     addresses = (settings.grpc_inference, settings.grpc_management)
     if not settings.enable_grpc_ssl:
         if settings.client_ca_file is not None and not all(a.is_loopback for a in addresses):

@@ -1,1 +1,1 @@
-"""HTTP/1.1 and TLS: reads requests from sockets and writes answers to them."""
+"""HTTP/1.1 and TLS: reads requests from sockets and writes the answers."""

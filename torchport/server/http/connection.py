@@ -1,10 +1,10 @@
-"""HTTP/1.1 on uvloop and httptools: whole requests in, whole or chunked answers out.
+"""An HTTP/1.1 connection: whole requests in, whole or chunked answers out.
 
     connection.respond(200, b"content-type: application/json\\r\\n", b"{}")
 
-A request is handed on when all of it is there; those that a client sends ahead wait their turn, and
-no more is read while it does not take its answers. What a client may cost is bounded: headers, body,
-time for either, time to take an answer.
+It runs on uvloop and httptools. A request is handed on once it is complete. Requests that a client sends
+ahead wait their turn, and nothing is read while the client does not take its answers. Bounded are the size
+of headers and body, the time to send either, and the time to take an answer.
 """
 
 from __future__ import annotations
@@ -22,11 +22,14 @@ from torchport.server.http.reader import RequestReader
 from torchport.server.settings.settings import ServerSettings
 
 LINGER_S = 2.0
-"""How long what a refused client still sends is read and dropped, so that it gets to see the answer."""
+"""Seconds for which a refused client's input is still read and dropped, so that it sees the answer."""
 
 
 class HttpConnection(asyncio.Protocol):
-    """One connection. `handle` is given each request, and sees to it that `respond` is called once."""
+    """The HTTP/1.1 connection of one client.
+
+    `handle` is called with each request and must answer it exactly once.
+    """
 
     def __init__(
         self,
@@ -40,7 +43,7 @@ class HttpConnection(asyncio.Protocol):
         self._waiting: deque[HttpRequest] = deque()
         self._active: HttpRequest | None = None
         self._refusal = 0
-        """The status of what is to be sent when all that came before it is answered."""
+        """HTTP status of a pending refusal; sent once the earlier requests have been answered. 0: none."""
         self._owes_continue = self._chunked = self._bodiless = self._closing = self._paused = False
         self._idle_since: float | None = time.monotonic()
         self._can_write = asyncio.Event()
@@ -72,7 +75,10 @@ class HttpConnection(asyncio.Protocol):
         self._reader.feed(data)
 
     def eof_received(self) -> None:
-        """The client has hung up; nothing tells whether it would still read."""
+        """Close the connection, by returning None.
+
+        A client that has stopped sending may have stopped reading, too.
+        """
 
     def pause_writing(self) -> None:
         self._can_write.clear()
@@ -85,7 +91,7 @@ class HttpConnection(asyncio.Protocol):
     # What the reader calls.
 
     def taken(self, request: HttpRequest) -> None:
-        """A whole request is there."""
+        """Begin a complete request, or let it wait for its turn."""
         self._owes_continue = False
         if self._active is None and not self._waiting and self._can_write.is_set():
             self._begin(request)
@@ -95,12 +101,12 @@ class HttpConnection(asyncio.Protocol):
             self._control_reading()
 
     def expected(self) -> None:
-        """The client wants to be told to send its body."""
+        """Send `100 Continue` once the earlier requests have been answered."""
         self._owes_continue = True
         self._go_on()
 
     def refuse(self, status: int) -> None:
-        """Answer what is not read to its end, after everything that came before it, and close."""
+        """Stop reading, answer the earlier requests, send a refusal and close."""
         if self._refusal or self.is_gone:
             return
         self._refusal = status
@@ -122,11 +128,14 @@ class HttpConnection(asyncio.Protocol):
 
     @property
     def is_gone(self) -> bool:
-        """Whether the client has hung up, or was cut off."""
+        """Whether the connection is closed or closing."""
         return self._closing or self._transport.is_closing()
 
     def respond(self, status: int, lines: bytes, body: bytes) -> None:
-        """Send a whole answer to the request at hand; `lines` are its headers, each with its line's end."""
+        """Send a whole answer to the current request.
+
+        `lines` are its headers, each with its line's end.
+        """
         request = self._active
         if request is None or self.is_gone:
             return
@@ -139,7 +148,7 @@ class HttpConnection(asyncio.Protocol):
         self._finish(request)
 
     async def start_chunks(self, status: int, lines: bytes) -> None:
-        """Begin an answer whose length is not known."""
+        """Begin an answer of unknown length."""
         request = self._active
         if request is None or self.is_gone:
             return
@@ -152,13 +161,13 @@ class HttpConnection(asyncio.Protocol):
         self._write(head_of(status, lines, framing))
 
     async def send_chunk(self, piece: bytes) -> None:
-        """Send a piece; waits where the client takes them slower than they come."""
+        """Send one piece of the answer; wait for a slow client."""
         if piece and not self._bodiless and not self.is_gone:
             self._write(b"%x\r\n%b\r\n" % (len(piece), piece) if self._chunked else piece)
             await self._can_write.wait()
 
     def end_chunks(self) -> None:
-        """End the answer."""
+        """End the answer of unknown length."""
         request = self._active
         if request is not None and not self.is_gone:
             if self._chunked:
@@ -166,7 +175,7 @@ class HttpConnection(asyncio.Protocol):
             self._finish(request)
 
     def abort(self) -> None:
-        """Cut the connection off: what was sent so far is not all that there should have been."""
+        """Cut the connection, so that the client sees an incomplete answer."""
         self._closing = True
         self._transport.abort()
 
@@ -183,7 +192,7 @@ class HttpConnection(asyncio.Protocol):
             self._go_on()
 
     def _go_on(self) -> None:
-        """Where nothing is being answered, and what was answered is taken: whatever comes next."""
+        """Begin the next request, refusal or `100 Continue`, if nothing is pending."""
         if self._active is None and self._can_write.is_set() and not self.is_gone:
             if self._waiting:
                 # Not deeper in the stack than the request before it.
@@ -201,7 +210,10 @@ class HttpConnection(asyncio.Protocol):
             self._begin(request)
 
     def _control_reading(self) -> None:
-        """Read on, or not: one request ahead at most, and none while the client does not take its answers."""
+        """Pause or resume reading: at most one request is read ahead.
+
+        Nothing is read while the client does not take its answers.
+        """
         if self.is_gone:
             return
         wanted = self._can_write.is_set() and not self._waiting and not self._refusal
@@ -227,7 +239,7 @@ class HttpConnection(asyncio.Protocol):
     # Bounds on time, and the end.
 
     def enforce_time_limits(self, now: float) -> None:
-        """Close the connection where its client takes longer than it may."""
+        """Close the connection if its client exceeds a time limit."""
         if self._leaves_answers(now):
             self.abort()
         elif self._closing or self._refusal:
@@ -239,7 +251,7 @@ class HttpConnection(asyncio.Protocol):
             self.close()
 
     def _leaves_answers(self, now: float) -> bool:
-        """Whether the client takes what it asked for slower than it would have to send a body."""
+        """Whether the client reads its answers slower than bodies must be sent."""
         unsent = self._transport.get_write_buffer_size()
         if not unsent:
             self._unsent_since = None
@@ -251,7 +263,10 @@ class HttpConnection(asyncio.Protocol):
         return now - self._unsent_since > allowed
 
     def close_when_idle(self) -> None:
-        """Close now, or with the answer that is under way."""
+        """Close now if idle, or with the current answer.
+
+        A request that is still being read is not cut off.
+        """
         if self._active is None and not self._reader.is_reading:
             self.close()
         elif self._active is not None:

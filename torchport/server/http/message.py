@@ -1,4 +1,4 @@
-"""What goes over an HTTP connection: requests as they came, heads of answers, refusals as whole answers.
+"""HTTP messages: parsed requests, heads of answers, complete refusals.
 
 head_of(200, header_lines([(b"content-type", b"application/json")]), b"content-length: 2\\r\\n")
 """
@@ -12,7 +12,7 @@ from typing import Protocol
 Headers = Iterable[tuple[bytes, bytes]]
 
 BODILESS = (204, 304)
-"""Statuses whose answers have no body: a client would take one for the next answer's beginning."""
+"""Statuses whose answers have no body: a client would take a body for the next answer."""
 
 _STATUS_LINES = {
     status: b"HTTP/1.1 %d %b\r\n" % (status, HTTPStatus(status).phrase.encode())
@@ -38,7 +38,7 @@ _REFUSALS = {
 
 
 class Responder(Protocol):
-    """Where the answer to the request at hand is sent: whole, or in pieces."""
+    """Takes the answer to the current request, whole or in pieces."""
 
     @property
     def client(self) -> str:
@@ -46,29 +46,30 @@ class Responder(Protocol):
 
     @property
     def is_gone(self) -> bool:
-        """Whether the client has hung up, or was cut off."""
+        """Whether the client's connection is closed or closing."""
 
     def respond(self, status: int, lines: bytes, body: bytes) -> None:
         """Send a whole answer."""
 
     async def start_chunks(self, status: int, lines: bytes) -> None:
-        """Begin an answer whose length is not known."""
+        """Begin an answer of unknown length."""
 
     async def send_chunk(self, piece: bytes) -> None:
-        """Send a piece."""
+        """Send one piece of the answer."""
 
     def end_chunks(self) -> None:
-        """End the answer."""
+        """End the answer of unknown length."""
 
     def abort(self) -> None:
-        """Cut the client off."""
+        """Cut the connection, so that the client sees an incomplete answer."""
 
 
 class HttpRequest:
-    """One request as it came. `headers` have the names that the client wrote; `by_name` has them in lower
-    case, and of a header that comes twice the first. A request without a responder is answered by value.
+    """One parsed HTTP request.
 
-    `chunks` says whether the client knows answers in pieces; one of HTTP/1.0 does not.
+    `headers` keep the client's spelling of the names. `by_name` has lower-case names, and the first value
+    of a repeated header. `chunks`: whether the client understands chunked answers; HTTP/1.0 does not. A
+    request without a responder is answered by value.
     """
 
     __slots__ = (
@@ -95,7 +96,7 @@ class HttpRequest:
 
     @property
     def responder(self) -> Responder:
-        """Where the answer is sent.
+        """The connection to which the answer is sent.
 
         Raises:
             RuntimeError: the request is answered by value.
@@ -110,7 +111,10 @@ class HttpRequest:
 
 
 def header_lines(headers: Headers) -> bytes:
-    """Headers as they are sent. A line break in a value becomes a space: it would begin another header."""
+    """The lines of some headers.
+
+    A line break in a value becomes a space: it would begin another header.
+    """
     return b"".join(_line(name, value) for name, value in headers)
 
 
@@ -122,13 +126,16 @@ def _line(name: bytes, value: bytes) -> bytes:
 
 
 def head_of(status: int, lines: bytes, framing: bytes) -> bytes:
-    """Everything before the body: status line, headers as `header_lines` makes them, framing."""
+    """The head of an answer: status line, `lines` of headers, framing.
+
+    `lines` are made by `header_lines`.
+    """
     first = _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
     return b"%b%b%b%b" % (first, lines, framing, _NO_CACHE)
 
 
 def refusal_of(status: int) -> bytes:
-    """The whole answer to a request that is not read to its end."""
+    """The complete answer that refuses a request."""
     kind, message = _REFUSALS[status]
     body = f'{{\n  "code": {status},\n  "type": "{kind}",\n  "message": "{message}"\n}}\n'.encode()
     lines = b"content-type: application/json\r\n"

@@ -1,10 +1,10 @@
-"""Bytes of a connection to whole requests, by httptools; what cannot be one is refused.
+"""Parses the bytes of a connection into requests, by httptools.
 
     reader = RequestReader(settings, owner)
     reader.feed(data)                    # owner.taken(request), or owner.refuse(status)
 
-After a refusal nothing more is read. Framing is what requests are smuggled by: where it can be read in
-two ways, the parser refuses it, and a request to change the protocol changes nothing.
+Invalid input is refused, and nothing more is read after that. Ambiguous framing is refused too, because
+requests can be smuggled by it. A request to change the protocol is answered as if it had not asked.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ _parse_short_target = lru_cache(maxsize=256)(_parse_target)
 
 
 class Owner(Responder, Protocol):
-    """What is told of the requests, and answers them."""
+    """Receives a connection's requests and refusals, and answers them."""
 
     def taken(self, request: HttpRequest) -> None:
-        """A whole request is there."""
+        """Take a complete request."""
 
     def expected(self) -> None:
-        """The client wants to be told to send its body."""
+        """Tell the client to send the body: it expects `100 Continue`."""
 
     def refuse(self, status: int) -> None:
-        """What comes cannot be a request: it is refused with this status."""
+        """Refuse invalid input with this HTTP status."""
 
 
 class RequestReader:
-    """What one client sends."""
+    """Parses what one client sends."""
 
     def __init__(self, settings: ServerSettings, owner: Owner) -> None:
         self._settings, self._owner = settings, owner
@@ -57,18 +57,18 @@ class RequestReader:
         self._url = b""
         self._body: bytes | bytearray = b""
         self._read = self._framing = self._span = 0
-        """Bytes of the last read; those since the request's beginning, or since the last of its body; those
-        of all reads that the request is in."""
+        """`_read`: bytes of the last read. `_framing`: bytes since the request began, or since its last
+        body bytes. `_span`: bytes of all reads that hold a part of the request."""
         self._in_body = self._skips_body = self._replays = self._ended = False
         self._since: float | None = None
 
     @property
     def is_reading(self) -> bool:
-        """Whether a request has begun and is not all there."""
+        """Whether a request has begun and is incomplete."""
         return self._since is not None
 
     def is_late(self, now: float) -> bool:
-        """Whether the request has taken longer than it may."""
+        """Whether the incomplete request has exceeded its time limit."""
         if self._since is None:
             return False
         settings = self._settings
@@ -78,22 +78,25 @@ class RequestReader:
         return now - self._since > allowed
 
     def restart_clock(self) -> None:
-        """Count from now: it was not the client that kept the request waiting."""
+        """Restart the request's time limit, because the server had stopped reading."""
         if self._since is not None:
             self._since = time.monotonic()
 
     def end(self) -> None:
-        """Take nothing more."""
+        """Ignore all further input."""
         self._ended = True
         self._incoming, self._body, self._since = None, b"", None
 
     def release(self) -> None:
-        """Let go of the parser: it knows this reader, and both would stay until the next collection."""
+        """Drop the parser, which refers back to this reader.
+
+        Otherwise both would stay in memory until the next garbage collection.
+        """
         self.end()
         self._parser = cast(Any, None)
 
     def feed(self, data: bytes) -> None:
-        """Take what the client sent."""
+        """Parse bytes that the client sent."""
         if self._ended:
             return
         self._read = len(data)
@@ -129,7 +132,10 @@ class RequestReader:
                     self._read_body()
 
     def _read_body(self) -> None:
-        """Bring a fresh parser to where the body begins, which the last one took for another protocol's."""
+        """Bring a fresh parser to the beginning of the body.
+
+        The previous parser took the body for another protocol's data.
+        """
         assert self._incoming is not None
         framing = [
             b"%b: %b\r\n" % (name, value)
@@ -200,7 +206,7 @@ class RequestReader:
 
     @staticmethod
     def _is_encoded_otherwise(request: HttpRequest) -> bool:
-        """Whether the body is to be decoded by more than what puts chunks together."""
+        """Whether a transfer encoding other than `chunked` is named."""
         name = b"transfer-encoding"
         return any(key.lower() == name and value.lower() != b"chunked" for key, value in request.headers)
 

@@ -1,4 +1,4 @@
-"""A listening address: connections come, are watched, and end.
+"""An HTTP server on one address: accepts, watches and closes connections.
 
 server = HttpServer(handle, "127.0.0.1", 8080, settings)
 await server.start()
@@ -17,7 +17,7 @@ from torchport.server.settings.settings import ServerSettings
 
 
 class HttpServer:
-    """One listening address. `handle` is given every request."""
+    """One listening address; `handle` is called with every request."""
 
     def __init__(
         self,
@@ -34,17 +34,17 @@ class HttpServer:
 
     @property
     def url(self) -> str:
-        """Where it really listens."""
+        """URL of the server, with the actual port."""
         assert self._server is not None
         port = self._server.sockets[0].getsockname()[1]
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"{'https' if self._tls else 'http'}://{host}:{port}"
 
     async def start(self) -> None:
-        """Listen.
+        """Listen on the address.
 
         Raises:
-            OSError: the address cannot be had.
+            OSError: the address is taken or does not exist.
         """
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
@@ -60,7 +60,10 @@ class HttpServer:
         self._sweeper = loop.create_task(self._sweep())
 
     async def stop(self, grace: float) -> None:
-        """Take no new connection, let those that wait have their answers, close."""
+        """Accept no more connections, answer pending requests, then close.
+
+        Connections that are left after `grace` seconds are closed anyway.
+        """
         if self._server is None:
             return
         self._server.close()

@@ -1,4 +1,7 @@
-"""TLS from the keys of `config.properties`: a PEM certificate and key, and for mutual TLS the clients' CA."""
+"""The TLS context of `config.properties`: certificate, key and clients' CA.
+
+The files are PEM. A clients' CA turns mutual TLS on.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,11 @@ from torchport.server.settings.settings import ServerSettings
 
 
 def tls_context(settings: ServerSettings) -> ssl.SSLContext | None:
-    """The context for `https://` addresses; None where there are none.
+    """The TLS context for `https://` addresses; None without any.
 
     Raises:
-        ServerError: the certificate is missing or cannot be read.
+        ServerError: the certificate is missing or cannot be read, or there is a clients' CA but no
+        `https://`.
     """
     if all(address.scheme == "http" for address in settings.http_addresses):
         if settings.client_ca_file is not None:

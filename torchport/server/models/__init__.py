@@ -1,1 +1,1 @@
-"""Which models there are: reads archives and snapshots, and writes unpacked folders and snapshots."""
+"""The models of a server: reads archives and snapshots, unpacks and registers."""

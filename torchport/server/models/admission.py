@@ -1,5 +1,7 @@
-"""Whether an archive may be served here: its hashes, its certificate, and what this process's environment
-makes of its options. Found out before a worker starts, which could only fail again and again.
+"""Decides whether an archive may be served here.
+
+Checked are its hashes, its certificate, and its options with this process's environment. This happens
+before a worker starts, which could only fail again and again.
 """
 
 from __future__ import annotations
@@ -16,12 +18,15 @@ from torchport_runtime.options import BackendOptions
 
 
 def require_trusted(contents: ArchiveContents, settings: ServerSettings) -> bool:
-    """Whether the archive has a certificate: then all its hashes hold.
+    """Refuse an untrusted archive; return whether it has a certificate.
+
+    With a certificate, all hashes of the archive have been checked.
 
     Raises:
-        ArchiveRefused: they do not; there is none, and the settings demand it; it does not carry what it
-            would be served with; or this machine has not proven it, and the settings demand that.
-        ArchiveError: nothing that holds was written down of it on this machine.
+        ArchiveRefused: a hash is wrong; the certificate is missing, and the settings demand it; the
+            archive does not contain the backend or precision that it would be served with; or the settings
+            demand a re-verification on this machine, which does not cover these options.
+        ArchiveError: this machine has no valid record of re-verifying the archive.
     """
     name = contents.path.name
     if not contents.certificate:

@@ -1,8 +1,9 @@
-"""What registering a model says, and what is registered under one name."""
+"""A request to register a model, its outcome, and the versions registered under one name."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 from torchport.server.models.statistics import RouteStatistics
 from torchport.server.models.version import ModelVersion
@@ -10,7 +11,7 @@ from torchport.server.models.version import ModelVersion
 
 @dataclass(frozen=True, kw_only=True)
 class Registration:
-    """What a request to register a model says; None leaves a setting to the archive and the server."""
+    """A request to register a model. None leaves a setting to the archive and the server."""
 
     url: str
     model_name: str | None = None
@@ -24,8 +25,24 @@ class Registration:
     at_startup: bool = False
 
 
+class Progress(Enum):
+    """How far a change of the models has come when its request is answered."""
+
+    DONE = "done"
+    STARTED = "started"
+    PARTIAL = "partial"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """The result of a change of the models. `message` is for the client."""
+
+    message: str
+    progress: Progress = Progress.DONE
+
+
 class Model:
-    """The versions of one model. `routes` counts requests by the version that they named."""
+    """The versions of one model. `routes` counts requests by the version that they name."""
 
     def __init__(self, routes: dict[str, RouteStatistics]) -> None:
         self.versions: dict[str, ModelVersion] = {}

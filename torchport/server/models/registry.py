@@ -1,9 +1,9 @@
-"""The models of a server by name and version: registering, finding, scaling, defaults, removing.
+"""The models of a server by name and version: loading, finding and removing them.
 
     await registry.register(Registration(url="linear-1.0.mar", initial_workers=1))
     registry.find("linear")              # its default version
 
-A version takes traffic only once it is ready, and one that leaves answers first what waits for it.
+A version gets requests only once it is ready. A removed one answers its waiting requests first.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from torchport.server.errors import (
     Conflict,
     InternalError,
     InvalidModelVersion,
-    InvalidRequest,
     ModelNotFound,
     ModelVersionNotFound,
 )
-from torchport.server.models.registration import Model, Registration
+from torchport.server.models.registration import Model, Outcome, Progress, Registration
 from torchport.server.models.settings import model_settings
 from torchport.server.models.statistics import ModelStatistics, RouteStatistics
 from torchport.server.models.unpacking import unpack
 from torchport.server.models.version import ModelVersion
 from torchport.server.models.work_folder import WorkFolder
+from torchport.server.models.worker_spec import WorkerDefaults
 from torchport.server.settings.settings import ServerSettings
-from torchport.server.wire import Sample
+from torchport.server.wire import MetricValue
 from torchport.store.folders import version_key
 from torchport_runtime.options import available_cores
 
@@ -39,9 +39,9 @@ logger = logging.getLogger(__name__)
 
 
 class Registry:
-    """All models. `changed` is called when what a snapshot would hold has changed.
+    """All models of a server. `changed` is called after every change that a snapshot records.
 
-    Everything runs on one event loop; reading and unpacking archives in its threads.
+    Everything runs on one event loop, but archives are read and unpacked in threads.
     """
 
     def __init__(
@@ -50,21 +50,22 @@ class Registry:
         *,
         gpus: int = 0,
         changed: Callable[[], None] = lambda: None,
-        samples_taken: Callable[[ModelVersion, list[Sample]], None] = lambda version, samples: None,
+        samples_taken: Callable[[ModelVersion, list[MetricValue]], None] = lambda version, samples: None,
     ) -> None:
         self.settings = settings
         self.models: dict[str, Model] = {}
         self.routes: dict[str, dict[str, RouteStatistics]] = {}
         self.statistics: dict[tuple[str, str], ModelStatistics] = {}
-        """By model and version, those included that are gone: a counter never runs backwards."""
+        """Statistics by model and version. Those of removed versions stay: counters never decrease."""
         self.failures: dict[str, str] = {}
-        """Archives that could not be loaded when the server started, with the reason."""
+        """Archives that failed to load at startup, with the reason."""
         self.draining = False
-        """Set when the server ends: it says so to who asks for its health, and still answers."""
+        """Whether the server is ending: its health checks fail, and it still answers requests."""
         self._was_emptied = False
         self.unrestored: dict[str, dict[str, dict[str, Any]]] = {}
-        """What a snapshot told of and could not be had, by model and version, for the next snapshot."""
-        self._gpus, self._changed, self._samples_taken = gpus, changed, samples_taken
+        """Snapshot entries that failed to load, by model and version; the next snapshot keeps them."""
+        self._worker_defaults = WorkerDefaults.of(settings, gpus)
+        self.changed, self._samples_taken = changed, samples_taken
         self._work = WorkFolder()
         self._hosts = SharedHosts()
         self._locks: dict[str, asyncio.Lock] = {}
@@ -72,17 +73,19 @@ class Registry:
 
     @property
     def default_workers(self) -> int:
-        """Workers of a model that is there from the start and says nothing of them: as TorchServe, one for
-        each device, or for each core."""
-        return self.settings.default_workers_per_model or self._gpus or available_cores()
+        """Number of workers of a model loaded at startup whose config gives none.
+
+        As on TorchServe, it is one for each device, or for each core without devices.
+        """
+        return self.settings.default_workers_per_model or self._worker_defaults.gpus or available_cores()
 
     # Finding.
 
     def find(self, name: str, version: str | None = None) -> ModelVersion:
-        """A version; the default one unless it is named.
+        """A version; the default one if none is named.
 
         Raises:
-            ModelNotFound, ModelVersionNotFound: there is none.
+            ModelNotFound, ModelVersionNotFound: there is no such version.
         """
         model = self.models.get(name)
         if model is None:
@@ -96,7 +99,7 @@ class Registry:
         """All versions of a model.
 
         Raises:
-            ModelNotFound: there is none.
+            ModelNotFound: there is no such model.
         """
         if name not in self.models:
             raise ModelNotFound(name)
@@ -108,7 +111,7 @@ class Registry:
             yield from model.versions.values()
 
     def serving(self) -> set[ModelVersion]:
-        """Every version with workers, those that leave included."""
+        """Every version that may have workers: those being removed are included."""
         return {*self.versions(), *self._leaving}
 
     def _taken_gpus(self) -> list[int]:
@@ -116,8 +119,7 @@ class Registry:
 
     @property
     def is_healthy(self) -> bool:
-        """Whether every default version has the workers that it is to have, and there is any of those that
-        the server was started with."""
+        """Whether every default version has its minimum of workers, and not all models failed to load."""
         return not self._all_failed and all(
             len(default.pool.ready) >= default.settings.min_workers
             for default in (model.versions[model.default] for model in self.models.values())
@@ -125,29 +127,31 @@ class Registry:
 
     @property
     def is_ready(self) -> bool:
-        """Whether every default version can answer, there is any of those that it was started with, and the
-        server is not ending."""
+        """Whether every default version can answer, not all models failed to load, and no end has begun."""
         if self.draining or self._all_failed:
             return False
         return all(model.versions[model.default].is_ready for model in self.models.values())
 
     @property
     def _all_failed(self) -> bool:
-        """Whether none of the models is there that it was started with: an orchestrator that is told that all
-        is well would send it requests. Who removes them by the API has what they asked for."""
+        """Whether all models failed to load at startup, and none has been registered since.
+
+        An orchestrator must not send requests to such a server. Removing all models by the API is no
+        failure.
+        """
         return bool(self.failures) and not self.models and not self._was_emptied
 
     # Changing.
 
-    async def register(self, asked: Registration) -> tuple[ModelVersion, str]:
-        """Load an archive; the version, and what to tell who asked.
+    async def register(self, asked: Registration) -> Outcome:
+        """Load an archive and start its workers.
 
-        With `synchronous`, and workers to start, it returns when they are ready. A version whose workers
-        do not start is removed again.
+        With `synchronous` it returns when they are ready. A version whose workers do not start is removed
+        again.
 
         Raises:
-            ApiError: the archive cannot be had or is refused, the version is there already, its workers
-                did not start; the message has the handler's traceback.
+            ApiError: the archive is missing or refused, the version is registered already, or its workers
+                did not start; then the message has the handler's traceback.
         """
         loop = asyncio.get_running_loop()
         unpacked = await loop.run_in_executor(
@@ -164,14 +168,14 @@ class Registry:
             shutil.rmtree(unpacked.folder, ignore_errors=True)
             raise
         workers = version.settings.min_workers
-        said = f'Model "{name}" Version: {number} registered with {workers} initial workers'
+        message = f'Model "{name}" Version: {number} registered with {workers} initial workers'
         if workers == 0:
-            self._changed()
-            return version, f"{said}. Use scale workers API to add workers for the model."
+            self.changed()
+            return Outcome(message=f"{message}. Use scale workers API to add workers for the model.")
         version.pool.scale(workers)
         if not asked.synchronous:
-            self._changed()
-            return version, "Processing worker updates..."
+            self.changed()
+            return Outcome(message="Processing worker updates...", progress=Progress.STARTED)
         if not await version.pool.wait_ready(workers, version.settings.startup_timeout + 5):
             failure = version.pool.failure
             async with self._lock(name):
@@ -179,8 +183,8 @@ class Registry:
             raise InternalError(
                 f"Failed to start workers for model {name} version: {number}\n{failure}".strip()
             )
-        self._changed()
-        return version, said
+        self.changed()
+        return Outcome(message=message)
 
     def _add(self, unpacked: Any, asked: Registration) -> ModelVersion:
         name, number = unpacked.name, unpacked.version
@@ -206,11 +210,8 @@ class Registry:
             settings,
             self.statistics.setdefault((name, number), ModelStatistics()),
             self._hosts,
-            gpus=self._gpus,
+            self._worker_defaults,
             taken_gpus=self._taken_gpus,
-            hidden_environment=self.settings.blacklist_env_vars,
-            limit_max_image_pixels=self.settings.limit_max_image_pixels,
-            decode_input=self.settings.decode_input_request,
             samples_taken=self._samples_taken,
             loaded_at_startup=asked.at_startup,
         )
@@ -219,65 +220,11 @@ class Registry:
         model.default = model.default or number
         return version
 
-    async def scale(
-        self,
-        name: str,
-        version: str | None,
-        least: int,
-        most: int,
-        *,
-        synchronous: bool = False,
-        timeout: float | None = None,
-    ) -> tuple[int, str]:
-        """Change the number of workers; the HTTP status and what to tell who asked.
-
-        Raises:
-            InvalidRequest: `most` is less than `least`.
-            ModelNotFound, ModelVersionNotFound: there is no such version.
-            InternalError: the workers did not start.
-        """
-        if most < least:
-            raise InvalidRequest("max_worker cannot be less than min_worker.")
-        if least < 0:
-            raise InvalidRequest(f"min_worker={least}: at least 0 is expected")
-        found = self.find(name, version)
-        found.scale(least, most)
-        self._changed()
-        if not synchronous:
-            return 202, "Processing worker updates..."
-        limit = found.settings.startup_timeout + 5 if timeout is None else timeout
-        if await found.pool.wait_ready(least, limit):
-            said = f"Workers scaled to {least} for model: {name}"
-            return 200, f"{said}, version: {version}" if version else said
-        if found.pool.failed_starts:
-            raise InternalError(
-                f"Failed to start workers for model {name} version: {version}\n{found.pool.failure}".strip()
-            )
-        return 206, "Workers scaling in progress..."
-
-    async def set_default(self, name: str, version: str) -> str:
-        """Let requests that name no version reach this one, once it is ready; what to tell who asked.
+    async def unregister(self, name: str, version: str | None) -> None:
+        """Remove a version, the default one if none is named, after it has answered its waiting requests.
 
         Raises:
             ModelNotFound, ModelVersionNotFound: there is no such version.
-        """
-        model = self.model(name)
-        found = model.versions.get(version)
-        if found is None:
-            raise ModelVersionNotFound(name, version)
-        if found.pool.wanted and not found.pool.ready:
-            await found.pool.wait_ready(1, found.settings.startup_timeout)
-        if model.versions.get(version) is not found:
-            raise ModelVersionNotFound(name, version)
-        model.default = version
-        self._changed()
-        return f'Default version successfully updated for model "{name}" to "{version}"'
-
-    async def unregister(self, name: str, version: str | None) -> str:
-        """Remove a version, the default one unless it is named, when it has answered what waits for it.
-
-        Raises:
-            ModelNotFound, ModelVersionNotFound: there is none.
             InvalidModelVersion: it is the default one, and there are others.
         """
         async with self._lock(name):
@@ -289,8 +236,7 @@ class Registry:
                 raise InvalidModelVersion(f"Cannot remove default version for model {name}")
             await self._remove(model.versions[number])
         self._was_emptied = not self.models
-        self._changed()
-        return f'Model "{name}" unregistered'
+        self.changed()
 
     async def _remove(self, version: ModelVersion) -> None:
         name, number = version.model.name, version.model.version
@@ -312,6 +258,6 @@ class Registry:
         return self._locks.setdefault(name, asyncio.Lock())
 
     async def close(self, grace: float) -> None:
-        """Answer what waits, end every worker, remove what was unpacked."""
+        """Answer the waiting requests, stop every worker, remove the unpacked archives."""
         await asyncio.gather(*(version.close(grace) for version in self.serving()))
         self._work.remove()

@@ -1,11 +1,10 @@
-"""How one model version is run: the archive's `model-config.yaml`, what registering it said, the
-server's defaults.
+"""Settings of one model version: from its `model-config.yaml`, its registration and the server.
 
-    torchport_server:                # our own keys, beside TorchServe's
-      queue_timeout_ms: 0            # rows that waited longer are answered 503; 0: without limit
-      recycle_after_requests: 0      # a worker is replaced after so many; 0: never
-      recycle_above_mb: 0            # a worker is replaced above so much resident memory; 0: never
-      shared_worker: ""              # models with the same name here share one process; "": one of its own
+torchport_server:                # our own keys, beside TorchServe's
+  queue_timeout_ms: 0            # rows that waited longer are answered 503; 0: no limit
+  recycle_after_requests: 0      # a worker is replaced after this number of requests; 0: never
+  recycle_above_mb: 0            # a worker is replaced above this resident memory; 0: never
+  shared_worker: ""              # models with the same name here share one process; "": a separate one
 """
 
 from __future__ import annotations
@@ -50,8 +49,11 @@ _OWN_KEYS = ("queue_timeout_ms", "recycle_after_requests", "recycle_above_mb", "
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """Settings of one model version. `max_batch_delay` is reported and never waited out: a free worker
-    takes what is there. Times are seconds unless their name says otherwise."""
+    """Settings of one model version.
+
+    Times are seconds unless their name says otherwise. `max_batch_delay`, in milliseconds, is reported and
+    never waited out: a free worker takes what waits at once.
+    """
 
     min_workers: int = 1
     max_workers: int = 1
@@ -70,7 +72,7 @@ class ModelSettings:
     shared_worker: str = ""
 
     def to_json(self) -> dict[str, int]:
-        """What descriptions and snapshots tell of it, by TorchServe's names."""
+        """The settings that descriptions and snapshots show, by TorchServe's names."""
         return {
             "minWorkers": self.min_workers,
             "maxWorkers": self.max_workers,
@@ -93,11 +95,13 @@ def model_settings(
 ) -> ModelSettings:
     """The settings of a version with this `model-config.yaml`.
 
-    `asked` is what registering it said: it wins for the batch's size and delay, and loses against the
-    archive elsewhere, as TorchServe has it. `known` is the server's `models={...}` entry.
+    Args:
+        asked: values of the registration. Its batch size and delay take precedence; for other keys the
+            archive does, as on TorchServe.
+        known: the version's entry in the server's `models={...}`.
 
     Raises:
-        ArchiveRefused: a value of the wrong type, an unknown key of ours.
+        ArchiveRefused: a value has the wrong type, or a key of `torchport_server` is unknown.
     """
     values: dict[str, Any] = {
         "min_workers": 1,

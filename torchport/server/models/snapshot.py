@@ -1,4 +1,6 @@
-"""Which models run, and how, kept over a restart: TorchServe's `model_snapshot`, in a file of its format.
+"""Snapshots: models and their settings, kept over a restart.
+
+A snapshot is TorchServe's `model_snapshot`, in a file of TorchServe's format.
 
 snapshot = Snapshots(folder, registry)
 snapshot.save()                      # logs/config/20261123-170105123-snapshot.cfg
@@ -23,17 +25,17 @@ from torchport.store.files import write_bytes
 logger = logging.getLogger(__name__)
 
 KEPT = 5
-"""How many snapshots are kept."""
+"""Number of snapshots that are kept; older ones are deleted."""
 
 
 class Snapshots:
-    """Writes what the registry holds, whenever that has changed."""
+    """Writes snapshots of a registry into a folder."""
 
     def __init__(self, folder: Path, registry: Registry) -> None:
         self._folder, self._registry = folder, registry
 
     def save(self) -> None:
-        """Write a snapshot; a disk that is full costs the snapshot, not the server."""
+        """Write a snapshot; if that fails, log it and go on."""
         # Names sort by time: in local time an hour comes twice.
         name = f"{datetime.now(UTC):%Y%m%d-%H%M%S%f}"[:-3] + "-snapshot"
         models: dict[str, Any] = {model: dict(found) for model, found in self._registry.unrestored.items()}
@@ -63,7 +65,7 @@ def _entry(version: ModelVersion, is_default: bool) -> dict[str, Any]:
 
 
 def read_last(folder: Path) -> dict[str, Any] | None:
-    """What the newest snapshot holds; None where there is none, or none that can be read."""
+    """Content of the newest snapshot that can be read; None without any."""
     for path in sorted(folder.glob("*-snapshot.cfg"), reverse=True):
         try:
             value: dict[str, Any] = json.loads(read_properties(path).get("model_snapshot", ""))

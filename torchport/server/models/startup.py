@@ -1,4 +1,4 @@
-"""What a server loads when it starts: `load_models`, or what a snapshot says.
+"""Registers the models of the start, by `load_models` or a snapshot.
 
 await load_models(registry, settings)
 """
@@ -21,9 +21,9 @@ logger = logging.getLogger(__name__)
 
 
 async def load_models(registry: Registry, settings: ServerSettings) -> None:
-    """Register what is to be there from the start; one that cannot be loaded costs no other its place.
+    """Register the models of the start; a failure does not stop the rest.
 
-    Their workers start at once, and this returns before they are ready.
+    Their workers start at once. The call returns before they are ready.
     """
     if not settings.model_store.is_dir():
         logger.warning("there is no folder %s, and so no models", settings.model_store)
@@ -38,8 +38,11 @@ async def load_models(registry: Registry, settings: ServerSettings) -> None:
 
 
 def startup_registrations(settings: ServerSettings, workers: int) -> list[Registration]:
-    """`load_models=all`, `none`, or a list of `NAME=FILE` and `FILE`; `workers` each, unless an archive's
-    own config says otherwise."""
+    """The registrations that the setting `load_models` asks for.
+
+    `load_models` is `all`, `none`, or a list of `NAME=FILE` and `FILE`. Each model gets `workers` workers,
+    unless its archive's config names another number.
+    """
 
     def entry(url: str, name: str | None = None) -> Registration:
         return Registration(
@@ -59,7 +62,7 @@ def startup_registrations(settings: ServerSettings, workers: int) -> list[Regist
 
 
 def _in_store(url: str, settings: ServerSettings) -> str:
-    """A path into the store, as people type it, as the name that it has there."""
+    """The name in the store of a path there; else `url`."""
     path = Path(url)
     if "://" not in url and path.parent != Path() and path.resolve().parent == settings.model_store.resolve():
         return path.name
@@ -73,7 +76,7 @@ async def _register(registry: Registry, asked: Registration) -> None:
         logger.error("%s is not served: %s", asked.url, err)
         registry.failures[asked.url] = str(err)
     except Exception as err:
-        # Whatever it is, it is one archive's: the others are to be served.
+        # One bad archive must not keep the others from being served.
         logger.exception("%s is not served", asked.url)
         registry.failures[asked.url] = f"{type(err).__name__}: {err}"
 

@@ -1,16 +1,19 @@
-"""Counts and distributions, cheap enough to be kept for every request; `metrics` shows them."""
+"""Counters and histograms that every request updates; `/metrics` shows them."""
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
 from collections.abc import Sequence
+
+from torchport.server.dispatch.job import Job
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 
 
 class Histogram:
-    """Numbers of values up to each bound, and their sum."""
+    """Counts of values up to each bound, and the sum of all values."""
 
     __slots__ = ("bounds", "counts", "total")
 
@@ -24,7 +27,7 @@ class Histogram:
         self.total += value
 
     def buckets(self) -> list[tuple[str, float]]:
-        """Cumulative counts by upper bound, as Prometheus has them."""
+        """Cumulative counts by upper bound, as Prometheus expects them."""
         found, seen = [], 0
         for bound, count in zip((*map(str, self.bounds), "+Inf"), self.counts, strict=True):
             seen += count
@@ -33,25 +36,40 @@ class Histogram:
 
 
 class RouteStatistics:
-    """Of the requests to one model under one version's name: "default" where none was named."""
+    """Requests to one model by the version that they name; "default" counts those that name none.
 
-    __slots__ = ("inference_us", "queue_us", "requests")
+    All APIs count here. `answered_at` is the time of the last answer, by `time.monotonic`; `last_wait_s` is
+    how long its request waited for a worker.
+    """
+
+    __slots__ = ("answered_at", "inference_us", "last_wait_s", "queue_us", "requests")
 
     def __init__(self) -> None:
         self.requests = 0
         self.inference_us = 0.0
         self.queue_us = 0.0
+        self.answered_at = self.last_wait_s = 0.0
+
+    def asked(self) -> None:
+        """Count a request that a queue has taken."""
+        self.requests += 1
+
+    def answered(self, job: Job) -> None:
+        """Add the times of a request that a worker has answered."""
+        self.answered_at = time.monotonic()
+        self.last_wait_s = job.started - job.enqueued
+        self.inference_us += (self.answered_at - job.enqueued) * 1e6
+        self.queue_us += self.last_wait_s * 1e6
 
 
 class ModelStatistics:
-    """Of one model version."""
+    """Counters and histograms of one model version."""
 
     __slots__ = (
         "batch_rows",
         "completed",
         "expired",
         "failed",
-        "gone",
         "inference_s",
         "queue_s",
         "rejected",
@@ -67,19 +85,17 @@ class ModelStatistics:
         self.failed = 0
         self.rejected = 0
         self.expired = 0
-        self.gone = 0
         self.retried = 0
         self.restarts = 0
 
 
 class RequestCounts:
-    """Answers by the class of their status, over all APIs; and how long the last prediction waited."""
+    """Answers by the class of their status, over all APIs."""
 
-    __slots__ = ("client_errors", "ok", "queue_ms", "server_errors")
+    __slots__ = ("client_errors", "ok", "server_errors")
 
     def __init__(self) -> None:
         self.ok = self.client_errors = self.server_errors = 0
-        self.queue_ms = 0.0
 
     def add(self, status: int) -> None:
         if status < 400:

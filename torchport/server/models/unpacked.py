@@ -1,4 +1,4 @@
-"""An archive that was looked at and unpacked: what a model version is made of."""
+"""An inspected and unpacked archive, from which a model version is made."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class UnpackedModel:
-    """An archive that was looked at and unpacked into `folder`.
+    """An archive that was inspected and unpacked into `folder`.
 
-    `url` is as it was registered. `thread_count` is what its config says; 0 leaves it to the server.
+    `url` is as it was registered. `thread_count` is that of its config; 0 leaves it to the server.
     """
 
     name: str
@@ -25,4 +25,4 @@ class UnpackedModel:
     thread_count: int
     certified: bool
     handler_given: bool = False
-    """Whether registering it named another handler than the archive's own."""
+    """Whether the registration named a handler, instead of the archive's own."""

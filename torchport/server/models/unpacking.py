@@ -1,9 +1,9 @@
-"""An archive of the store, looked at and unpacked; nothing of it has run by then.
+"""Inspects and unpacks an archive of the store, without running its code.
 
     model = unpack(url="linear-1.0.mar", store=Path("model_store"), folder=work, ...)
 
-Refused are archives that are damaged, too large, or would write outside of their folder, and those of
-torchport's whose hashes do not hold.
+Archives are refused that are damaged, too large, or would write outside of their folder. So are archives
+of torchport with a wrong hash.
 """
 
 from __future__ import annotations
@@ -27,22 +27,24 @@ from torchport.server.settings.settings import ServerSettings
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,126}")
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,62}")
 _HANDLER = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*(:[A-Za-z_][A-Za-z0-9_]*)?")
-"""`file.py`, `file.py:function`, `package.module`, or the name of one of TorchServe's own."""
+"""A handler: `file.py`, `file.py:function`, `package.module`, or the name of one of TorchServe's."""
 
 _FILES = ("configFile", "requirementsFile", "modelFile", "serializedFile")
 _REQUIRED = ("configFile", "requirementsFile")
-"""What of a manifest names a file; those that are read before the handler is asked are to be there."""
+"""Keys of a manifest that name files. Those of `_REQUIRED` are read by the server: the files must exist."""
 
 INSTALL_TIMEOUT_S = 600
 
 
 def find_archive(url: str, settings: ServerSettings) -> Path:
-    """The file that `url` names: an archive's name in the store, or a `file://` URL of one there.
+    """The file that `url` names.
+
+    `url` is an archive's name in the store, or a `file://` URL of an archive there.
 
     Raises:
-        InvalidRequest: `..`, or a scheme from which nothing is loaded.
-        Forbidden: a URL that `allowed_urls` does not allow, or a place outside of the store.
-        ArchiveNotFound: there is no such archive.
+        InvalidRequest: `url` is empty or malformed, holds `..`, or has another scheme.
+        Forbidden: `allowed_urls` does not allow the URL, or the file is outside of the store.
+        ArchiveNotFound: the archive is missing.
     """
     if not url:
         raise InvalidRequest("empty url")
@@ -90,13 +92,13 @@ def unpack(
     name: str | None = None,
     handler: str | None = None,
 ) -> UnpackedModel:
-    """Look at an archive and unpack it into a folder of its own below `work`.
+    """Inspect an archive and unpack it into a new folder below `work`.
 
-    `name` and `handler` win over what the archive says.
+    `name` and `handler` override the archive's own.
 
     Raises:
-        ApiError: as `find_archive`; ArchiveRefused, with the reason, for what must not be run;
-            InternalError where there is no room for it.
+        ApiError: as `find_archive`; ArchiveRefused, with the reason, if the archive must not be run;
+            InternalError if it cannot be written, for example on a full disk.
     """
     path = find_archive(url, settings)
     try:
@@ -143,7 +145,10 @@ def _identity(path: Path) -> tuple[int, ...]:
 def _identified(
     contents: ArchiveContents, path: Path, name: str | None, handler: str, default_handler: str
 ) -> dict[str, str]:
-    """Name, version and handler; names that a URL's path cannot carry are refused, and files elsewhere."""
+    """The model's name, version and handler, all checked.
+
+    Names must fit into a URL's path, and the manifest's files must lie in the archive.
+    """
     found = {
         "name": name or contents.name or path.name.removesuffix(".mar"),
         "version": contents.version or "1.0",
@@ -180,7 +185,7 @@ def _leads_out(name: str) -> bool:
 
 
 def _install_requirements(contents: ArchiveContents, folder: Path) -> None:
-    """`pip install` what the manifest's requirements file lists, into the model's own folder."""
+    """Install the manifest's requirements by pip, into the model's folder."""
     name = contents.manifest["model"].get("requirementsFile")
     if not name:
         return

@@ -1,4 +1,4 @@
-"""One version of a model: its queue, its workers, and what happens when one of them dies.
+"""One version of a model: its queue, its workers, and the retries when one of them dies.
 
     version.submit(Kind.PREDICT, row, caller)          # caller.answered(...) or caller.failed(...) follows
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 import uuid
 from collections.abc import Callable
@@ -22,22 +21,27 @@ from torchport.server.dispatch.pool import WorkerPool
 from torchport.server.dispatch.worker import State, WorkerSpec
 from torchport.server.errors import DeadlineExceeded, InternalError, ServiceUnavailable
 from torchport.server.models.settings import ModelSettings
-from torchport.server.models.statistics import ModelStatistics
+from torchport.server.models.statistics import ModelStatistics, RouteStatistics
 from torchport.server.models.unpacked import UnpackedModel
-from torchport.server.wire import InferRow, Load, Row, Sample
-from torchport_runtime.options import available_cores
+from torchport.server.models.worker_spec import WorkerDefaults, next_gpu, worker_spec
+from torchport.server.wire import InferRow, MetricValue, Row
 
 logger = logging.getLogger(__name__)
 
 LOSSES = 2
 LOSSES_FROM_OUTSIDE = 3
-"""Workers that may die with a row, the first time among others, before it is blamed. A SIGKILL from outside
-may be an operator's, or the kernel's for want of memory: one more try tells."""
+"""Number of workers that may die with a row; then it is answered with an error.
+
+A SIGKILL from outside may be an operator's, or the kernel's because memory ran out: it allows one more try.
+"""
 
 
 class ModelVersion:
-    """A registered version. `samples_taken` is told of the handler's own metrics; `taken_gpus` tells the
-    devices of all workers of the server, one entry for each."""
+    """A registered version.
+
+    `samples_taken` gets the values of the handler's own metrics; `taken_gpus` gives the devices of all
+    workers of the server, one entry for each worker.
+    """
 
     def __init__(
         self,
@@ -45,14 +49,10 @@ class ModelVersion:
         settings: ModelSettings,
         statistics: ModelStatistics,
         hosts: SharedHosts,
+        defaults: WorkerDefaults,
         *,
-        gpus: int = 0,
         taken_gpus: Callable[[], list[int]] = list,
-        hidden_environment: str = "",
-        limit_max_image_pixels: bool = True,
-        decode_input: bool = True,
-        samples_taken: Callable[[ModelVersion, list[Sample]], None] = lambda version, samples: None,
-        changed: Callable[[], None] = lambda: None,
+        samples_taken: Callable[[ModelVersion, list[MetricValue]], None] = lambda version, samples: None,
         loaded_at_startup: bool = False,
     ) -> None:
         self.model, self.settings = model, settings
@@ -61,9 +61,7 @@ class ModelVersion:
         self.loaded_at_startup = loaded_at_startup
         self.in_flight = 0
         self._closing = False
-        self._gpus, self._taken_gpus, self._hidden = gpus, taken_gpus, hidden_environment
-        self._limit_pixels, self._decode_input = limit_max_image_pixels, decode_input
-        self._samples_taken, self._changed = samples_taken, changed
+        self._defaults, self._taken_gpus, self._samples_taken = defaults, taken_gpus, samples_taken
         self._dispatching = False
         self._empty = asyncio.Event()
         self._empty.set()
@@ -84,18 +82,23 @@ class ModelVersion:
         row: Row | InferRow,
         caller: Caller,
         timeout: float | None = None,
+        *,
+        route: RouteStatistics | None = None,
     ) -> Job:
-        """Put a request into the queue; `caller` is told what comes of it.
+        """Put a request into the queue; `caller` gets the answer or an error.
 
         Args:
-            timeout: seconds after which the client does not want an answer any more.
+            timeout: seconds after which the client no longer wants an answer.
+            route: counts the request and its answer; None for one that is no prediction.
 
         Raises:
-            ServiceUnavailable: the queue is full, or there are no workers and none are to come.
+            ServiceUnavailable: the queue is full, or there are no workers and none will start.
         """
         self.require_room()
-        job = Job(kind, row, caller)
+        job = Job(kind, row, caller, route=route)
         self.queue.put(job)
+        if route is not None:
+            route.asked()
         limit = self.settings.client_timeout_ms / 1000
         if timeout is not None or limit:
             limit = min(timeout or limit, limit or timeout or 0.0)
@@ -104,10 +107,10 @@ class ModelVersion:
         return job
 
     def require_room(self) -> None:
-        """Refuse what cannot be taken now, before anything is made of it.
+        """Refuse a request that the queue cannot take now, before its body is read.
 
         Raises:
-            ServiceUnavailable: the queue is full, or there are no workers and none are to come.
+            ServiceUnavailable: the queue is full, or there are no workers and none will start.
         """
         if self._closing or not (self.pool.wanted or self.pool.workers):
             raise ServiceUnavailable(
@@ -131,7 +134,7 @@ class ModelVersion:
     # Dispatching.
 
     def _dispatch_soon(self) -> None:
-        """Dispatch after this turn of the event loop, so that what arrived together travels together."""
+        """Dispatch after this turn of the event loop: requests that arrive together share a batch."""
         if not self._dispatching:
             self._dispatching = True
             self._loop.call_soon(self._dispatch)
@@ -182,7 +185,7 @@ class ModelVersion:
     def worker_lost(self) -> None:
         self.statistics.restarts += 1
 
-    def batch_done(self, jobs: list[Job], samples: list[Sample]) -> None:
+    def batch_done(self, jobs: list[Job], samples: list[MetricValue]) -> None:
         self.in_flight -= len(jobs)
         now = time.monotonic()
         statistics = self.statistics
@@ -191,18 +194,18 @@ class ModelVersion:
         statistics.completed += len(jobs)
         self.sampled(samples)
 
-    def sampled(self, samples: list[Sample]) -> None:
+    def sampled(self, samples: list[MetricValue]) -> None:
         if samples:
             self._samples_taken(self, samples)
 
     def batch_returned(self, jobs: list[Job]) -> None:
-        """Queue again what no worker had begun."""
+        """Queue again the jobs that no worker had begun."""
         self.in_flight -= len(jobs)
         self.queue.put_back([job for job in jobs if not job.is_done])
         self._dispatch_soon()
 
     def batch_lost(self, jobs: list[Job], reason: str, *, blameless: bool, hung: bool) -> None:
-        """Try again what a dead worker had, row by row, but for a row that is to blame."""
+        """Try again the jobs of a dead worker, one by one; fail those that are to blame."""
         self.in_flight -= len(jobs)
         again = []
         for job in jobs:
@@ -230,7 +233,6 @@ class ModelVersion:
             self._refuse_waiting()
         if not self.in_flight and not len(self.queue):
             self._empty.set()
-        self._changed()
 
     def _refuse_waiting(self) -> None:
         if self.pool.workers:
@@ -246,7 +248,7 @@ class ModelVersion:
         self.pool.scale(least)
 
     async def close(self, grace: float) -> None:
-        """Answer what waits, take nothing new, end the workers."""
+        """Answer the waiting requests, refuse new ones, stop the workers."""
         self._closing = True
         deadline = time.monotonic() + grace
         try:
@@ -260,47 +262,16 @@ class ModelVersion:
         self._refuse_waiting()
 
     def _worker_spec(self, workers: int) -> WorkerSpec:
-        model, settings = self.model, self.settings
-        share = settings.shared_worker
-        threads = str(model.thread_count or max(1, available_cores() // (1 if share else workers)))
-        environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-        if "TORCHPORT_THREADS" not in os.environ and not model.thread_count:
-            environment["TORCHPORT_THREADS"] = threads
-        return WorkerSpec(
-            load=Load(
-                model=model.name,
-                version=model.version,
-                folder=str(model.folder),
-                handler=model.handler,
-                envelope=model.envelope,
-                batch_size=settings.batch_size,
-                gpu=self._next_gpu(),
-                limit_max_image_pixels=self._limit_pixels,
-                decode_input=self._decode_input,
-            ),
-            startup_timeout=settings.startup_timeout,
-            response_timeout=settings.response_timeout,
-            environment=environment,
-            hidden=self._hidden,
-            share=share,
-        )
-
-    def _next_gpu(self) -> int | None:
-        """The device with the fewest workers; of those that the model config names, where it does.
-
-        So a worker that takes a dead one's place takes its device, too.
-        """
-        if not self._gpus or self.settings.device_type == "cpu":
-            return None
-        return min(self.settings.device_ids or range(self._gpus), key=self._taken_gpus().count)
+        gpu = next_gpu(self.settings, self._defaults, self._taken_gpus)
+        return worker_spec(self.model, self.settings, self._defaults, workers=workers, gpu=gpu)
 
     @property
     def gpus(self) -> list[int]:
-        """The devices of its workers, one entry for each."""
+        """The devices of the version's workers, one entry for each worker."""
         alive = [w for w in self.pool.workers if w.state not in (State.STOPPING, State.GONE)]
         return [w.spec.load.gpu for w in alive if w.spec.load.gpu is not None]
 
     @property
     def is_ready(self) -> bool:
-        """Whether it has the workers that it is to have, or one at least."""
+        """Whether a worker is ready, or none is wanted."""
         return bool(self.pool.ready) or self.settings.min_workers == 0

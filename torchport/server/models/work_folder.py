@@ -1,5 +1,7 @@
-"""The temporary folder that a server unpacks its archives into. One that a killed server left behind is
-removed by the next that starts."""
+"""The temporary folder into which a server unpacks its archives.
+
+A folder that a killed server left behind is removed by the next server that starts.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,11 @@ from filelock import FileLock, Timeout
 
 _PREFIX = "torchport-serve-"
 _YOUNG_S = 60.0
-"""A folder of this age may belong to a server that has not locked it yet."""
+"""Age in seconds up to which a folder may belong to a server that has not locked it yet."""
 
 
 class WorkFolder:
-    """A folder of one's own, locked for as long as this process lives."""
+    """A server's own folder, locked until removed or until the process ends."""
 
     def __init__(self) -> None:
         remove_abandoned()

@@ -1,3 +1,1 @@
-"""The Open Inference Protocol, by REST or gRPC: reads tensors of its datatypes, and writes metadata of
-models.
-"""
+"""The Open Inference Protocol's tensors and metadata, for REST and gRPC."""

@@ -1,4 +1,4 @@
-"""What the Open Inference Protocol tells of the server and of a model, over REST and gRPC alike."""
+"""The Open Inference Protocol's metadata of the server and its models."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torchport.version import __version__
 EXTENSIONS = ["binary_tensor_data"]
 
 MAIN_GRAPH = "main"
-"""The graph that requests enter where their parameter `graph` says no other."""
+"""The graph that requests enter unless their parameter `graph` names another."""
 
 _PLATFORMS = {
     "onnxruntime": "onnx_onnxv1",
@@ -31,12 +31,13 @@ def server_metadata() -> dict[str, Any]:
 
 
 def model_metadata(registry: Registry, name: str, number: str | None) -> dict[str, Any]:
-    """A model's versions, platform, inputs and outputs; the last three are empty for an archive that
-    torchport did not make: it has no signature.
+    """A model's versions, platform, inputs and outputs.
+
+    The last three are empty for an archive that torchport did not make, because it has no signature.
 
     Raises:
-        ModelNotFound, ModelVersionNotFound: there is none.
-        ServiceUnavailable: no worker is there yet to say what the model takes.
+        ModelNotFound, ModelVersionNotFound: the model or the version is missing.
+        ServiceUnavailable: no worker is ready that could describe the model.
     """
     version = registry.find(name, number)
     if not version.pool.ready:
@@ -53,7 +54,7 @@ def model_metadata(registry: Registry, name: str, number: str | None) -> dict[st
 
 
 def _tensors(specs: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """-1 stands for a dimension that requests choose."""
+    """Metadata of tensors; -1 stands for a dimension that requests choose."""
     return [
         {
             "name": name,

@@ -1,9 +1,9 @@
-"""Tensors as the Open Inference Protocol writes them: a datatype, a shape, and JSON or bytes.
+"""Tensors of the Open Inference Protocol: datatype, shape, JSON or bytes.
 
     tensor_of_json("x", "FP32", [2, 1], [1.0, 2.0])
     tensor_of_bytes("x", "FP16", [2], b"...")          # row-major, little-endian
 
-What is made here holds exactly the bytes that its shape asks for: the worker trusts that.
+A tensor made here has exactly the bytes that its shape asks for. The worker relies on that.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ DATATYPES = {
     "FP32": "float32",
     "FP64": "float64",
 }
-"""The protocol's names of what numpy knows. BYTES and BF16 have no counterpart in a signature."""
+"""The protocol's datatypes, with numpy's names. BYTES and BF16 are missing: signatures do not know them."""
 
 _DATATYPE_OF = {dtype: datatype for datatype, dtype in DATATYPES.items()}
 
@@ -41,23 +41,25 @@ MAX_TENSORS = 1000
 
 
 class NotFinite(ApiError):
-    """The model's answer is NaN or Inf, and the client asked for JSON."""
+    """The model's answer is NaN or Inf, which JSON cannot hold."""
 
     http_status = 422
     kind = "BadRequestException"
 
 
 def datatype_of(dtype: str) -> str:
-    """The protocol's name of a dtype; the dtype's own where there is none."""
+    """The protocol's name of a dtype, or else the dtype's own."""
     return _DATATYPE_OF.get(dtype, dtype)
 
 
 def tensor_of_json(name: str, datatype: str, shape: Sequence[int], data: Any) -> Tensor:
-    """A tensor from numbers in row-major order, in one list or in lists nested as the shape says.
+    """Make a tensor from numbers in row-major order.
+
+    `data` is one list, or lists nested as the shape says.
 
     Raises:
-        InvalidRequest: an unknown datatype, a shape that is none or does not fit, other values than the
-            datatype has.
+        InvalidRequest: the datatype is unknown, the shape is invalid or does not fit, or the datatype
+            cannot hold the values.
     """
     dtype, count = _dtype(name, datatype), _count(name, shape)
     values = _flat(name, shape, count, data)
@@ -85,10 +87,10 @@ def tensor_of_json(name: str, datatype: str, shape: Sequence[int], data: Any) ->
 
 
 def tensor_of_bytes(name: str, datatype: str, shape: Sequence[int], data: bytes) -> Tensor:
-    """A tensor from its bytes.
+    """Make a tensor from its bytes.
 
     Raises:
-        InvalidRequest: an unknown datatype, a shape that is none, more or fewer bytes than it asks for.
+        InvalidRequest: the datatype is unknown, the shape is invalid, or the number of bytes does not fit it.
     """
     dtype, count = _dtype(name, datatype), _count(name, shape)
     if len(data) != count * dtype.itemsize:
@@ -108,7 +110,7 @@ def values_of(tensor: Tensor) -> list[Any]:
 
 
 def require_finite(tensor: Tensor) -> None:
-    """Raise `NotFinite` where JSON could not say what the tensor holds."""
+    """Raise `NotFinite` if the tensor holds NaN or Inf."""
     dtype = np.dtype(tensor.dtype)
     if dtype.kind == "f" and not np.isfinite(np.frombuffer(tensor.data, dtype)).all():
         raise NotFinite(
@@ -118,7 +120,7 @@ def require_finite(tensor: Tensor) -> None:
 
 
 def require_distinct(kind: str, names: Sequence[str]) -> None:
-    """Raise `InvalidRequest` where a tensor is named twice, or too many are."""
+    """Raise `InvalidRequest` if a name comes twice or there are too many."""
     if len(names) > MAX_TENSORS:
         raise InvalidRequest(f"{len(names)} {kind}s: at most {MAX_TENSORS} are expected")
     if len(set(names)) != len(names):
@@ -135,7 +137,7 @@ def _dtype(name: str, datatype: str) -> np.dtype[Any]:
 
 
 def _count(name: str, shape: Sequence[int]) -> int:
-    """How many elements a shape has."""
+    """Number of elements of a shape."""
     if len(shape) > MAX_DIMENSIONS:
         raise InvalidRequest(
             f"input {name!r}: a shape of {len(shape)} dimensions: at most {MAX_DIMENSIONS} are expected"
@@ -146,7 +148,7 @@ def _count(name: str, shape: Sequence[int]) -> int:
 
 
 def _flat(name: str, shape: Sequence[int], count: int, data: Any) -> list[Any]:
-    """The values of one list or of nested ones; of nested ones each has to have the length that it should."""
+    """The values of a flat or nested list, checked against the shape."""
     if not isinstance(data, list):
         raise InvalidRequest(f"input {name!r}: its data is to be an array")
     if len(data) == count and not isinstance(data[0], list):

@@ -18,7 +18,7 @@ _ADDRESS = re.compile(
 
 @dataclass(frozen=True)
 class Address:
-    """Where one of the APIs listens; port 0 lets the system choose."""
+    """The listening address of an API; port 0 lets the system choose."""
 
     scheme: str
     host: str
@@ -26,10 +26,10 @@ class Address:
 
     @classmethod
     def parse(cls, key: str, text: str, port: int) -> Address:
-        """Read `http://127.0.0.1:8080`; `port` is the one where none is given.
+        """Parse an address such as `http://127.0.0.1:8080`; `port` is the default.
 
         Raises:
-            ServerError: something else.
+            ServerError: `text` is not such an address.
         """
         match = _ADDRESS.fullmatch(text.strip())
         if match is None:

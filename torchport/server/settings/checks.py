@@ -1,9 +1,9 @@
-"""What a setting may be, beyond its type: each function raises `ServerError` with the setting's name.
+"""Checks of settings' values; each raises `ServerError` with the setting's name.
 
     require_range("max_connections", 0, 1, 1_000_000)
     # ServerError: max_connections=0: 1 to 1000000 is expected
 
-Everything is refused when the server starts, not when the first request needs it.
+Wrong values are refused when the server starts, not when the first request needs them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from torchport.errors import ServerError
 
 MAX_WORKERS = 1024
-"""Workers of one version: more is a mistake."""
+"""Maximum number of workers of one model version. More is taken for a mistake and refused."""
 
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 
@@ -30,19 +30,19 @@ _SNAPSHOT_NUMBERS: Mapping[str, tuple[int, int]] = {
 
 
 def require_range(key: str, value: float | None, least: float, most: float) -> None:
-    """Refuse a number that is not from `least` to `most`; None is a setting that was not given."""
+    """Refuse a number outside of `least` to `most`; accept None, not given."""
     if value is not None and not least <= value <= most:
         raise ServerError(f"{key}={value}: {least:g} to {most:.0f} is expected")
 
 
 def require_port(key: str, port: int) -> None:
-    """Refuse a number that no port has."""
+    """Refuse a port number above 65535."""
     if port > 65535:
         raise ServerError(f"{key}={port}: a port is at most 65535")
 
 
 def require_pattern(key: str, pattern: str) -> None:
-    """Refuse what is not a regular expression."""
+    """Refuse text that is not a regular expression."""
     try:
         re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as err:
@@ -50,13 +50,13 @@ def require_pattern(key: str, pattern: str) -> None:
 
 
 def require_header_value(key: str, text: str) -> None:
-    """Refuse a text that no header can have as its value."""
+    """Refuse text that cannot be a header's value."""
     if not _HEADER_VALUE.fullmatch(text):
         raise ServerError(f"{key}={text!r}: not a value that a header can have")
 
 
 def require_model_settings(models: Mapping[str, Any]) -> None:
-    """Refuse `models` that are not objects by version and by name."""
+    """Refuse `models` that do not map names and versions to objects."""
     for name, versions in models.items():
         entries = versions.values() if isinstance(versions, Mapping) else [versions]
         if not all(isinstance(entry, Mapping) for entry in entries):
@@ -64,10 +64,10 @@ def require_model_settings(models: Mapping[str, Any]) -> None:
 
 
 def require_snapshot(key: str, snapshot: Any) -> None:
-    """Hold a snapshot against the shape that TorchServe's have.
+    """Refuse a snapshot that has not the shape of TorchServe's.
 
     Raises:
-        ServerError: it is none; the message names the version that is wrong.
+        ServerError: the shape is wrong; the message names the version.
     """
     models = snapshot.get("models") if isinstance(snapshot, Mapping) else None
     if not isinstance(models, Mapping):

@@ -1,4 +1,4 @@
-"""Reads the server's settings from `config.properties`, the environment and the command line.
+"""Reads settings from `config.properties`, the environment and the command line.
 
 settings_from(read_properties(path), os.environ, {"job_queue_size": 10})
 """
@@ -26,7 +26,8 @@ _IGNORED_QUIETLY = frozenset(
     grpc_inference_max_connection_age_grace_ms grpc_management_max_connection_age_grace_ms
     """.split()  # noqa: SIM905
 )
-"""Keys of Java and netty, or of how TorchServe talks to its workers: nothing here could mean the same."""
+"""TorchServe's keys that are ignored without a warning. They concern Java, netty or its channel to
+workers."""
 
 _ADDRESS_KEYS = {"inference_address": 8080, "management_address": 8081, "metrics_address": 8082}
 _GRPC_KEYS = {"grpc_inference": 7070, "grpc_management": 7071}
@@ -37,13 +38,13 @@ def settings_from(
     environ: Mapping[str, str],
     given: Mapping[str, Any] | None = None,
 ) -> ServerSettings:
-    """The settings that a `config.properties`, the environment and the command line add up to.
+    """Combine `config.properties`, the environment and the command line into settings.
 
-    `TS_KEY` variables win over the file where it says `enable_envvars_config=true`, as TorchServe has it;
-    `given`, the command line, wins over both.
+    `TS_KEY` variables override the file if it says `enable_envvars_config=true`, as on TorchServe.
+    `given`, the command line, overrides both.
 
     Raises:
-        ServerError: a value that cannot be read; the message names the key.
+        ServerError: a value cannot be read; the message names the key.
     """
     values = dict(properties)
     if _boolean("enable_envvars_config", values.get("enable_envvars_config", "false")):
@@ -77,7 +78,7 @@ def _from_environment(properties: Mapping[str, str], environ: Mapping[str, str])
 
 
 def _read(key: str, text: str) -> Any:
-    """A value by the type of its field."""
+    """Convert a value to the type of its setting."""
     kind = next(f.type for f in fields(ServerSettings) if f.name == key)
     if kind in ("bool", "bool | None"):
         return _boolean(key, text)

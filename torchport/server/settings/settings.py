@@ -1,9 +1,10 @@
-"""What `torchport serve` is told: TorchServe's `config.properties`, `TS_*` variables, the command line.
+"""The settings of `torchport serve`, with TorchServe's names and defaults.
 
     settings = ServerSettings(job_queue_size=10)
     settings.inference                   # Address("http", "127.0.0.1", 8080)
 
-A key that is not known here is named in `settings.ignored`, which the log tells of once.
+They come from `config.properties`, `TS_*` variables and the command line. Unknown keys are listed in
+`settings.ignored`, which is logged once.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from torchport.server.settings.checks import (
 
 _YEARS = 1e9
 _BYTES = 1 << 33
-"""Half of what one message between the server and a worker may have."""
+"""Maximum size in bytes of a request or an answer: half of a frame between server and worker."""
 
 RANGES: Mapping[str, tuple[float, float]] = {
     "default_workers_per_model": (0, MAX_WORKERS),
@@ -47,7 +48,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "shutdown_timeout": (0, _YEARS),
     "token_expiration_min": (0.001, _YEARS),
 }
-"""The least and the most that a number may be."""
+"""Minimum and maximum of each numeric setting; other values are refused."""
 
 _CORS = ("cors_allowed_origin", "cors_allowed_methods", "cors_allowed_headers")
 _DEFAULT_URLS = ("file://.*", "http(s)?://.*")
@@ -55,9 +56,10 @@ _DEFAULT_URLS = ("file://.*", "http(s)?://.*")
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
-    """Settings of one server. Sizes are bytes, times seconds unless their name says otherwise.
+    """Settings of one server.
 
-    Those that TorchServe has bear its names and, but for safety, its defaults.
+    Sizes are bytes, times seconds unless their name says otherwise. Settings that TorchServe has too keep
+    its names. They keep its defaults, except where those are unsafe.
     """
 
     inference: Address = Address("http", "127.0.0.1", 8080)
@@ -135,7 +137,10 @@ class ServerSettings:
 
     @property
     def tokens(self) -> bool:
-        """Whether requests need a token: asked for, or for want of anything else on an open address."""
+        """Whether requests need a token.
+
+        If the settings do not say, tokens are on when an address is open, unless `insecure` is set.
+        """
         if self.disable_token_authorization is not None:
             return not self.disable_token_authorization
         return bool(self.open_addresses) and not self.insecure
@@ -146,7 +151,10 @@ class ServerSettings:
 
     @property
     def open_addresses(self) -> tuple[Address, ...]:
-        """Where strangers can connect without a certificate of theirs: a CA guards what speaks TLS only."""
+        """Addresses beyond loopback that need no client certificate.
+
+        A clients' CA guards only addresses that speak TLS.
+        """
         mutual = self.client_ca_file is not None
         found = [address for address in self.http_addresses if not (mutual and address.scheme == "https")]
         if self.enable_grpc and not (mutual and self.enable_grpc_ssl):
@@ -154,10 +162,10 @@ class ServerSettings:
         return tuple(address for address in found if not address.is_loopback)
 
     def require_safe(self) -> None:
-        """Refuse what would let strangers in by accident.
+        """Refuse settings that would let strangers in by accident.
 
         Raises:
-            ServerError: an address other than the loopback one with neither tokens nor client certificates.
+            ServerError: an address beyond loopback has neither tokens nor client certificates.
         """
         if not self.open_addresses or self.insecure or self.tokens:
             return

@@ -1,5 +1,6 @@
-"""The child process of `torchport serve`: loads one model and answers batches until the front is gone.
+"""The worker process of `torchport serve`: loads models and answers batches.
 
-It imports neither the library nor `torchport_runtime`: the archive's own copy of that is to be found
-first. torch is imported by handlers and backends that need it, and by nothing here.
+It ends when the front is gone. It imports neither the library nor `torchport_runtime`: the archive's own
+copy of the runtime must be found first. torch is imported by handlers and backends that need it, and by
+nothing here.
 """

@@ -1,7 +1,8 @@
-"""`python -P -m torchport.server.worker SOCKET LIFELINE`: two inherited file descriptors.
+"""The worker's command: `python -P -m torchport.server.worker SOCKET LIFELINE`.
 
-The first is this end of the socket pair with the front. The second is a pipe that nobody writes to:
-its end says that the front is gone, and then this process goes too, whatever it is doing.
+Both arguments are inherited file descriptors. SOCKET is this end of the socket pair with the front.
+LIFELINE is a pipe that nothing is written to. When it closes, the front is gone, and this process ends,
+whatever it is doing.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from torchport.child_process import end_with_parent
 from torchport.server.wire import HEADER, MAX_FRAME, decode_order, encode_frame
 
 _READ_SIZE = 1 << 16
-NEWS_EVERY_S = 0.05
-"""How often a worker without work asks whether its handlers have something to tell."""
+PENDING_EVERY_S = 0.05
+"""Seconds between two checks of an idle worker for pending metrics."""
 
 
 def main() -> None:
@@ -29,13 +30,16 @@ def main() -> None:
 
     models = Models(channel.send)
     while True:
-        while models.has_news and not channel.has_order(NEWS_EVERY_S):
-            models.tell_news()
+        while models.has_pending_metrics and not channel.has_order(PENDING_EVERY_S):
+            models.send_pending_metrics()
         models.obey(channel.receive())
 
 
 class Channel:
-    """This end of the socket pair. An order comes in one read, unless it is a large one."""
+    """This process's end of the socket pair.
+
+    An order comes in one read, unless it is a large one.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
@@ -46,11 +50,11 @@ class Channel:
         self._socket.sendall(encode_frame(report))
 
     def has_order(self, seconds: float) -> bool:
-        """Whether there is something to receive, waiting for it so long at most."""
+        """Whether an order has arrived; waits `seconds` for it at most."""
         return bool(self._filled) or bool(select.select([self._socket], [], [], seconds)[0])
 
     def receive(self) -> Any:
-        """The next order; ends the process where the front has closed its end."""
+        """Return the next order; end the process if the channel is closed."""
         self._fill(HEADER.size)
         (length,) = HEADER.unpack_from(self._buffer)
         if length > MAX_FRAME:
@@ -67,7 +71,7 @@ class Channel:
         return order
 
     def _receive_large(self, length: int) -> bytearray:
-        """An order that the buffer cannot hold; its beginning is there."""
+        """Receive an order too large for the buffer, which holds its beginning."""
         frame = bytearray(length)
         at = self._filled - HEADER.size
         frame[:at] = self._buffer[HEADER.size : self._filled]

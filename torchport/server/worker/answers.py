@@ -1,4 +1,4 @@
-"""A handler's return value as the bytes of each answer, the way that TorchServe makes them."""
+"""Turns a handler's return value into answers, as TorchServe does."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ logger = logging.getLogger(__name__)
 
 
 def answers_of(values: Any, count: int, context: Context) -> list[Answer]:
-    """One answer for each of `count` rows; what cannot be an answer fails the whole batch."""
+    """One answer for each of `count` rows.
+
+    A value that cannot be sent fails the whole batch.
+    """
     if not isinstance(values, list):
         logger.warning("the handler returned %s: a list is expected", type(values).__name__)
         return failed(503, "Invalid model predict output", count)
@@ -30,11 +33,11 @@ def answers_of(values: Any, count: int, context: Context) -> list[Answer]:
 
 
 def answer_of(value: Any, index: int, context: Context) -> Answer:
-    """The answer to row `index`, with the status and the headers that the handler set for it.
+    """The answer to row `index`, with the handler's status and headers.
 
     Raises:
-        TypeError, ValueError, RecursionError: neither bytes nor text nor a tensor nor anything that JSON
-            can say, or a status that is no number.
+        TypeError, ValueError, RecursionError: the value is not bytes, text, a tensor or JSON, or the
+        status is not a number.
     """
     status, phrase = context.get_response_status(index)
     content_type, others = "", []
@@ -47,7 +50,7 @@ def answer_of(value: Any, index: int, context: Context) -> Answer:
 
 
 def failed(status: int, message: str, count: int) -> list[Answer]:
-    """The same failure for every row, in the server's own shape of an error."""
+    """The same error of the server for every row."""
     return [Answer(status=status, body=message.encode(), error="InternalServerException")] * count
 
 

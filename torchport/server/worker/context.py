@@ -1,4 +1,4 @@
-"""What a handler is given beside its data: TorchServe's `Context`, attribute by attribute.
+"""The handler's `context`: TorchServe's `Context`, attribute by attribute.
 
 context.system_properties["model_dir"]
 context.get_request_header(0, "content-type")
@@ -15,7 +15,7 @@ from torchport.server.wire import Row
 
 
 class Headers(dict[str, Any]):
-    """Headers by the names that the client wrote, found whatever the case of the name asked for."""
+    """Headers with the client's spelling of names, found regardless of case."""
 
     def __init__(self, pairs: Iterable[tuple[str, Any]]) -> None:
         super().__init__(pairs)
@@ -32,7 +32,10 @@ class Headers(dict[str, Any]):
 
 
 class RequestProcessor:
-    """One request's headers, and what is to be said in its answer. Headers are read when asked for."""
+    """One request's headers, and its answer's status and headers.
+
+    The request's headers are decoded on first use.
+    """
 
     __slots__ = ("_headers", "_reason_phrase", "_response_header", "_row", "_status_code")
 
@@ -80,19 +83,22 @@ class RequestProcessor:
 
 
 def _text(name: bytes, value: bytes) -> str:
-    """A header's value: Latin-1, as HTTP has it, but for the end of the path, which is text of any kind."""
+    """A header's value as text.
+
+    HTTP's headers are Latin-1; `url_path`, the end of the path, is UTF-8.
+    """
     return value.decode("utf-8", "replace") if name == b"url_path" else value.decode("latin-1")
 
 
 class Context:
-    """The model's folder, manifest and configuration, fixed when it is loaded, and the batch at hand.
+    """A model's folder, manifest and configuration, and the current batch.
 
     Args:
-        gpu: number of the device that this worker is to use; None on the CPU.
+        gpu: number of this worker's CUDA device; None on the CPU.
     """
 
     cl_socket: Any
-    """Takes pieces of an answer; there from the first batch on."""
+    """Takes pieces of a streamed answer; set from the first batch on."""
 
     def __init__(
         self,

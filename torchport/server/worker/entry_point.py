@@ -1,4 +1,4 @@
-"""Finds what an archive's manifest names as its handler, by TorchServe's rules.
+"""Finds the handler that an archive's manifest names, by TorchServe's rules.
 
 entry = load_entry_point("regressor.py", envelope="")
 entry.initialize(context)
@@ -16,7 +16,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class EntryPoint:
-    """`owner` is the handler object, or None where the handler is a function."""
+    """A handler's functions; `owner` is its object, None for a plain function."""
 
     handle: Callable[[Any, Any], Any]
     initialize: Callable[[Any], Any]
@@ -24,13 +24,14 @@ class EntryPoint:
 
 
 def load_entry_point(handler: str, envelope: str = "") -> EntryPoint:
-    """The handler that `handler` names: `file.py`, `file.py:function`, `package.module`, or the name of
-    one of TorchServe's own, such as `image_classifier`.
+    """Load the handler that an archive's manifest names.
 
-    `envelope` is one of TorchServe's request envelopes, such as `kserve`; "" for none.
+    `handler` is `file.py`, `file.py:function`, `package.module`, or the name of one of TorchServe's
+    handlers, such as `image_classifier`. `envelope` is one of TorchServe's request envelopes, such as
+    `kserve`; "" for none.
 
     Raises:
-        ImportError: no such module, or something that it imports is missing.
+        ImportError: the module, or something that it imports, is missing.
         ValueError: the module has neither the function nor exactly one class.
     """
     name, _, function = handler.partition(":")

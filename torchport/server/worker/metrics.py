@@ -1,4 +1,4 @@
-"""The handler's own metrics, `context.metrics`: TorchServe's calls, collected for the front.
+"""Collects a handler's metrics: `context.metrics`, with TorchServe's calls.
 
 context.metrics.add_time("Decoding", 3.2, unit="ms")
 context.metrics.add_counter("Rejected", 1)
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from torchport.server.wire import Sample
+from torchport.server.wire import MetricValue
 
 logger = logging.getLogger(__name__)
 
@@ -20,16 +20,19 @@ _SIZE_UNITS = ("MB", "kB", "GB", "B")
 
 
 class Metrics:
-    """Samples since the last `take`. Dimensions are objects with `name` and `value`, as TorchServe's."""
+    """Metric values that a handler has added since the last `take`.
+
+    Dimensions are objects with `name` and `value`, as TorchServe's are.
+    """
 
     def __init__(self, model_name: str) -> None:
         self.model_name = model_name
         self.request_ids: Any = None
-        self._samples: list[Sample] = []
+        self._samples: list[MetricValue] = []
         self._known: dict[tuple[str, str], Metric] = {}
 
-    def take(self) -> list[Sample]:
-        """What was added since the last call."""
+    def take(self) -> list[MetricValue]:
+        """Return the values that were added since the last call."""
         taken, self._samples = self._samples, []
         return taken
 
@@ -99,10 +102,10 @@ class Metrics:
         dimension_names: Sequence[str] = (),
         metric_type: Any = "counter",
     ) -> Metric:
-        """Declare a metric, to be given values by `add_or_update`.
+        """Declare a metric, whose `add_or_update` then adds values.
 
         Raises:
-            TypeError: a name or a unit that is no text.
+            TypeError: the name or the unit is not text.
         """
         for value in (metric_name, unit):
             if not isinstance(value, str):
@@ -115,7 +118,7 @@ class Metrics:
         """The metric that was declared with this name.
 
         Raises:
-            KeyError: there is none.
+            KeyError: no such metric was declared.
         """
         metric = self._known.get((metric_name, _kind(metric_type)))
         if metric is None:
@@ -141,11 +144,14 @@ class Metrics:
         self.record(name, _kind(metric_type), unit, value, labels)
 
     def record(self, name: str, kind: str, unit: str, value: float, labels: list[tuple[str, str]]) -> None:
-        """Keep a value. What cannot be one is logged and costs the handler nothing, as on TorchServe."""
+        """Keep a value.
+
+        A counter's negative value is logged and ignored, as on TorchServe.
+        """
         if kind == "counter" and value < 0:
             logger.error("metric %s: a counter goes up, and not by %s", name, value)
             return
-        self._samples.append(Sample(str(name), kind, unit, float(value), labels))
+        self._samples.append(MetricValue(str(name), kind, unit, float(value), labels))
 
 
 class Metric:
@@ -172,12 +178,12 @@ class Metric:
 
 
 def _error(name: str, otherwise: type[Exception], message: str) -> Exception:
-    """TorchServe's own exception where the handler has imported it, and may catch it."""
+    """TorchServe's exception if the handler has imported it, else `otherwise`."""
     errors = sys.modules.get("ts.metrics.metric_cache_errors")
     kind: type[Exception] = getattr(errors, name, otherwise)
     return kind(message)
 
 
 def _kind(metric_type: Any) -> str:
-    """The name in TorchServe's `MetricTypes`, or a text, in lower case."""
+    """The metric type in lower case, from text or TorchServe's `MetricTypes`."""
     return str(getattr(metric_type, "value", metric_type)).lower()

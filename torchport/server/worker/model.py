@@ -1,4 +1,4 @@
-"""A loaded model: rows in, answers out, whatever its handler does.
+"""A loaded model: rows in, answers out, whatever its handler raises.
 
 model = LoadedModel.load(order)
 model.predict(order.rows, send_piece)
@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from torchport.server.wire import Answer, Field, InferRow, Load, Row, Sample
+from torchport.server.wire import Answer, Field, InferRow, Load, MetricValue, Row
 from torchport.server.worker.answers import answers_of, failed
 from torchport.server.worker.context import Context, RequestProcessor
 from torchport.server.worker.entry_point import EntryPoint, load_entry_point
@@ -26,7 +26,7 @@ from torchport.server.worker.streaming import StreamSocket
 logger = logging.getLogger(__name__)
 
 SERVER_VERSION = "0.12.0"
-"""The TorchServe that handlers are told they run on: some look for features by it."""
+"""TorchServe's version, as handlers are told. Some check it for features."""
 
 
 class LoadedModel:
@@ -37,7 +37,9 @@ class LoadedModel:
 
     @classmethod
     def load(cls, order: Load) -> LoadedModel:
-        """Import the handler and let it load its model. The model's folder leads Python's path by then.
+        """Import the handler and let it load its model.
+
+        The model's folder must be first on Python's path.
 
         Raises:
             Exception: whatever the handler raises.
@@ -62,15 +64,15 @@ class LoadedModel:
         return cls(order, entry, context, metrics)
 
     @property
-    def describes(self) -> str:
-        """What runs the model, for the log."""
+    def description(self) -> str:
+        """The model's backends, or its handler's name, for the log."""
         backends = getattr(self._entry.owner, "backends", None)
         if not isinstance(backends, dict):
             return self._order.handler
         return ", ".join(f"{n}: {getattr(b, 'provider', type(b).__name__)}" for n, b in backends.items())
 
     def predict(self, rows: list[Row], send_piece: Callable[[int, Answer], None]) -> list[Answer]:
-        """Ask the handler. Whatever it raises is an answer; only the end of the process is not."""
+        """Answer rows with the handler; its exceptions become error answers."""
         places: dict[str, int] = {}
         for index, row in enumerate(rows):
             # Clients choose ids: two of the same must not get each other's pieces. None has a space in it.
@@ -95,7 +97,10 @@ class LoadedModel:
         return answers_of(values, len(rows), context)
 
     def infer(self, rows: list[InferRow]) -> list[Answer]:
-        """Run tensors past the handler's decoding and encoding, for archives that torchport made."""
+        """Run tensors without the handler's decoding and encoding.
+
+        An archive that torchport did not make answers 400.
+        """
         handler = self._entry.owner
         if not self.signature:
             message = (
@@ -108,7 +113,7 @@ class LoadedModel:
 
     @property
     def signature(self) -> bytes:
-        """The graphs' signatures as JSON; empty for archives that torchport did not make."""
+        """The graphs' signatures as JSON; empty unless torchport made the archive."""
         signatures = getattr(self._entry.owner, "signatures", None)
         # A handler of somebody else's may have something of that name.
         if not isinstance(signatures, dict) or not all(hasattr(s, "to_json") for s in signatures.values()):
@@ -116,25 +121,28 @@ class LoadedModel:
         return msgspec.json.encode({name: s.to_json() for name, s in signatures.items()})
 
     def close(self) -> None:
-        """End what the handler has running beside it."""
+        """Close the handler's shadow, if it has one."""
         close = getattr(getattr(self._entry.owner, "shadow", None), "close", None)
         if self.signature and callable(close):
             close()
 
     @property
-    def has_news(self) -> bool:
-        """Whether a handler that torchport made looks at answers once more (its `shadow`)."""
+    def has_pending_metrics(self) -> bool:
+        """Whether the handler's shadow has results to report.
+
+        The shadows of archives' runtimes have this as `has_news`.
+        """
         return bool(getattr(getattr(self._entry.owner, "shadow", None), "has_news", False))
 
-    def take_samples(self) -> list[Sample]:
-        """The handler's own metrics since the last call, and what its shadow has found."""
+    def take_samples(self) -> list[MetricValue]:
+        """Metrics of the handler and its shadow since the last call."""
         report = getattr(getattr(self._entry.owner, "shadow", None), "report", None)
-        if self.has_news and callable(report):
+        if self.has_pending_metrics and callable(report):
             report(self._context.metrics)
         return self._metrics.take()
 
     def _value(self, field: Field) -> Any:
-        """A field as TorchServe gives it to handlers: JSON and text decoded where that can be done."""
+        """A field as TorchServe's handlers get it: decoded JSON, text or bytes."""
         if not self._order.decode_input:
             return field.value
         try:

@@ -1,9 +1,11 @@
-"""A place of its own for each model in a process that several share: its folder leads Python's path and
-is the working directory, and modules that came from there are seen by nobody else.
+"""Isolates models that share one process: path, working directory, modules.
 
     space = ModelSpace(folder)
     with space.entered():
-        import torchport_runtime         # the one that this archive carries
+        import torchport_runtime         # the archive's own copy
+
+Inside, the model's folder is first on Python's path and is the working directory. Modules that were
+imported from it are visible to no other model.
 """
 
 from __future__ import annotations
@@ -17,7 +19,10 @@ from types import ModuleType
 
 
 class ModelSpace:
-    """Every archive has a handler, and often a runtime, of the same name as another's."""
+    """One model's path, working directory and modules.
+
+    Archives often have handlers and runtimes of the same names.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = str(folder)
@@ -25,7 +30,7 @@ class ModelSpace:
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        """Be in this place."""
+        """Switch to this model's path, working directory and modules."""
         sys.path.insert(0, self._folder)
         os.chdir(self._folder)
         sys.modules.update(self._modules)

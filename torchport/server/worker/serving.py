@@ -1,4 +1,4 @@
-"""The models of this process, and what is done on the front's orders.
+"""Carries out the front's orders on the models of this process.
 
 models = Models(send)
 models.obey(order)                   # send(report) is called, once or more
@@ -32,17 +32,17 @@ from torchport.server.worker.model import LoadedModel
 from torchport.server.worker.model_space import ModelSpace
 
 MEMORY_EVERY_S = 0.5
-"""How often this process's size is looked at, at most."""
+"""Minimum seconds between two measurements of this process's memory."""
 
 
 class Models:
-    """Models by the front's numbers for them."""
+    """The loaded models, by slot."""
 
     def __init__(self, send: Callable[[Any], None]) -> None:
         self._send = send
         self._models: dict[int, LoadedModel] = {}
         self._spaces: dict[int, ModelSpace] = {}
-        self._memory, self._looked = 0, 0.0
+        self._memory, self._measured_at = 0, 0.0
 
     def obey(self, order: Order) -> None:
         """Carry out one order."""
@@ -61,12 +61,12 @@ class Models:
             self._spaces.pop(order.slot, None)
 
     @property
-    def has_news(self) -> bool:
-        """Whether a handler is at something after its answers, and will tell of it."""
-        return any(model.has_news for model in self._models.values())
+    def has_pending_metrics(self) -> bool:
+        """Whether any model has metrics to report between batches."""
+        return any(model.has_pending_metrics for model in self._models.values())
 
-    def tell_news(self) -> None:
-        """Send what handlers have found since their last answers."""
+    def send_pending_metrics(self) -> None:
+        """Send the metrics that handlers have added since their last answers."""
         for slot, model in self._models.items():
             with self._space(slot):
                 samples = model.take_samples()
@@ -88,7 +88,7 @@ class Models:
             self._send(LoadFailed(order.slot, reason, traceback.format_exc(limit=-20)))
             self._spaces.pop(order.slot, None)
             return
-        self._send(Loaded(order.slot, model.describes, model.signature))
+        self._send(Loaded(order.slot, model.description, model.signature))
 
     def _predict(self, order: Predict) -> None:
         slot, batch = order.slot, order.batch
@@ -101,8 +101,8 @@ class Models:
         self._answer(slot, batch, answers)
 
     def _answer(self, slot: int, batch: int, answers: list[Answer]) -> None:
-        if time.monotonic() - self._looked > MEMORY_EVERY_S:
-            self._memory, self._looked = resident_bytes(), time.monotonic()
+        if time.monotonic() - self._measured_at > MEMORY_EVERY_S:
+            self._memory, self._measured_at = resident_bytes(), time.monotonic()
         self._send(Answered(slot, batch, answers, self._models[slot].take_samples(), self._memory))
 
     def _space(self, slot: int) -> AbstractContextManager[None]:
@@ -111,7 +111,10 @@ class Models:
 
 
 def _live_in(folder: Path) -> None:
-    """Make the model's folder the first on Python's path, for children too, and the working directory."""
+    """Make a folder the working directory and first on Python's path.
+
+    Child processes inherit both.
+    """
     os.chdir(folder)
     sys.path.insert(0, str(folder))
     inherited = os.environ.get("PYTHONPATH")
@@ -119,7 +122,7 @@ def _live_in(folder: Path) -> None:
 
 
 def resident_bytes() -> int:
-    """This process's resident memory; 0 where the system does not tell."""
+    """Resident memory of this process in bytes; 0 if unknown."""
     try:
         with open("/proc/self/statm", "rb") as statm:
             return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

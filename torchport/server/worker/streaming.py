@@ -1,8 +1,8 @@
-"""Pieces of an answer while the handler still computes it.
+"""Streams pieces of an answer while the handler still computes it.
 
 TorchServe's `send_intermediate_predict_response` writes a message of TorchServe's own format to
-`context.cl_socket`. Handlers import that function from TorchServe, so what stands in for the socket
-here reads the format (`ts/protocol/otf_message_handler.py`) and passes the pieces on.
+`context.cl_socket`. Handlers import that function from TorchServe. So the stand-in for the socket here
+reads that format (`ts/protocol/otf_message_handler.py`) and passes the pieces on.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ _END = -1
 
 
 class StreamSocket:
-    """Stands in for `context.cl_socket`. `send_piece(request_id, answer)` passes a piece to the front."""
+    """Stands in for the socket `context.cl_socket`.
+
+    `send_piece(request_id, answer)` passes a piece to the front.
+    """
 
     def __init__(self, send_piece: Callable[[str, Answer], None]) -> None:
         self._send_piece = send_piece
@@ -32,10 +35,10 @@ class StreamSocket:
 
 
 def parse_response(message: bytes) -> list[tuple[str, Answer]]:
-    """The answers in one message of TorchServe's workers, with the requests' ids.
+    """Request ids and answers in one message of TorchServe's format.
 
     Raises:
-        ValueError: not such a message.
+        ValueError: the message has another format.
     """
     try:
         return _parse(message)

@@ -1,4 +1,4 @@
-"""Tensors straight onto a graph: the Open Inference Protocol's side of a worker."""
+"""Runs the Open Inference Protocol's tensors on a model's graphs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torchport.server.wire import Answer, InferRow, Tensor
 
 
 def answer_tensors(handler: Any, rows: list[InferRow]) -> list[Answer]:
-    """Answers to all rows; those of equal sizes are run together, by the archive's own runtime."""
+    """Answer all rows with the archive's runtime, equal sizes together."""
     try:
         runtime = _own_runtime()
     except ImportError:
@@ -34,10 +34,10 @@ def answer_tensors(handler: Any, rows: list[InferRow]) -> list[Answer]:
 
 
 def _own_runtime() -> Any:
-    """The module of the archive's own runtime that takes tensors.
+    """The module of the archive's runtime that takes tensors.
 
     Raises:
-        ImportError: none does.
+        ImportError: the runtime takes no tensors.
     """
     runtime = importlib.import_module("torchport_runtime")
     if hasattr(runtime, "run_tensors"):

@@ -1,1 +1,1 @@
-"""Reads a recipe's requests and compares the handler's answers of every backend."""
+"""Compares the handler's answers to a recipe's requests, for every backend."""

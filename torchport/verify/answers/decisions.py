@@ -1,11 +1,13 @@
-"""What an answer decides, and whether two answers decide alike: boxes by their overlap, texts and lists of
-whole numbers as sequences, labels by their names, numbers within rounding, pictures within a grey level.
+"""Extracts what an answer decides, and compares the decisions of two answers.
+
+Boxes are compared by their overlap, texts and lists of whole numbers as sequences, labels by their
+names, numbers within rounding, pictures within a grey level:
 
     one = decided({"boxes": [{"box": [10.0, 10.0, 50.0, 50.0], "label": "7", "score": 0.9}]})
     one.kind                             # "boxes"
-    differing(one, other)                # "" where both decide alike, else what differs
+    differing(one, other)                # "" if both decide alike, else what differs
 
-Scores and probabilities beside a decision are no part of it: `score_difference` says how far apart they are.
+Scores and probabilities next to a decision are not part of it: `score_difference` compares them.
 """
 
 from __future__ import annotations
@@ -22,21 +24,22 @@ from torchport.verify.outputs.reference import EAGER_MULTIPLE
 from torchport_runtime.boxes import iou
 
 KINDS = ("boxes", "picture", "sequence", "label", "number", "json")
-"""An answer that holds several of these is of the first one; all of them must be the same."""
+"""Kinds of decisions. An answer that holds several is of the first of them; all of them must agree."""
 
 OVERLAP = 0.9
-"""Intersection over union from which on two boxes of one label are the same box."""
+"""Minimum intersection over union of boxes that count as the same. Both must have one label."""
 
 SURE = 0.5
-"""A finding of a lower score may be listed, for a curve of precision and recall, but is not claimed."""
+"""Minimum score of a box that counts as found. Boxes below it may be listed, for a curve of precision and
+recall."""
 
 SHOWN = 80
-"""Characters of a text that are shown where it differs."""
+"""Maximum characters of a text in a message; the rest is cut off."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One decision in an answer. `path` says where: `boxes`, or `0.translation`."""
+    """One decision in an answer. `path` says where it stands: `boxes`, or `0.translation`."""
 
     path: str
     kind: str
@@ -45,23 +48,26 @@ class Part:
 
 @dataclass(frozen=True)
 class Decided:
-    """An answer's decisions in the order of the answer; `scores` are the numbers beside them, by path."""
+    """The decisions of an answer, in its order.
+
+    `scores` are the numbers next to them, by path.
+    """
 
     parts: tuple[Part, ...]
     scores: Mapping[str, float]
 
     @property
     def kind(self) -> str:
-        """The first of `KINDS` that is in it."""
+        """The first of `KINDS` that is among the decisions."""
         return min((part.kind for part in self.parts), key=KINDS.index, default="json")
 
 
 def decided(answer: Any, decides: str = "") -> Decided:
-    """What an answer, as a client reads it, decides.
+    """Extract the decisions of an answer, as a client reads it.
 
-    `decides` is the handler's own word, which matters for numbers alone: with "label" several of them are
-    scores of classes, of which the greatest counts; with "number" they never are. Without it, numbers by
-    name from 1 to 0 in falling order are taken for such scores.
+    `decides` is the handler's own word, and matters for numbers only. With "label", several numbers are
+    scores of classes, and the highest one decides. With "number" they never are. Without it, numbers by
+    name are taken for such scores if they fall from 1 to 0.
     """
     parts, scores = [], {}
     for part in _parts(answer, "", decides):
@@ -78,9 +84,10 @@ def decided(answer: Any, decides: str = "") -> Decided:
 
 
 def differing(one: Decided, truth: Decided, eager: Decided | None = None) -> str:
-    """What `one` decides otherwise than `truth`; "" where nothing.
+    """Describe what `one` decides otherwise than `truth`; "" if they agree.
 
-    Numbers may be off by `RTOL` of the greatest beside them, or `EAGER_MULTIPLE` times what `eager` is off.
+    Numbers may be off by `RTOL` of the largest number next to them, or by `EAGER_MULTIPLE` times the
+    distance of `eager`.
     """
     if [(p.path, p.kind) for p in one.parts] != [(p.path, p.kind) for p in truth.parts]:
         return f"it has {_shape(one)}, the trained model's has {_shape(truth)}"
@@ -94,8 +101,10 @@ def differing(one: Decided, truth: Decided, eager: Decided | None = None) -> str
 
 
 def choices(answer: Decided) -> Decided:
-    """What is left where numbers may be other ones, as in INT8: labels, texts, tokens, and boxes of a score
-    of at least `SURE`. There may be none."""
+    """Decisions that must agree even if numbers may change, as in INT8.
+
+    These are labels, texts, tokens, and boxes with a score of at least `SURE`. The result may be empty.
+    """
     kept = []
     for part in answer.parts:
         if part.kind == "boxes":
@@ -108,7 +117,7 @@ def choices(answer: Decided) -> Decided:
 
 
 def score_difference(one: Decided, truth: Decided) -> float:
-    """How far apart scores are at most, those of boxes that are the same among them."""
+    """Maximum difference of scores, including those of matching boxes."""
     apart = [abs(value - truth.scores[path]) for path, value in one.scores.items() if path in truth.scores]
     for got, expected in zip(one.parts, truth.parts, strict=False):
         if got.kind == expected.kind == "boxes":
@@ -123,7 +132,7 @@ def score_difference(one: Decided, truth: Decided) -> float:
 def matched(
     boxes: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]], overlap: float = OVERLAP
 ) -> list[tuple[int, int]]:
-    """The greatest one-to-one matching, by index, of boxes with others of their label that overlap enough."""
+    """Maximum one-to-one matching, by index, of overlapping boxes with the same label."""
     if not boxes or not others:
         return []
     sides, other_sides = (np.array([b["box"] for b in of], np.float64) for of in (boxes, others))
@@ -134,7 +143,7 @@ def matched(
     taken: dict[int, int] = {}
 
     def find(box: int, seen: set[int]) -> bool:
-        """Give a box a partner, others moving on to another of theirs where they can."""
+        """Find a partner for a box; boxes with one move on if possible."""
         for other in np.flatnonzero(alike[box]).tolist():
             if other not in seen:
                 seen.add(other)

@@ -1,4 +1,4 @@
-"""Whether two answers of one model are the same: numbers within rounding, pictures within a grey level."""
+"""Compares two answers of one model: numbers within rounding, pictures within a grey level."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import numpy as np
 from torchport_runtime.requests.request import Answer
 
 RTOL, ATOL = 1e-4, 1e-6
-"""Between one backend's answers in process and served: it is the same graph, but a server puts
-requests together as they come, and another batch size sums in another order."""
+"""Tolerances between one backend's answers in process and served. The graph is the same, but a server
+batches requests as they come, and another batch size sums in another order."""
 
 GREY_LEVELS = 1
-"""Of 255: a value next to a rounding's edge may fall on either side."""
+"""Maximum difference of two pixels, of 255: a value at the edge of rounding may fall on either side."""
 
 
 def same_answer(one: Any, other: Any, *, rtol: float = RTOL, atol: float = ATOL) -> bool:
-    """Whether two answers are the same; names, their order, texts and whole numbers exactly."""
+    """Whether two answers are the same. Names, their order, texts and whole numbers must match exactly."""
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         return list(one) == list(other) and all(
             same_answer(one[k], other[k], rtol=rtol, atol=atol) for k in one
@@ -50,14 +50,15 @@ def as_served(answer: Answer) -> Any:
 
 
 def as_json(value: Any) -> Any:
-    """What JSON makes of an answer: lists of tuples and arrays, names of keys; bytes stay bytes."""
+    """An answer after a round trip through JSON: tuples and arrays are lists, keys are texts. Bytes stay
+    bytes."""
     if isinstance(value, bytes):
         return value
     return json.loads(json.dumps(value, default=lambda array: array.tolist()))
 
 
 def arrays_of(content: bytes) -> dict[str, np.ndarray] | None:
-    """What an .npy or an .npz file holds, by name; None where the bytes are neither."""
+    """The arrays of an .npy or .npz file by name; otherwise None."""
     if not content.startswith((b"\x93NUMPY", b"PK\x03\x04")):
         return None
     loaded = np.load(io.BytesIO(content), allow_pickle=False)
@@ -67,7 +68,7 @@ def arrays_of(content: bytes) -> dict[str, np.ndarray] | None:
 
 
 def _values(content: bytes) -> dict[str, np.ndarray] | None:
-    """What a picture, an .npy or an .npz file holds, by name; None where the bytes are none of these."""
+    """Arrays of a picture, .npy or .npz file by name; otherwise None."""
     from PIL import Image
 
     arrays = arrays_of(content)

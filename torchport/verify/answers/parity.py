@@ -1,12 +1,14 @@
-"""Whether a recipe's handler answers with an export as with the trained model: what it decides of the
-recipe's requests and of held-out inputs, by every backend that ships, and over the model in float64.
+"""Compares the handler's answers with an export and with the trained model.
+
+Compared are the decisions for the recipe's requests and for held-out inputs, by every packaged backend,
+with those over the model in float64:
 
     compared = compare_answers(recipe, folder, graphs, opened, reference_kinds)
     compared.summary()                   # [{"backend": "onnxruntime", "kind": "boxes", "agreed": 64, ...}]
     compared.failures[Variant("pt2")]    # ["pt2 on cpu, answer to held-out 3: boxes: 4 of 5 boxes are ..."]
 
-What one graph computes is proven graph by graph. Boxes after suppression and sequences of tokens come of
-several runs and of thresholds between them: they are proven here.
+The outputs of single graphs are compared in `torchport.verify.outputs`. Boxes after suppression and
+sequences of tokens depend on several runs and on thresholds between them: they are compared here.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torchport.errors import RecipeError
-from torchport.model.eager import EagerBackend, moved_module
+from torchport.model.eager import EagerBackend, perturbed_module
 from torchport.recipe.contract import Recipe, Request
 from torchport.recipe.handler import described_handler
 from torchport.recipe.loading import find_handler
@@ -38,21 +40,21 @@ if TYPE_CHECKING:
     from torch import nn
 
 HELD_OUT = 64
-"""Held-out inputs that are asked, evenly spread over all of them."""
+"""Maximum number of held-out inputs that are compared. They are evenly spread over all of them."""
 
 FIRST = 10
-"""Answers that differ are named in the certificate, up to so many of each backend."""
+"""Maximum number of differing answers that a certificate's row names. Further ones are counted only."""
 
-WITNESSES = 4
-"""Times that the trained model is moved by as much as a backend may be off, where an answer differs: what
-it then decides otherwise by itself was no clear decision."""
+PERTURBED_MODELS = 4
+"""Number of perturbed models that decide a differing answer again. Each is the trained model, perturbed by
+as much as a backend may be off. What one of them decides otherwise was no clear decision."""
 
 Backends = Mapping[str, Backend]
-"""By graph."""
+"""Backends by graph."""
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Probe:
     name: str
     request: Request
 
@@ -66,7 +68,7 @@ class AnswerParity:
     _rows: list[dict[str, Any]] = field(default_factory=list)
 
     def summary(self) -> list[dict[str, Any]]:
-        """What the certificate says: a row for each backend, device and kind of answer."""
+        """The certificate's rows: one for each backend, device and kind of answer."""
         return [
             {**row, "rate": row["agreed"] / row["compared"] if row["compared"] else None}
             for row in self._rows
@@ -76,7 +78,7 @@ class AnswerParity:
         self,
         variant: Variant,
         device: str,
-        asked: Sequence[_Asked],
+        probes: Sequence[_Probe],
         got: Sequence[Decided],
         model: _TrainedModel,
     ) -> None:
@@ -88,8 +90,8 @@ class AnswerParity:
             for index, one in enumerate(got)
             if not model.is_tie(index) and differing(one, model.truth[index], model.eager[index])
         ]
-        ties = model.moved_ties(suspects)
-        for index, (sent, one) in enumerate(zip(asked, got, strict=True)):
+        ties = model.perturbed_ties(suspects)
+        for index, (sent, one) in enumerate(zip(probes, got, strict=True)):
             truth = model.truth[index]
             row = rows.setdefault(truth.kind, _empty(variant, device, truth.kind))
             if model.is_tie(index) or index in ties:
@@ -114,9 +116,10 @@ def compare_answers(
     opened: Mapping[tuple[Variant, str], Backends],
     references: Mapping[str, str],
 ) -> AnswerParity:
-    """Ask the handler everything with each of the opened backends, by variant and device.
+    """Compare the handler's answers by each opened backend with the trained model's.
 
-    `references` says by graph what its outputs were held against, as `Reference.kind` does.
+    `opened` has the backends by variant and device. `references` has each graph's reference, as
+    `Reference.kind` names it.
 
     Raises:
         RecipeError: the handler does not load, or the recipe's own code fails.
@@ -126,96 +129,99 @@ def compare_answers(
         raise RecipeError(
             f"handler {recipe.handler}: decides = {handler.decides!r}: one of {', '.join(KINDS)} is expected"
         )
-    asked = _asked(recipe)
+    probes = _probes(recipe)
     compared = AnswerParity()
     with torch_threads_kept(recipe.options.thread_count), _quiet():
-        model = _TrainedModel(recipe, handler, graphs, asked, references)
+        model = _TrainedModel(recipe, handler, graphs, probes, references)
         compared.against = model.kind
         for (variant, device), backends in opened.items():
-            compared.add(variant, device, asked, _decisions(recipe, handler, backends, asked), model)
+            compared.add(variant, device, probes, _decisions(recipe, handler, backends, probes), model)
     return compared
 
 
 class _TrainedModel:
-    """What the handler decides over the model itself. `truth` is in float64, where it runs so."""
+    """The handler's decisions over the trained model. `truth` is in float64, if the model runs in it."""
 
     def __init__(
         self,
         recipe: Recipe,
         handler: Handler,
         graphs: Mapping[str, nn.Module],
-        asked: Sequence[_Asked],
+        probes: Sequence[_Probe],
         references: Mapping[str, str],
     ) -> None:
-        self._recipe, self._handler, self._graphs, self._asked = recipe, handler, graphs, asked
-        self._witnesses: dict[int, list[Decided]] = {}
+        self._recipe, self._handler, self._graphs, self._probes = recipe, handler, graphs, probes
+        self._perturbed: dict[int, list[Decided]] = {}
         self.eager = self._decisions(graphs)
         self.truth, self.kind = self.eager, next((k for k in references.values() if k != "float64"), "")
         if not self.kind:
             double = self._decisions(graphs, double=True)
             refused = [i for i, one in enumerate(double) if _is_refusal(one) != _is_refusal(self.eager[i])]
             if refused:
-                self.kind = f"float32: the handler does not answer {asked[refused[0]].name} in float64"
+                self.kind = f"float32: the handler does not answer {probes[refused[0]].name} in float64"
             else:
                 self.truth, self.kind = double, "float64"
-                others = sum(self.is_tie(index) for index in range(len(asked)))
-                if others * 2 > len(asked):  # It shows its numbers' precision: that says nothing of ties.
+                others = sum(self.is_tie(index) for index in range(len(probes)))
+                if others * 2 > len(probes):  # It shows its numbers' precision: that says nothing of ties.
                     self.truth = self.eager
-                    self.kind = f"float32: the handler answers {others} of {len(asked)} otherwise in float64"
+                    self.kind = f"float32: the handler answers {others} of {len(probes)} otherwise in float64"
 
     def is_tie(self, index: int) -> bool:
         """Whether eager float32 itself decides otherwise than float64."""
         return bool(differing(self.eager[index], self.truth[index], self.eager[index]))
 
-    def moved_ties(self, indices: Sequence[int]) -> set[int]:
-        """Those of some answers that the model decides otherwise when it is moved by a backend's bound."""
-        missing = [index for index in indices if index not in self._witnesses]
+    def perturbed_ties(self, indices: Sequence[int]) -> set[int]:
+        """Indices of answers that flip when the model is perturbed.
+
+        The weights are perturbed by the error bound of a backend: such answers count as ties.
+        """
+        missing = [index for index in indices if index not in self._perturbed]
         if missing:
-            asked = [self._asked[index] for index in missing]
-            for seed in range(WITNESSES):
-                moved = {n: moved_module(m, EAGER_MULTIPLE, seed) for n, m in self._graphs.items()}
-                for index, one in zip(missing, self._decisions(moved, asked), strict=True):
-                    self._witnesses.setdefault(index, []).append(one)
+            probes = [self._probes[index] for index in missing]
+            for seed in range(PERTURBED_MODELS):
+                perturbed = {n: perturbed_module(m, EAGER_MULTIPLE, seed) for n, m in self._graphs.items()}
+                for index, one in zip(missing, self._decisions(perturbed, probes), strict=True):
+                    self._perturbed.setdefault(index, []).append(one)
         return {
             index
             for index in indices
-            if any(differing(one, self.truth[index], self.eager[index]) for one in self._witnesses[index])
+            if any(differing(one, self.truth[index], self.eager[index]) for one in self._perturbed[index])
         }
 
     def _decisions(
-        self, graphs: Mapping[str, nn.Module], asked: Sequence[_Asked] | None = None, *, double: bool = False
+        self, graphs: Mapping[str, nn.Module], probes: Sequence[_Probe] | None = None, *, double: bool = False
     ) -> list[Decided]:
         signatures = self._handler.signatures
         backends = {
             name: EagerBackend(module, signatures[name], double=double) for name, module in graphs.items()
         }
-        return _decisions(self._recipe, self._handler, backends, self._asked if asked is None else asked)
+        return _decisions(self._recipe, self._handler, backends, self._probes if probes is None else probes)
 
 
 def spread(examples: int) -> list[int]:
-    """The places of at most `HELD_OUT` of so many examples, from the first on, evenly apart."""
+    """Indices of the examples to compare: at most `HELD_OUT`, evenly spaced from the first on."""
     count = min(HELD_OUT, examples)
     return [index * examples // count for index in range(count)]
 
 
-def _asked(recipe: Recipe) -> list[_Asked]:
-    """The recipe's requests, and held-out inputs from the first to the last."""
+def _probes(recipe: Recipe) -> list[_Probe]:
+    """The recipe's requests, and held-out inputs that are spread over all of them."""
     with running(recipe.path, "heldout"):
         examples = list(recipe.heldout())
     return [
-        *(_Asked(f"request {index}", sent) for index, sent in enumerate(recipe_requests(recipe))),
-        *(_Asked(f"held-out {index}", examples[index].request) for index in spread(len(examples))),
+        *(_Probe(f"request {index}", sent) for index, sent in enumerate(recipe_requests(recipe))),
+        *(_Probe(f"held-out {index}", examples[index].request) for index in spread(len(examples))),
     ]
 
 
 def _decisions(
-    recipe: Recipe, handler: Handler, backends: Backends, asked: Sequence[_Asked]
+    recipe: Recipe, handler: Handler, backends: Backends, probes: Sequence[_Probe]
 ) -> list[Decided]:
-    """What the handler decides over some backends, in batches as a server under load puts them together."""
+    """The handler's decisions over some backends, in batches of the served size."""
     handler.backends = dict(backends)
     found = []
-    for start in range(0, len(asked), recipe.serving.batch_size):
-        chunk = asked[start : start + recipe.serving.batch_size]
+    for start in range(0, len(probes), recipe.serving.batch_size):
+        chunk = probes[start : start + recipe.serving.batch_size]
         with running(find_handler(recipe), "answer"):
             answers = handler.answer([InferenceRequest(sent.request.fields()) for sent in chunk])
         for answer in answers:
@@ -247,7 +253,7 @@ def _empty(variant: Variant, device: str, kind: str) -> dict[str, Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """A handler logs what it refuses; here that is counted."""
+    """Silence the log of refused requests, which are counted instead."""
     logger = logging.getLogger("torchport_runtime")
     before = logger.disabled, logger.level
     logger.setLevel(logging.CRITICAL + 1)

@@ -1,4 +1,8 @@
-"""Whether a recipe's handler reads requests as the recipe says, and answers each as if it were alone."""
+"""Checks how a handler reads and answers the recipe's requests.
+
+Each request must become the tensors that the recipe says. Its answer must be the same alone and in a
+batch.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +29,10 @@ from torchport_runtime.requests.batching import common_sizes, run_together
 
 
 def compare_requests(recipe: Recipe, folder: BuildFolder) -> tuple[int, list[str]]:
-    """Whether the handler turns each of the recipe's requests into the tensors that the recipe says, and
-    the exported model's outputs into an answer. Returns how many requests there were, and what failed.
+    """Check that the handler decodes and answers each of the recipe's requests.
+
+    The tensors must be those that the recipe says, and the exported model's outputs must become an
+    answer. Returns the number of requests, and what failed.
     """
     path = find_handler(recipe)
     handler = load_handler(recipe, folder.path)
@@ -53,7 +59,10 @@ def compare_requests(recipe: Recipe, folder: BuildFolder) -> tuple[int, list[str
 
 
 def answered_requests(recipe: Recipe, folder: BuildFolder) -> Iterator[tuple[Request, Any]]:
-    """The recipe's requests, each with the handler's answer to it alone, where its backend loads."""
+    """The recipe's requests, each with the handler's answer to it alone.
+
+    There are none if the handler's backend does not load.
+    """
     handler = load_handler(recipe, folder.path)
     for sent in recipe_requests(recipe) if handler.backends else ():
         (answer,) = handler.answer([InferenceRequest(sent.fields())])
@@ -64,8 +73,9 @@ def answered_requests(recipe: Recipe, folder: BuildFolder) -> Iterator[tuple[Req
 
 
 def _batch_mates(recipe: Recipe, handler: Handler, requests: list[Request]) -> Iterator[str]:
-    """Requests whose answer is another among the others than alone: through padding that the model does
-    not mask, or an `infer` that mixes rows.
+    """Requests that are answered otherwise in a batch than alone.
+
+    The cause is padding that the model does not mask, or an `infer` that mixes rows.
     """
     together = handler.answer([InferenceRequest(sent.fields()) for sent in requests])
     for index, (sent, answer) in enumerate(zip(requests, together, strict=True)):
@@ -94,8 +104,10 @@ def _differences(tensors: Any, expected: Mapping[str, np.ndarray]) -> Iterator[s
 
 
 def _padding(recipe: Recipe, handler: Handler, requests: list[Request]) -> Iterator[str]:
-    """Requests that are answered otherwise beside the longest input there can be, which the handler's
-    `padding` fills them up to."""
+    """Requests that are answered otherwise next to the longest possible input.
+
+    The handler's `padding` fills them up to its length.
+    """
     for index, sent in enumerate(requests):
         request = InferenceRequest(sent.fields())
         tensors = handler.read(request)
@@ -126,7 +138,10 @@ def _padding(recipe: Recipe, handler: Handler, requests: list[Request]) -> Itera
 def _longest_mate(
     signature: Signature, tensors: Mapping[str, np.ndarray], padding: Mapping[str, float]
 ) -> dict[str, np.ndarray] | None:
-    """A row of random inputs whose padded dimensions are at their greatest; None where nothing is padded."""
+    """A row of random inputs with padded dimensions at their maximum.
+
+    None if nothing is padded.
+    """
     if signature.batch_dim is None:
         return None
     sizes = {s: n for name, a in tensors.items() for s, n in signature.inputs[name].sizes(a.shape).items()}
@@ -134,8 +149,8 @@ def _longest_mate(
     free = set(sizes) - set(shared) - {signature.batch_dim}
     if not free:
         return None
-    greatest = {symbol: signature.dims[symbol][1] for symbol in free}
-    return random_inputs(signature, {**sizes, **greatest, signature.batch_dim: 1}, seed=0)
+    maximum = {symbol: signature.dims[symbol][1] for symbol in free}
+    return random_inputs(signature, {**sizes, **maximum, signature.batch_dim: 1}, seed=0)
 
 
 def _scale(value: np.ndarray) -> float:
@@ -144,7 +159,9 @@ def _scale(value: np.ndarray) -> float:
 
 
 def load_handler(recipe: Recipe, folder: Path) -> Handler:
-    """The recipe's handler with signature, options, assets and, where it loads, the model of a build folder.
+    """The recipe's handler with signature, options and assets.
+
+    It also has the model of the build folder, if that loads.
 
     Raises:
         RecipeError: the handler does not load, or its `setup` fails.

@@ -1,1 +1,1 @@
-"""Reads an archive and writes this machine's record of it below `.local_parity/`."""
+"""Verifies an archive on this machine, and writes the record to `.local_parity/`."""

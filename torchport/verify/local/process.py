@@ -1,10 +1,12 @@
-"""An archive proven again in a process of its own: its handler is somebody's code, which may end, crash or
-hang the process that it is in, and the archives beside it are to be proven all the same.
+"""Verifies an archive on this machine, in a child process.
 
-    prove_apart(store.archive("linear", "1.0")).record["passed"]
+The archive's handler is foreign code, which may end, crash or hang its process. The other archives must
+be verified all the same:
 
-What came of it is what the process wrote down when it was through, never how it ended. It leads a process
-group that ends with it, and it ends with the process that started it, by SIGKILL too.
+    verify_in_child(store.archive("linear", "1.0")).record["passed"]
+
+Only the result file counts, never the exit code. The child leads a process group that ends with it. The
+child ends with the process that started it, after a SIGKILL too.
 """
 
 from __future__ import annotations
@@ -26,33 +28,35 @@ from torchport.archive.local_record import record_path
 from torchport.child_process import end_with_parent, how_it_ended
 from torchport.errors import ArchiveError, TorchportError
 from torchport.store.files import read_json, write_json
-from torchport.verify.local.proving import LocalParity, prove_again
+from torchport.verify.local.proving import LocalParity, verify_archive
 
 TIMEOUT_S = 1800.0
-"""For all of one archive's backends and devices: many times what the largest takes, evidence being small."""
+"""Seconds for all backends and devices of one archive; beyond, the child is killed. This is many times
+what the largest archive takes, because test vectors are small."""
 
 _LAST_WORDS = 5
-"""Lines that are kept of what a process wrote, for the reason why it did not come to an end."""
+"""Maximum number of the child's last lines that explain a failure."""
 
 _LONGEST_LINE = 500
 _DRAIN_S = 0.5
-"""A process that has left the group may hold the pipes open: what is in them is waited for no longer."""
+"""Seconds to wait for the rest of a pipe: a process that has left the group may hold it open."""
 
 
-def prove_apart(
+def verify_in_child(
     archive: Path,
     *,
     force: bool = False,
     timeout_s: float = TIMEOUT_S,
     tell: Callable[[str], None] = lambda message: None,
 ) -> LocalParity:
-    """What `prove_again` does, in a child process; call it on the main thread: on Linux a child dies with the
-    thread that started it.
+    """Verify an archive on this machine in a child process, as `verify_archive` does.
+
+    Call it on the main thread: on Linux a child dies with the thread that started it.
 
     Raises:
-        ArchiveError: as `prove_again`; or the process ended, or did not within `timeout_s` seconds, with
-            nothing said. No record of the archive is left then.
-        OSError: no process can be started, or nothing be written to the temporary folder.
+        ArchiveError: as `verify_archive`; or the child ended without a result, or took longer than
+            `timeout_s` seconds. The archive has no record then.
+        OSError: no process can be started, or the temporary folder cannot be written to.
     """
     with tempfile.TemporaryDirectory(prefix="torchport-proving-", ignore_cleanup_errors=True) as name:
         outcome = Path(name) / "outcome.json"
@@ -72,7 +76,7 @@ def prove_apart(
 
 
 def _run(archive: Path, outcome: Path, force: bool, timeout_s: float, tell: Callable[[str], None]) -> str:
-    """Run the child to its end; how it ended."""
+    """Run the child to its end. Returns how it ended."""
     command = [sys.executable, "-P", "-u", "-m", "torchport.verify.local.process", str(archive.absolute())]
     last: deque[str] = deque(maxlen=_LAST_WORDS)
     process = subprocess.Popen(
@@ -108,14 +112,14 @@ def _run(archive: Path, outcome: Path, force: bool, timeout_s: float, tell: Call
 
 
 def _each_line(stream: IO[bytes], take: Callable[[str], object]) -> None:
-    """In a thread: hand on every line, and what has no end in pieces."""
+    """Pass on every line of a stream, long ones in pieces. Runs in a thread."""
     with stream:
         while raw := stream.readline(_LONGEST_LINE):
             take(raw.decode("utf-8", "replace").rstrip())
 
 
 def main() -> None:
-    """In the child: prove, and say what came of it."""
+    """Verify in the child, and write the result file."""
     parser = argparse.ArgumentParser()
     parser.add_argument("archive", type=Path)
     parser.add_argument("outcome", type=Path)
@@ -130,7 +134,7 @@ def main() -> None:
     progress = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     try:
-        result = prove_again(
+        result = verify_archive(
             given.archive, force=given.force, tell=lambda message: print(message, file=progress, flush=True)
         )
         write_json(given.outcome, {"done": result.done, "record": result.record})

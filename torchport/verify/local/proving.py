@@ -1,12 +1,13 @@
-"""An archive proven again on the machine that is to serve it: another processor, GPU or library version may
-compute other numbers than those that its certificate is about.
+"""Verifies an archive again, on the machine that serves it.
 
-    result = prove_again(store.archive("linear", "1.0"))
+Another processor, GPU or library version may compute other numbers than the certificate is about:
+
+    result = verify_archive(store.archive("linear", "1.0"))
     result.record["passed"]
 
-It needs neither the recipe nor the weights: the archive carries its evidence (`torchport.verify.evidence`).
-What came of it is written to the store's `.local_parity/`, where a server looks for it that is told to
-(`require_local_parity=true`).
+It needs neither the recipe nor the weights: the archive contains test vectors
+(`torchport.verify.evidence`). The record is written to the store's `.local_parity/`. A server with
+`require_local_parity=true` reads it there.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from torchport.store.hashing import sha256_file
 from torchport.store.variants import Variant
 from torchport.store.versions import library_versions
 from torchport.verify.answers.equality import same_answer
-from torchport.verify.evidence import FILE, Evidence, ProvenCase, read_evidence
+from torchport.verify.evidence import FILE, Evidence, ExpectedCase, read_evidence
 from torchport.verify.outputs.error_statistics import absolute_error, same_values
 from torchport.version import __version__
 from torchport_runtime.options import BackendOptions
@@ -36,20 +37,25 @@ from torchport_runtime.options import BackendOptions
 
 @dataclass(frozen=True)
 class LocalParity:
-    """`done` is False where this machine has proven exactly this archive already."""
+    """Result of verifying an archive on this machine.
+
+    `done` is False if this machine had verified exactly this archive before.
+    """
 
     done: bool
     record: dict[str, Any]
 
 
-def prove_again(
+def verify_archive(
     archive: Path, *, force: bool = False, tell: Callable[[str], None] = lambda message: None
 ) -> LocalParity:
-    """Run the evidence of an archive on every backend that it carries, on this machine's devices, by the
-    archive's own runtime and handler; write down what came of it, passed or not.
+    """Run an archive's test vectors on its backends, on this machine's devices.
+
+    The archive's own runtime and handler run them. The record is written whether it passed or not.
 
     Raises:
-        ArchiveError: not an archive of torchport's, damaged, or made without evidence.
+        ArchiveError: not an archive of torchport, damaged, without test vectors, or without a backend that is
+            installed here.
     """
     contents = inspect_archive(archive)
     if contents.problems:
@@ -78,7 +84,7 @@ def prove_again(
         if devices and (reason := _why_no_gpu(archive, own, variant)):
             without_gpu.append({**variant.to_json(), "reason": reason})
             devices = []
-        results += [_prove(archive, own, variant, device, tell) for device in ("cpu", *devices)]
+        results += [_verify_variant(archive, own, variant, device, tell) for device in ("cpu", *devices)]
     record = {
         "torchport": __version__,
         "archive": archive.name,
@@ -107,8 +113,10 @@ def _load(archive: Path, own: BackendOptions, variant: Variant, device: str) -> 
 
 
 def _why_no_gpu(archive: Path, own: BackendOptions, variant: Variant) -> str:
-    """Why the backend cannot use this machine's GPUs, so that `device: auto` comes to the CPU; empty where it
-    can."""
+    """Why the backend cannot use this machine's GPUs; empty if it can.
+
+    With a reason, `device: auto` uses the CPU.
+    """
     try:
         with _load(archive, own, variant, "auto") as model:
             if any(device != "cpu" for device in model.devices.values()):
@@ -122,20 +130,20 @@ def _why_no_gpu(archive: Path, own: BackendOptions, variant: Variant) -> str:
     return ""
 
 
-def _prove(
+def _verify_variant(
     archive: Path, own: BackendOptions, variant: Variant, device: str, tell: Callable[[str], None]
 ) -> dict[str, Any]:
-    """What one variant makes of the evidence; an archive that does not load with it has failed."""
+    """Result of one variant on one device. It has failed if the archive does not load with it."""
     tell(f"{archive.name}: {variant} on {device}")
     failures: list[str] = []
     worst, cases, requests = 0.0, 0, 0
     try:
         with _load(archive, own, variant, device) as model:
             evidence = read_evidence(model.folder / FILE)
-            proven = [case for case in evidence.cases if case.precision == variant.precision]
-            if not proven:
+            comparable = [case for case in evidence.cases if case.precision == variant.precision]
+            if not comparable:
                 failures.append(f"{FILE} holds nothing to prove {variant} by: verify and package it again")
-            for case in proven:
+            for case in comparable:
                 cases += 1
                 for ratio, failure in _compare(model, case):
                     worst = max(worst, ratio)
@@ -159,8 +167,11 @@ def _prove(
     }
 
 
-def _compare(model: ArchivedModel, case: ProvenCase) -> Iterator[tuple[float, str]]:
-    """For each output the worst error, of its bound, and what is wrong with it, if anything."""
+def _compare(model: ArchivedModel, case: ExpectedCase) -> Iterator[tuple[float, str]]:
+    """For each output the worst error (in bounds) and the failure.
+
+    The failure is empty if the output is right.
+    """
     where = f"graph {case.graph}, {case.name}"
     try:
         outputs = model.run(case.graph, case.inputs)
@@ -194,7 +205,7 @@ def _compare(model: ArchivedModel, case: ProvenCase) -> Iterator[tuple[float, st
 
 
 def _other_answers(model: ArchivedModel, evidence: Evidence) -> Iterator[str]:
-    """Requests whose answer, from the bytes to the handler's last word, is not the one that was proven."""
+    """Failures of the requests whose answer differs from the verified one."""
     for index, request in enumerate(evidence.requests):
         try:
             answer = model.predict(request.body, **request.params)

@@ -1,1 +1,1 @@
-"""Reads the artifacts' outputs and compares them with the trained model's in float64, case by case."""
+"""Compares the artifacts' outputs with the trained model's in float64, case by case."""

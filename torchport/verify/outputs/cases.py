@@ -1,5 +1,7 @@
-"""The inputs that parity is measured on: real, random, swept over every dimension and pair of dimensions,
-over magnitudes, over every integer there can be, and beyond what a request may hold.
+"""The inputs on which exports are compared with the trained model.
+
+They are real, random, swept over every dimension and pair of dimensions, over magnitudes and over every
+possible integer, and beyond what a request may hold:
 
     for case in parity_cases(recipe, "main", signature): case.name, case.inputs, case.judged
 """
@@ -21,44 +23,44 @@ from torchport.recipe.samples import checked_samples
 from torchport_runtime import Signature, TensorSpec
 
 BATCH_ROWS = 8
-"""Rows that are compared in one batch against one by one."""
+"""Maximum rows of a batch that are compared with single rows."""
 
 THREADS = (1, 3)
-"""Compared beside what the recipe says. One thread sums in one order; three share no power of two evenly,
-and being fixed they leave the certificate the same on every machine."""
+"""Numbers of threads to compare, next to the recipe's own. One thread sums in one order; three share no
+power of two evenly. Fixed numbers keep the certificate the same on every machine."""
 
 SEEDS = (1, 2, 3)
 MAX_ELEMENTS = 2**28
 PAIR_ELEMENTS = 2**18
-"""Of inputs where two dimensions are at their greatest at once: beyond it the larger one is halved, since
-time and memory go with the product."""
+"""Maximum elements of inputs with two dimensions at their ends at once. Beyond it the larger dimension is
+halved, because time and memory grow with the product."""
 
 EXTREMES = {"zeros": 0.0, "ones": 1.0, "large": 1e4, "small": 1e-4, "denormal": 1e-40}
-"""Floating inputs are this value, or standard normal times it where it is not 0 or 1; integers are at the
-end of their range."""
+"""Values of floating inputs, by case. An input is filled with 0 or 1; other values multiply standard normal
+numbers. Integers are at an end of their range."""
 
 MAGNITUDES = {"tens": 10.0, "hundreds": 100.0, "hundredths": 0.01, "millions": 1e6}
-"""Of floating inputs alone: thresholds, clamps and other branches lie between the extremes (softplus turns
-linear at 20, half precision ends at 65504)."""
+"""Factors of floating inputs alone, by case. Thresholds, clamps and other branches lie between the extremes
+(softplus turns linear at 20, half precision ends at 65504)."""
 
 BEYOND = {"all NaN": np.nan, "all Inf": np.inf, "all -Inf": -np.inf, "greatest": 1e38}
-"""Values that no float32 model computes on. An answer that is not finite must not come out finite."""
+"""Values that no float32 model computes on. A model's answer that is not finite must not come out finite."""
 
 WIDE = 2**33
-"""Integers without bounds are tried to here: no 32 bits hold it."""
+"""Upper end for unbounded integer inputs; beyond int32, so that truncation shows."""
 
 EVERY_INTEGER_CASES, EVERY_INTEGER_ELEMENTS = 64, 4096
-"""At most so many cases of so many elements go through all integers of a range: the names of the cases say
-which part of how many they are."""
+"""Maximum cases, and elements of each, that go through a range of integers. Integers beyond them are not
+tried. The names of the cases say which part of how many they are."""
 
 
 @dataclass(frozen=True)
 class Case:
     """One set of inputs; `name` says where it comes from.
 
-    `judged` is what is asked of an export: the model's `values`; that what is not finite is not `hidden`
-    behind finite numbers; or nothing, and what differs is `counted`. The model itself may refuse the
-    inputs of a case that is `optional`.
+    `judged` says what an export must do. "values": give the model's values. "hidden": hide nothing that
+    is not finite behind finite numbers. "counted": nothing, differences are counted only. If `optional`,
+    the model itself may refuse the inputs.
     """
 
     name: str
@@ -68,7 +70,7 @@ class Case:
 
     @property
     def is_sample(self) -> bool:
-        """Whether the recipe gave it."""
+        """Whether the inputs are a sample of the recipe."""
         return self.name.startswith("sample")
 
     @property
@@ -77,17 +79,20 @@ class Case:
 
     @property
     def compares_rows(self) -> bool:
-        """Whether its rows are also run one by one, where the model has a batch dimension."""
+        """Whether its rows are also run one by one. The model needs a batch dimension for that."""
         return self.is_sample or self.name.startswith("seed")
 
 
 def parity_cases(
     recipe: Recipe, graph: str, signature: Signature, guards: Sequence[Mapping[str, Any]] = ()
 ) -> Iterator[Case]:
-    """Every case of one graph. `guards` are those of its export (`torchport.export.guards`).
+    """Every case of one graph.
+
+    `guards` are those of its export (`torchport.export.guards`).
 
     Raises:
-        RecipeError: the recipe gives no samples, or one that does not fit its own signature.
+        RecipeError: the recipe gives no samples, or one that does not fit its own signature; or a dimension
+            is too large to be swept.
     """
     for index, sample in enumerate(checked_samples(recipe, graph, signature)):
         yield Case(f"sample {index}", sample)
@@ -114,7 +119,7 @@ def parity_cases(
 
 
 def _sizes(recipe: Recipe, signature: Signature, usual: dict[str, int]) -> Iterator[Case]:
-    """Every dimension of the inputs at several sizes, and every two of them at their ends together."""
+    """Cases with each input dimension at several sizes, and pairs at their ends."""
     of_inputs = {symbol for spec in signature.inputs.values() for symbol in spec.symbols}
     dims = {symbol: bounds for symbol, bounds in signature.dims.items() if symbol in of_inputs}
     for symbol, (low, high) in dims.items():
@@ -146,13 +151,13 @@ def _sizes(recipe: Recipe, signature: Signature, usual: dict[str, int]) -> Itera
 
 
 def sweep(low: int, high: int) -> list[int]:
-    """The least and the greatest size, and odd ones between: 3, and an odd one near the middle."""
+    """Sizes to try: minimum, maximum, and if between them 3 and an odd one near the middle."""
     odd = {3, (low + high) // 2 | 1}
     return sorted({low, high} | {size for size in odd if low <= size <= high})
 
 
 def extreme(spec: TensorSpec, random: np.ndarray, value: float) -> np.ndarray:
-    """An input at an extreme: floats of that magnitude, integers at the end of their range."""
+    """An input at an extreme: floats of that magnitude, integers at an end of their range."""
     if random.dtype.kind == "b":
         return np.full_like(random, value >= 1)
     if random.dtype.kind in "iu":
@@ -164,7 +169,7 @@ def extreme(spec: TensorSpec, random: np.ndarray, value: float) -> np.ndarray:
 
 
 def _floats(signature: Signature, usual: dict[str, int]) -> Iterator[Case]:
-    """Floating inputs of other magnitudes, on the edges of rounding, and beyond what is computed on."""
+    """Cases with floats of other magnitudes, on edges of rounding, not finite."""
     floats = [name for name, spec in signature.inputs.items() if spec.numpy_dtype.kind == "f"]
     if not floats:
         return
@@ -191,7 +196,10 @@ def _floats(signature: Signature, usual: dict[str, int]) -> Iterator[Case]:
 
 
 def _integers(signature: Signature, usual: dict[str, int]) -> Iterator[Case]:
-    """Every integer between the bounds, once: each may choose a row of a table. Without bounds, wide ones."""
+    """Cases with every integer between the bounds, or with wide integers without bounds.
+
+    Each integer may choose another row of a table.
+    """
     inputs = random_inputs(signature, usual, 0)
     whole = {n: s for n, s in signature.inputs.items() if s.numpy_dtype.kind in "iu"}
     wide = {n: s for n, s in whole.items() if s.low is None or s.high is None}
@@ -221,12 +229,12 @@ def _integers(signature: Signature, usual: dict[str, int]) -> Iterator[Case]:
 
 
 def integer_range(spec: TensorSpec) -> range:
-    """The integers that an input with bounds may hold."""
+    """All integers that an input with bounds may hold."""
     return range(math.ceil(spec.low or 0), math.floor(spec.high or 0) + 1)
 
 
 def _wide(spec: TensorSpec, random: np.ndarray, sign: int) -> np.ndarray:
-    """The given integers, moved to where 32 bits end and beyond, as far as dtype and bounds let them."""
+    """Integers moved to the end of 32 bits and beyond, within dtype and bounds."""
     limits = np.iinfo(random.dtype)
     low = limits.min if spec.low is None else int(spec.low)
     high = limits.max if spec.high is None else int(spec.high)

@@ -1,4 +1,4 @@
-"""One graph on one backend and device, held against the reference on every case.
+"""Compares one graph on one backend and device with the reference.
 
 comparison = Comparison(Ledger("main", "pt2", "cpu", signature, reference))
 comparison.compare_all(backend, reopen)
@@ -21,7 +21,7 @@ from torchport_runtime.backends.backend import Backend
 
 
 class Comparison:
-    """One graph on one backend and device, over all cases. What is found is in its `ledger`."""
+    """One graph on one backend and device, over all cases. Its `ledger` has the results."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
@@ -31,8 +31,11 @@ class Comparison:
     def compare_all(
         self, backend: Backend, reopen: Callable[[int], Backend], hiding: Hiding | None = None
     ) -> None:
-        """Run every case; `reopen` opens the same artifact again, with a number of threads; `hiding` names
-        what in the backend itself, and not in the graph, gives finite numbers for inputs that are not.
+        """Run every case and write the results into the ledger.
+
+        `reopen` opens the same artifact again with a number of threads. `hiding` names kernels of the
+        backend that give finite numbers for inputs that are not finite; the graph is not to blame for
+        them.
 
         Raises:
             BackendError: the artifact does not open again.
@@ -67,7 +70,7 @@ class Comparison:
             self._invariances.threads(reopen)
 
     def _compare_singles(self, backend: Backend, case: Case) -> None:
-        """The rows of one batch again, one by one, held against the same reference."""
+        """Compare single rows of one batch with the same reference."""
         rows = min(BATCH_ROWS, case.rows)
         try:
             singles = [
@@ -84,7 +87,7 @@ class Comparison:
         self.ledger.compare(f"{case.name}, row by row", case.name, outputs, slice(rows))
 
     def summary(self) -> dict[str, Any]:
-        """What the certificate says of this graph and backend."""
+        """The certificate's entry for this graph, backend and device."""
         ledger = self.ledger
         ratios = [
             row["error"] / row["bound"] if np.isfinite(row["error"]) else np.inf

@@ -1,10 +1,10 @@
-"""Whether an export decides as the trained model does: the first class, the first five, the sign.
+"""Compares an export's decisions with the trained model's: first class, first five, sign.
 
     decisions = Decisions()
     wrong = decisions.compare("sample 0", "logits", ("batch", 10), array, eager, truth, bound)
 
-A decision counts where it is clear: near ties, which rounding may turn over, are counted apart, and so is
-what eager float32 itself decides otherwise than in float64.
+Only clear decisions count. Near ties, which rounding may flip, are counted separately, as are decisions
+in which eager float32 itself differs from float64.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import numpy as np
 
 TOP = 5
 FIRST = 10
-"""Decisions that differ are named in the certificate, up to so many."""
+"""Maximum number of differing decisions that the certificate names."""
 
 
 class Decisions:
-    """The decisions of one graph on one backend, over all cases."""
+    """Counts of one graph's decisions on one backend, over all cases."""
 
     def __init__(self) -> None:
         self._counts = {
@@ -38,10 +38,10 @@ class Decisions:
         expected: np.ndarray,
         bound: float,
     ) -> list[str]:
-        """Count the decisions of one output; say what differs.
+        """Count the decisions of one output. Returns what differs.
 
-        Over the last axis of `shape`, the signature's, where that is a fixed number of classes; of a
-        single number, its sign.
+        A class is decided over the last axis of `shape`, the signature's, if its size is fixed. A single
+        number decides by its sign.
         """
         last = shape[-1] if shape else 1
         if not array.size:
@@ -56,7 +56,7 @@ class Decisions:
         usable = np.isfinite(expected).all(axis=-1) & np.isfinite(eager).all(axis=-1)
 
         def clear_after(count: int) -> np.ndarray:
-            """Where the last that is chosen is ahead of the first that is not."""
+            """Mask of rows whose last chosen class is clearly ahead of the next."""
             with np.errstate(invalid="ignore"):
                 ahead: np.ndarray = ranked[..., -count] - ranked[..., -count - 1] > 2 * bound
             return ahead
@@ -87,7 +87,7 @@ class Decisions:
         ]
 
     def summary(self) -> dict[str, Any]:
-        """What the certificate says: the counts of argmax, and below them those of the other kinds."""
+        """The certificate's counts: those of argmax, and below them those of the other kinds."""
         counted = {kind: self._with_rate(counts) for kind, counts in self._counts.items()}
         return {**counted.pop("argmax"), **counted, "first_differing": self._differing}
 
@@ -97,5 +97,5 @@ class Decisions:
 
 
 def _first_classes(array: np.ndarray) -> np.ndarray:
-    """The `TOP` first classes of the last axis as a set, that is sorted."""
+    """Indices of the `TOP` first classes of the last axis, sorted like a set."""
     return np.sort(np.argpartition(array, -TOP, axis=-1)[..., -TOP:], axis=-1)

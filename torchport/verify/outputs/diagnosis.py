@@ -1,8 +1,8 @@
-"""What a wrong output looks like: where it is wrong, and what it holds instead.
+"""Describes a wrong output: where it is wrong, and what it holds instead.
 
     describe(over, ("batch", 2, 9, 9))     # "40 of 324 values, all at index 1 of axis 1"
 
-A bound that is exceeded says that something is wrong; this is where to begin to look.
+An exceeded bound says that something is wrong; this says where to look first.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 FEW = 0.25
-"""Of an axis: wrong values at no more of its indices than this are worth being named."""
+"""Maximum share of an axis' indices that are named. If more of them hold wrong values, none is named."""
 
 
 def describe(over: np.ndarray, shape: Sequence[int | str]) -> str:
-    """Where the values that are wrong (`over`, a boolean array) lie, by the axes of the signature's shape."""
+    """Locate the wrong values (`over`, a boolean array) by axes of the shape.
+
+    `shape` is the signature's.
+    """
     count = f"{int(over.sum())} of {over.size} values"
     places = list(_places(over, shape))
     return f"{count}, {', '.join(places)}" if places else count
@@ -44,9 +47,10 @@ def _inside(over: np.ndarray, axes: Sequence[int]) -> list[slice]:
 def mistaken_for(
     array: np.ndarray, expected: np.ndarray, others: Mapping[str, np.ndarray], bound: float
 ) -> str | None:
-    """What a wrong output holds, where that is something known: another output, or itself turned about.
+    """Say what a wrong output holds instead; None if nothing known matches.
 
-    `others` are the true values of the outputs by name, each with the same rows as `array`.
+    It may be another output, or itself negated, reversed or transposed. `others` are the true values of
+    the other outputs by name, each with the same rows as `array`.
     """
 
     def is_close(candidate: np.ndarray) -> bool:

@@ -1,4 +1,4 @@
-"""Where a failed ONNX graph leaves the model: the first module that differs, and a script that shows it.
+"""Finds the module where a failed ONNX graph first differs.
 
 divergence(recipe, folder, "main", module, signature, case)
 # "the first module that differs is layer1.0.bn1 (BatchNorm2d; Conv): error 0.12, bound 3.1e-05; ..."
@@ -44,7 +44,10 @@ print(errors_by_module(folder, recipe={recipe!r}, parameters={parameters!r}, gra
 def divergence(
     recipe: Recipe, folder: BuildFolder, graph: str, module: nn.Module, signature: Signature, case: Case
 ) -> str:
-    """The first module whose output the graph gets wrong on this case; writes a script that shows it."""
+    """Name the first module whose output the graph gets wrong on this case.
+
+    Also writes a script that shows it.
+    """
     artifact = f"{graph}{ARTIFACT_SUFFIX['onnxruntime']}"
     options = backend_options(recipe, "onnxruntime", "cpu")
     try:

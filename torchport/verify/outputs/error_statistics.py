@@ -1,4 +1,4 @@
-"""How far an array is from the truth, in figures that a reader can judge.
+"""Figures of an array's distance from the truth, made for readers.
 
 figures(np.float32([1.0, 2.0]), np.array([1.0, 2.0000002]), scale=2.0)
 # {"p50": 1e-07, "p99": 1.98e-07, "relative": 1e-07, "ulp": 0.0}
@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 NOT_TINY = 1e-3
-"""Of the output's scale. Smaller values are left out of relative errors and of distances in ULP: they are
-what is left when larger ones cancel, and their last digits are rounding error in any precision."""
+"""Minimum share of the output's scale for relative errors and ULP distances. Smaller values are left out:
+they remain when larger ones cancel, and their last digits are rounding error in any precision."""
 
 QUANTILES = (50, 99)
 
@@ -20,10 +20,11 @@ _ORDERED = {2: np.int16, 4: np.int32, 8: np.int64}
 
 
 def figures(array: np.ndarray, truth: np.ndarray, scale: float) -> dict[str, float]:
-    """Of `array`, floating, against `truth` of the same shape: quantiles of the absolute error, the worst
-    relative error, and the worst distance in units in the last place of the array's dtype.
+    """Error figures of `array`, floating, against `truth` of the same shape.
 
-    What is not finite in either is left out; three significant digits.
+    They are quantiles of the absolute error, the maximum relative error, and the maximum distance in
+    units in the last place of the array's dtype. Values that are not finite in either are left out.
+    Figures have three significant digits.
     """
     both = np.isfinite(array) & np.isfinite(truth)
     got, wanted = array[both], truth[both]
@@ -52,7 +53,10 @@ def same_values(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 def ulp_distance(array: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """How many floating numbers of the array's dtype lie between it and the truth rounded to that dtype."""
+    """Number of floats of the array's dtype between it and the truth.
+
+    The truth is rounded to that dtype first.
+    """
     limits = np.finfo(array.dtype)
     rounded = np.clip(truth, limits.min, limits.max).astype(array.dtype)
     distance: np.ndarray = np.abs(_place(array) - _place(rounded))
@@ -60,12 +64,12 @@ def ulp_distance(array: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def short(value: float) -> float:
-    """Three significant digits: what is said of an error, and the same on a second run."""
+    """Round to three significant digits, which a second run gives again."""
     return float(f"{value:.3g}")
 
 
 def _place(array: np.ndarray) -> Any:
-    """The place of each number among all of its dtype, 0 at 0: the bits of positive floats count upwards."""
+    """Rank of each number among all of its dtype, 0 at 0: the bits of positive floats count upwards."""
     bits = np.ascontiguousarray(np.abs(array)).view(_ORDERED[array.dtype.itemsize])
     # As float64: places of float64 numbers of opposite signs differ by more than an int64 holds.
     return np.copysign(bits.astype(np.float64), array)

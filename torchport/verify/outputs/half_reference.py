@@ -1,11 +1,11 @@
-"""What a half precision's export is held against: the same truth in float64, and how far eager in that
-precision is from it.
+"""Reference of a half-precision export: float64 outputs and bounds for that precision.
 
     reference = HalfReference(module, signature, float32_reference, "bfloat16")
     reference.truth("sample 0", "logits").bound          # a thousand times float32's, and more
 
-The bound is float32's formula with eager in this precision as the measure of the error that cannot be
-avoided: 10 times what it is off on the same inputs, or 16 of this precision's epsilons of the output's scale.
+The bound has float32's formula, with eager in this precision as the error that cannot be avoided. It is
+the larger of 10 times eager's error on the same inputs and 16 of this precision's epsilons of the
+output's scale.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 
 class HalfReference(Reference):
-    """Runs the trained model in a half precision on the cases that it runs on in float32.
+    """Runs the trained model in half precision on the cases of float32.
 
-    `problems` are reasons why nothing can be proven of it in this precision: it does not run, it leaves
-    the precision's range on real inputs, or it is so far off there that it is another model.
+    `problems` are reasons why nothing can be verified in this precision: the model does not run in it,
+    overflows on real inputs, or is so far off there that it is another model.
     """
 
     def __init__(self, module: nn.Module, signature: Signature, full: Reference, precision: str) -> None:
@@ -61,13 +61,13 @@ class HalfReference(Reference):
         return {**super().bound_of, "epsilon": self._epsilon}
 
     def overflowed(self, case: str, output: str) -> np.ndarray:
-        """Where eager in this precision is not finite, and the truth is."""
+        """Mask of values that are finite in the truth only, not in this precision."""
         lost = ~np.isfinite(self._eager[case][output])
         beyond: np.ndarray = lost & np.isfinite(self._full.truth(case, output).value)
         return beyond
 
     def not_finite(self, case: str, output: str) -> np.ndarray:
-        """Where the model's answer is finite neither in this precision nor in float32."""
+        """Mask of values that are finite neither in this precision nor in float32."""
         eager = self._eager[case][output]
         if eager.dtype.kind != "f":
             return np.zeros(eager.shape, bool)

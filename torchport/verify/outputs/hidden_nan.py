@@ -1,11 +1,12 @@
-"""Nodes of an ONNX graph in which ONNX Runtime's own kernel turns NaN and Inf into finite numbers.
+"""Finds ONNX nodes whose ONNX Runtime kernel hides NaN and Inf.
 
     kernels_that_hide(Path("main.onnx"), {"x": np.full((1, 5, 8), np.nan, np.float32)}, "logits", options)
     # ["GRU node_gru"]
 
-Its GRU and LSTM do: their gates are cut off to a range first, and cutting off loses NaN. So does its
-maximum over a window, which passes over NaN beside other numbers. A graph that gives finite numbers for NaN
-without such a node, or before one, is another computation than the model.
+Such kernels give finite numbers for them. The kernels of GRU and LSTM do: they clip their gates to a
+range first, and clipping loses NaN. The maximum over a window does: it passes over NaN next to other
+numbers. If a graph gives finite numbers for NaN without such a node, or before one, it computes
+something else than the model.
 """
 
 from __future__ import annotations
@@ -23,18 +24,19 @@ if TYPE_CHECKING:
     import onnx
 
 HIDING = ("GRU", "LSTM", "MaxPool", "GlobalMaxPool", "ThresholdedRelu")
-"""Operators whose kernels do, each run by itself on the CPU; those of PyTorch keep NaN. Others
-that were run keep it: convolutions, products, sums, norms, activations, maxima over an axis."""
+"""Operators whose CPU kernel in ONNX Runtime hides NaN. Each was run by itself; PyTorch's keep NaN. Other
+operators that were run keep it: convolutions, products, sums, norms, activations, maxima over an axis."""
 
 
 def kernels_that_hide(
     path: Path, inputs: Mapping[str, np.ndarray], output: str, options: BackendOptions
 ) -> list[str]:
-    """The nodes of `HIDING` from which an output follows, and that, for these inputs of the graph, turn
-    what is not finite into what is.
+    """Nodes of `HIDING` above an output that turn non-finite values into finite ones.
+
+    `inputs` are the graph's.
 
     Raises:
-        BackendError: the graph's inner values cannot be had.
+        BackendError: the graph's inner values cannot be computed.
     """
     import onnx
 
@@ -54,7 +56,7 @@ def kernels_that_hide(
 
 
 def _nodes_above(graph: onnx.GraphProto, output: str) -> list[onnx.NodeProto]:
-    """The nodes that an output follows from; what inner graphs of a branch or a loop read counts, too."""
+    """Nodes that an output depends on, in inner graphs of branches and loops too."""
     wanted, above = {output}, []
     for node in reversed(graph.node):  # In the order of execution, as ONNX has it.
         if wanted.intersection(node.output):

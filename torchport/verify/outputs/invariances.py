@@ -1,5 +1,4 @@
-"""What must not change an export's answer: the order of the rows, running it once more, the number of
-threads, the layout of its inputs in memory.
+"""Checks that row order, repetition, threads and memory layout do not change answers.
 
     check = Invariances(ledger, cases)
     check.other_order(backend); check.other_layout(backend); check.repeated(backend)
@@ -24,11 +23,14 @@ from torchport.verify.outputs.ledger import Ledger
 from torchport_runtime.backends.backend import Backend
 
 ROWS = 8
-"""Of a batch, that are used: state, order and threads show in a few rows as in many."""
+"""Maximum rows of a batch that are used. State, order and threads show in a few rows as in many."""
 
 
 class Invariances:
-    """The checks of one comparison. The recipe's samples are used, and seeds where that is cheap."""
+    """The checks of one comparison, on the recipe's samples.
+
+    The order of rows is also checked on random inputs.
+    """
 
     def __init__(self, ledger: Ledger, cases: Sequence[Case]) -> None:
         self._ledger = ledger
@@ -48,7 +50,7 @@ class Invariances:
         return replace(case, inputs={name: array[:ROWS] for name, array in case.inputs.items()})
 
     def other_order(self, backend: Backend) -> None:
-        """Every batch again with its rows in reverse: each answer must go with its row."""
+        """Run every batch with its rows in reverse: each answer must go with its row."""
         for case in self._batches:
             if case.rows < 2:
                 continue
@@ -58,18 +60,17 @@ class Invariances:
                 self.counts["rows_in_other_order"] += case.rows
 
     def other_layout(self, backend: Backend) -> None:
-        """Samples as a handler may hand them over: the same values, as views that are not contiguous."""
+        """Run samples as non-contiguous views, as a handler may pass them."""
         for case in self._samples:
             views = {name: _strided(array) for name, array in case.inputs.items()}
             if self._run(backend, case, f"{case.name}, not contiguous in memory", views):
                 self.counts["other_layouts"] += 1
 
     def repeated(self, backend: Backend) -> None:
-        """Samples once more: after all else, and twice in a row, with other inputs between.
+        """Run each sample twice more, with another input in between.
 
-        Answers must be as near to each other as to the truth; those that were given before must not
-        change, as they would were they views of memory that the graph keeps; and inputs must be left as
-        they were.
+        The two answers must agree within the bound. Earlier answers must not change, as they would if
+        they were views of memory that the graph keeps. Inputs must not be overwritten.
         """
         for case in self._samples:
             given = {name: array.copy() for name, array in case.inputs.items()}
@@ -96,12 +97,14 @@ class Invariances:
             again = self._answer(backend, label, {name: a.copy() for name, a in case.inputs.items()})
             if again is None:
                 continue
-            self._hold_together(case, label, kept, again)
+            self._compare_repeated(case, label, kept, again)
             self._ledger.compare(label, case.name, again, self._rows(case))
             self.counts["repeated"] += 1
 
     def threads(self, reopen: Callable[[int], Backend]) -> None:
-        """Samples by one thread and by several; `reopen` opens the artifact with a number of threads.
+        """Run samples with one thread and with several.
+
+        `reopen` opens the artifact with a number of threads.
 
         Raises:
             BackendError: the artifact does not open again.
@@ -113,14 +116,14 @@ class Invariances:
                 if self._run(backend, case, f"{case.name}, threads={count}", case.inputs):
                     self.counts["threads"]["compared"] += 1
 
-    def _hold_together(
+    def _compare_repeated(
         self,
         case: Case,
         label: str,
         first: Mapping[str, np.ndarray],
         again: Mapping[str, np.ndarray],
     ) -> None:
-        """One answer held against the other, of the same input."""
+        """Compare two answers to the same input."""
         for name, array in again.items():
             before = first[name]
             if array.shape == before.shape and same_values(array, before):
@@ -135,7 +138,7 @@ class Invariances:
             )
 
     def _rows(self, case: Case) -> slice:
-        """Which rows of the reference go with a case's."""
+        """The rows of the reference that belong to a case's rows."""
         return slice(case.rows) if self._batched else slice(None)
 
     def _run(
@@ -164,7 +167,7 @@ class Invariances:
 
 
 def _strided(array: np.ndarray) -> np.ndarray:
-    """The same values, every second of a larger array's last axis."""
+    """The same values as a view: every second value of a larger array's last axis."""
     if not array.ndim:
         return array
     wide = np.repeat(array, 2, axis=-1)

@@ -1,12 +1,11 @@
-"""Where an ONNX graph leaves the trained model: each module's output in eager PyTorch, beside the value that
-the graph has in its place.
+"""Compares each module's eager output with the ONNX graph's value for it.
 
     layers = layer_errors(module, signature, Path("main.onnx"), inputs, options)
     first_wrong(layers)                  # LayerError(module="layer1.0.bn1", kind="BatchNorm2d", ...)
 
-The exporter writes into every node's metadata which module it came from. Which of the values of a module's
-nodes is its output, nothing says: it is taken to be the one of its shape that is nearest, so that a module is
-never accused where any of them is right. Modules that were folded into others have none and are passed over.
+The exporter writes into every node's metadata which module it came from, but not which value is a
+module's output. The nearest value of the same shape is taken for it, so that no module is blamed if any
+of its values is right. Modules that were folded into others have no values and are skipped.
 """
 
 from __future__ import annotations
@@ -31,13 +30,16 @@ if TYPE_CHECKING:
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _WRAPPER = "model."
-"""What a model's modules are called in the graph where it had to be wrapped for its outputs' order."""
+"""Prefix of module paths in the graph of a wrapped model. A wrapper fixes the order of the outputs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerError:
-    """One call of one module. `error` is the graph's distance from float64, `eager_error` float32's own, both
-    in the max-norm; `bound` is what a backend may have there. `operators` are those of its nodes."""
+    """Error of one call of one module.
+
+    `error` is the graph's distance from float64, `eager_error` that of float32, both in the max-norm.
+    `bound` is the maximum error of a backend there. `operators` are those of the module's nodes.
+    """
 
     module: str
     kind: str
@@ -69,7 +71,7 @@ def layer_errors(
     inputs: Mapping[str, np.ndarray],
     options: BackendOptions,
 ) -> list[LayerError]:
-    """The error of every module's output that the graph has too, in the order of execution.
+    """Errors of the module outputs that the graph has, in execution order.
 
     Raises:
         BackendError: the graph cannot be run with its inner values as outputs.
@@ -91,7 +93,7 @@ def layer_errors(
 
 
 def first_wrong(layers: Sequence[LayerError]) -> LayerError | None:
-    """The first whose error is more than it may be; None where all that can be seen is right."""
+    """The first layer whose error exceeds its bound; None if no layer's does."""
     return next((layer for layer in layers if not layer.error <= layer.bound), None)
 
 
@@ -133,7 +135,7 @@ def _candidates(output: ModuleOutput, values: Mapping[str, list[_Value]]) -> lis
 
 
 def _values(path: Path, inputs: Mapping[str, np.ndarray], options: BackendOptions) -> dict[str, list[_Value]]:
-    """The values of the graph's nodes, by the module that they came from and by all that contain it."""
+    """Values of the graph's nodes, by each module that contains the node."""
     import onnx
 
     proto = onnx.load(path)
@@ -154,7 +156,7 @@ def _values(path: Path, inputs: Mapping[str, np.ndarray], options: BackendOption
 
 
 def _modules(node: onnx.NodeProto) -> list[str]:
-    """The paths of the modules that a node is in, the model itself first."""
+    """Paths of the modules that contain a node, the model itself first."""
     text = next((p.value for p in node.metadata_props if p.key == _SCOPES), "[]")
     try:
         scopes = ast.literal_eval(text)
@@ -167,10 +169,12 @@ def _modules(node: onnx.NodeProto) -> list[str]:
 def inner_values(
     proto: onnx.ModelProto, names: Sequence[str], inputs: Mapping[str, np.ndarray], options: BackendOptions
 ) -> dict[str, np.ndarray]:
-    """What an ONNX graph's values of these names are for some inputs; `proto` gets them as outputs.
+    """Compute inner values of an ONNX graph, by name.
+
+    They become outputs of `proto`.
 
     Raises:
-        BackendError: ONNX Runtime does not load it so, or fails.
+        BackendError: ONNX Runtime does not load the changed graph, or fails.
     """
     import onnx
     import onnxruntime

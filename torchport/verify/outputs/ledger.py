@@ -23,14 +23,14 @@ from torchport_runtime import Signature
 ALL = slice(None)
 
 Hiding = Callable[[Mapping[str, np.ndarray], str], list[str]]
-"""Kernels that hide NaN, for a graph's inputs, above an output."""
+"""Names the kernels above an output that hide NaN, for a graph's inputs."""
 
 
 class Ledger:
-    """Compares outputs with the reference, and keeps what comes of it.
+    """Compares outputs with the reference, and collects failures and figures.
 
-    `hiding` names what in the backend itself, and not in the graph, gives finite numbers for inputs that
-    are not.
+    `hiding` names kernels of the backend that give finite numbers for inputs that are not finite; the
+    graph is not to blame for them.
     """
 
     def __init__(
@@ -63,7 +63,10 @@ class Ledger:
         return computed and any(f", {case}: " in failure for failure in self.failures)
 
     def compare(self, label: str, case: str, outputs: Mapping[str, np.ndarray], rows: slice = ALL) -> None:
-        """Hold outputs against `rows` of what the model gives for a case; failures begin with `label`."""
+        """Compare outputs with `rows` of the reference for a case.
+
+        Failures begin with `label`.
+        """
         for name, array in outputs.items():
             truth = self.reference.truth(case, name)
             eager, expected = self.reference.eager(case, name), truth.value
@@ -166,10 +169,11 @@ class Ledger:
                 )
 
     def compare_not_finite(self, case: Case, outputs: Mapping[str, np.ndarray]) -> None:
-        """Inputs beyond what is computed on: NaN and Inf must come out, not be hidden.
+        """Check that NaN and Inf come out where the model gives them.
 
-        Where a kernel of the backend does that (`hiding`), it says nothing of the graph, and no request
-        holds NaN: it is noted. Of finite inputs that become infinite on the way it is the graph's doing.
+        If a kernel of the backend hides NaN or Inf of the inputs (`hiding`), this is noted and no
+        failure: it says nothing of the graph, and no request holds NaN. If finite inputs become
+        infinite on the way, hiding that is the graph's failure.
         """
         given = not all(np.isfinite(array).all() for array in case.inputs.values())
         for name, array in outputs.items():
@@ -194,7 +198,7 @@ class Ledger:
                 )
 
     def of_half(self) -> dict[str, Any]:
-        """What the certificate says of a half precision besides; empty for float32."""
+        """The certificate's additional keys for a half precision; empty for float32."""
         if self.typical is None:
             return {}
         return {

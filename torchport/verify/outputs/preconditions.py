@@ -1,4 +1,4 @@
-"""What makes any comparison with a model worthless, said before an export is blamed for it.
+"""Finds faults of the model that make every comparison worthless.
 
 for problem in problems_of(module, signature, reference):
     print(problem)    # sample 0: output 'y' of a row differs by 0.3 between alone and in a batch of 8: ...
@@ -21,12 +21,15 @@ if TYPE_CHECKING:
     from torch import nn
 
 USELESS = 0.05
-"""Of an output's scale: a bound above this part of it proves nothing."""
+"""Maximum bound, as a share of the output's scale. A larger bound verifies nothing."""
 
 
 def problems_of(module: nn.Module, signature: Signature, reference: Reference) -> Iterator[str]:
-    """Answers to real inputs that change from run to run, that are NaN or all rounding error; and rows of
-    one batch that change each other's answers."""
+    """Faults of the model itself, found without an export.
+
+    Answers to real inputs that change from run to run, that are NaN or all rounding error; rows of one
+    batch that change each other's answers.
+    """
     backend = EagerBackend(module, signature)
     yield from _unusable(backend, reference)
     if signature.batch_dim is not None:
@@ -60,7 +63,7 @@ def _unusable(backend: EagerBackend, reference: Reference) -> Iterator[str]:
 
 
 def _rows_that_mix(backend: EagerBackend, signature: Signature, reference: Reference) -> Iterator[str]:
-    """A row's answer must not depend on its batch mates: a server chooses those."""
+    """Rows whose answer depends on their batch mates, which a server chooses."""
     for case in reference.cases:
         if not case.compares_rows:
             continue

@@ -1,5 +1,6 @@
-"""What a backend's outputs are held against: the trained model in float64, and how far eager float32
-itself is from it.
+"""The reference for a backend's outputs: the trained model in float64.
+
+The bounds follow from the distance of eager float32 from it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from torchport.errors import RecipeError
-from torchport.model.eager import EagerBackend, moved_module
+from torchport.model.eager import EagerBackend, perturbed_module
 from torchport.verify.outputs.cases import THREADS, Case
 from torchport.verify.outputs.error_statistics import figures
 from torchport.verify.torch_threads import torch_threads_kept
@@ -22,20 +23,21 @@ if TYPE_CHECKING:
 
 EAGER_MULTIPLE = 10
 SCALE_EPSILONS = 16
-"""The bound on an output's error, in its max-norm, is the greater of `EAGER_MULTIPLE` times eager
-float32's own error on the same inputs and `SCALE_EPSILONS` machine epsilons of the output's scale."""
+"""Factors of the bound on an output's error, in its max-norm. The bound is the larger of `EAGER_MULTIPLE`
+times eager float32's own error on the same inputs and `SCALE_EPSILONS` machine epsilons of the output's
+scale."""
 
 CHANNEL_ROWS = 8
-"""Rows, of all samples, from which on each channel's own error is known well enough to bound it."""
+"""Minimum rows of all samples together for bounds on single channels. With fewer rows there are none."""
 
 
 @dataclass(frozen=True)
 class Truth:
     """One output of one case. `bound`, `eager_error` and `scale` are in the output's max-norm.
 
-    `channel_bounds` are, by axis, the same for each index of that axis alone: of axis 1 and the last one,
-    the channels of images and of rows, where they are of a fixed size and the real samples have rows enough
-    to know each one's error: so that a large channel hides no small one.
+    `channel_bounds` are, by axis, bounds for each index of that axis separately, so that a large channel
+    hides no small one. The axes are 1 and the last one: the channels of images and of rows. They have
+    such bounds if their size is fixed and the real samples have at least `CHANNEL_ROWS` rows.
     """
 
     value: np.ndarray
@@ -48,9 +50,10 @@ class Truth:
 class Reference:
     """Runs the trained model on every case, in float32 and in float64.
 
-    `kind` is "float64", or says why it is float32. In that case eager's own error is estimated by the
-    change that it shows when weights and inputs are moved by a float32 epsilon. `cases` are those that the
-    model runs on, `refused` says by name why it does not run on the others, which were optional.
+    `kind` is "float64", or says why it is float32. In that case eager's own error is estimated: it is
+    the change of the outputs when weights and inputs are perturbed by a float32 epsilon. `cases` are
+    those that the model runs on. `refused` says by name why it does not run on other cases, which were
+    optional.
     """
 
     def __init__(self, module: nn.Module, signature: Signature, cases: Sequence[Case]) -> None:
@@ -62,7 +65,7 @@ class Reference:
         self.kind, self._double = self._truths([case for case in cases if case.name in self._eager])
         self.cases = [case for case in cases if case.name not in self.refused]
         cases = self.cases
-        moved = self._others(cases)
+        others = self._others(cases)
         self._otherwise = self._by_other_threads([case for case in cases if case.is_sample])
         self._truth = {
             case.name: {
@@ -70,7 +73,7 @@ class Reference:
                     name,
                     self._double[case.name][name],
                     self._eager[case.name][name],
-                    [others[case.name][name] for others in moved],
+                    [other[case.name][name] for other in others],
                     [by[case.name][name] for by in self._otherwise if case.name in by],
                 )
                 for name in signature.outputs
@@ -79,27 +82,27 @@ class Reference:
         }
         self._bound_lucky_cases()
         real = [case for case in cases if case.is_sample]
-        self._bound_channels(real, moved)
+        self._bound_channels(real, others)
 
     def eager(self, case: str, output: str) -> np.ndarray:
         """The output in eager float32."""
         return self._eager[case][output]
 
     def truth(self, case: str, output: str) -> Truth:
-        """The output in float64, and the bound on a backend's distance from it."""
+        """The output in float64, and the maximum error of a backend."""
         return self._truth[case][output]
 
     @property
     def bound_of(self) -> dict[str, float]:
-        """How the bound on an error is made of eager's own error and the output's scale."""
+        """Factors that make the bound from eager's own error and the output's scale."""
         return {"eager_multiple": EAGER_MULTIPLE, "scale_epsilons": SCALE_EPSILONS}
 
     def overflowed(self, case: str, output: str) -> np.ndarray:
-        """Where eager's answer is not finite for want of a half precision's range: nowhere in float32."""
+        """Mask of values beyond a half precision's range; all False in float32."""
         return np.zeros(self._eager[case][output].shape, bool)
 
     def eager_figures(self, case: str, output: str, rows: slice) -> dict[str, float]:
-        """How far eager float32 is from the truth in some rows: every backend stands beside it."""
+        """Eager's own error figures in some rows, shown next to every backend's."""
         key = (case, output, rows.start, rows.stop, rows.step)
         if key not in self._figures:
             truth = self._truth[case][output]
@@ -110,7 +113,7 @@ class Reference:
         return dict(self._figures[key])
 
     def not_finite(self, case: str, output: str) -> np.ndarray:
-        """Where the model's answer is not finite in float32, nor is in float64 what float32 could hold."""
+        """Mask of values that neither float32 nor float64 has within float32's range."""
         eager, double = self._eager[case][output], self._double[case][output]
         if eager.dtype.kind != "f":
             return np.zeros(eager.shape, bool)
@@ -152,16 +155,19 @@ class Reference:
         return "float64", truths
 
     def _others(self, cases: Sequence[Case]) -> list[dict[str, dict[str, np.ndarray]]]:
-        """What eager's own error is measured against: the truth, and, where that is no other computation
-        (a float32 reference; a model of float64), the model moved by the last place of its numbers."""
+        """Outputs that eager's own error is measured against.
+
+        They are the truth in float64. A model of float64 is also compared with itself, perturbed by the
+        last place of its numbers. If the reference is float32, only the perturbed model counts.
+        """
         others = [self._double] if self.kind == "float64" else []
         doubles = [n for n, spec in self._signature.outputs.items() if spec.dtype == "float64"]
         if self.kind != "float64" or doubles:
-            others.append(self._moved(cases))
+            others.append(self._perturbed(cases))
         return others
 
-    def _moved(self, cases: Sequence[Case]) -> dict[str, dict[str, np.ndarray]]:
-        backend = EagerBackend(moved_module(self._module), self._signature)
+    def _perturbed(self, cases: Sequence[Case]) -> dict[str, dict[str, np.ndarray]]:
+        backend = EagerBackend(perturbed_module(self._module), self._signature)
         return {
             case.name: backend.run(
                 {
@@ -173,8 +179,10 @@ class Reference:
         }
 
     def _by_other_threads(self, samples: Sequence[Case]) -> list[dict[str, dict[str, np.ndarray]]]:
-        """Eager once more by each number of threads that exports are run with: its sums are taken in another
-        order then, and what is off by luck in one is not in all."""
+        """Eager's outputs by each number of threads in `THREADS`.
+
+        Sums are taken in another order then: an error that is small by luck in one is not in all.
+        """
         backend = EagerBackend(self._module, self._signature)
         found = []
         for count in THREADS:
@@ -205,8 +213,11 @@ class Reference:
         return Truth(value, eager_error, scale, self._bound(eager_error, scale, eager.dtype))
 
     def _bound_lucky_cases(self) -> None:
-        """Where eager happens to be nearer to the truth than it is in half of all cases, that is luck and no
-        measure: there its median error counts, in shares of the output's scale."""
+        """Widen the bound of cases on which eager's error is below its median.
+
+        The median, relative to the output's scale, is used instead: a lucky case must not tighten the
+        bound.
+        """
         for name, spec in self._signature.outputs.items():
             if spec.numpy_dtype.kind != "f":
                 continue
@@ -225,9 +236,9 @@ class Reference:
         return 0.0 if spec.low is None or spec.high is None else max(abs(spec.low), abs(spec.high))
 
     def _bound_channels(
-        self, samples: Sequence[Case], moved: Sequence[Mapping[str, Mapping[str, np.ndarray]]]
+        self, samples: Sequence[Case], runs: Sequence[Mapping[str, Mapping[str, np.ndarray]]]
     ) -> None:
-        """Give every sample's outputs the bounds of their channels, from all samples' rows together."""
+        """Give every sample's outputs their channels' bounds, from all samples' rows."""
         for name, spec in self._signature.outputs.items():
             if spec.numpy_dtype.kind != "f":
                 continue
@@ -235,7 +246,7 @@ class Reference:
                 channels = spec.shape[axis]
                 if not isinstance(channels, int) or channels < 2:
                     continue
-                bounds = self._channel_bounds(name, axis, channels, samples, moved)
+                bounds = self._channel_bounds(name, axis, channels, samples, runs)
                 if bounds is None:
                     continue
                 for case in samples:
@@ -249,14 +260,14 @@ class Reference:
         axis: int,
         channels: int,
         samples: Sequence[Case],
-        moved: Sequence[Mapping[str, Mapping[str, np.ndarray]]],
+        runs: Sequence[Mapping[str, Mapping[str, np.ndarray]]],
     ) -> np.ndarray | None:
         def together(of: Mapping[str, Mapping[str, np.ndarray]]) -> np.ndarray:
             return np.concatenate(
                 [np.moveaxis(of[case.name][name], axis, -1).reshape(-1, channels) for case in samples]
             )
 
-        eager, others = together(self._eager), [together(of) for of in moved]
+        eager, others = together(self._eager), [together(of) for of in runs]
         if len(eager) < CHANNEL_ROWS or not all(np.isfinite(other).all() for other in others):
             return None
         computed = [eager, *(together(of) for of in self._otherwise)]

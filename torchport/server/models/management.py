@@ -1,0 +1,227 @@
+"""Operations on the models of a server, for every API that manages them.
+
+    registration = Registration(url="linear-1.0.mar", initial_workers=1)
+    await register(registry, registration)       # Outcome(message='Model "linear" Version: 1.0 ...', ...)
+    await scale(registry, "linear", None, min_worker=2)
+
+Values come typed and are checked here; an error is an `ApiError`, whose message the client gets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torchport.server.dispatch.job import Kind, Waiter
+from torchport.server.errors import (
+    ApiError,
+    Forbidden,
+    InternalError,
+    InvalidRequest,
+    ModelVersionNotFound,
+)
+from torchport.server.models.registration import Outcome, Progress, Registration
+from torchport.server.models.registry import Registry
+from torchport.server.models.version import ModelVersion
+from torchport.server.settings.checks import MAX_WORKERS
+from torchport.server.settings.settings import ServerSettings
+from torchport.server.wire import Row
+from torchport.store.folders import version_key
+
+PAGE = 100
+"""Maximum number of models on one page of the list; a larger limit counts as this one."""
+
+RANGES: Mapping[str, tuple[int, int]] = {
+    "initial_workers": (0, MAX_WORKERS),
+    "batch_size": (1, 1 << 20),
+    "max_batch_delay": (0, 1 << 30),
+    "response_timeout": (1, 1 << 30),
+    "startup_timeout": (1, 1 << 30),
+    "min_worker": (0, MAX_WORKERS),
+    "max_worker": (0, MAX_WORKERS),
+    "timeout": (-1, 1 << 30),
+}
+"""Minimum and maximum of the whole numbers in requests, by the names that clients use."""
+
+ALL = "all"
+"""The version by which clients ask for descriptions of all versions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HandlerQuestion:
+    """A request to a model's handler to describe the model. `timeout` is in seconds; None: no limit."""
+
+    id: str
+    headers: Sequence[tuple[bytes, bytes]]
+    timeout: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """A version, and its handler's answer to a `HandlerQuestion`; empty if it was not asked."""
+
+    version: ModelVersion
+    handler_answer: bytes = b""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelPage:
+    """URLs of archives by model name. `next_page_token` is where the next page starts; None: the end."""
+
+    urls: Mapping[str, str]
+    next_page_token: int | None
+
+
+def refuse_web_pages(settings: ServerSettings, origin: bytes | None) -> None:
+    """Refuse requests that a web page sent, unless `cors_allowed_origin` is set.
+
+    A page in a browser on this machine could speak in the name of who looks at it.
+
+    Raises:
+        Forbidden: the request has an origin.
+    """
+    if origin is not None and not settings.cors_allowed_origin:
+        raise Forbidden("web pages may not manage models unless cors_allowed_origin is set")
+
+
+def out_of_range(name: str, value: object) -> InvalidRequest:
+    """The error for a value that is no whole number in its range."""
+    low, high = RANGES[name]
+    return InvalidRequest(f"{name}={str(value)[:40]!r}: a whole number from {low} to {high} is expected")
+
+
+def _require_range(name: str, value: int | None) -> None:
+    low, high = RANGES[name]
+    if value is not None and not low <= value <= high:
+        raise out_of_range(name, value)
+
+
+async def register(registry: Registry, registration: Registration) -> Outcome:
+    """Load an archive. Without `initial_workers`, the server's `default_workers_per_model` start.
+
+    Raises:
+        InvalidRequest: the URL is missing, or a number is out of its range.
+        ApiError: the registry refuses the archive.
+    """
+    if not registration.url:
+        raise InvalidRequest("Parameter url is required.")
+    for name in ("initial_workers", "batch_size", "max_batch_delay", "response_timeout", "startup_timeout"):
+        _require_range(name, getattr(registration, name))
+    if registration.initial_workers is None:
+        workers = registry.settings.default_workers_per_model or 0
+        registration = replace(registration, initial_workers=workers)
+    return await registry.register(registration)
+
+
+async def describe(
+    registry: Registry, name: str, version: str | None = None, *, question: HandlerQuestion | None = None
+) -> list[Description]:
+    """Describe a version: the default one if none is named, every version for `ALL`.
+
+    The handler is asked the question of one version only, not of all.
+
+    Raises:
+        ModelNotFound, ModelVersionNotFound: there is no such version.
+        ServiceUnavailable: no worker can take the question.
+        ApiError: the handler answered with an error.
+    """
+    if version == ALL:
+        versions = registry.model(name).versions
+        return [Description(version=versions[number]) for number in sorted(versions, key=version_key)]
+    found = registry.find(name, version)
+    if question is None:
+        return [Description(version=found)]
+    waiter = Waiter()
+    row = Row(question.id, [*question.headers, (b"describe", b"True")], [])
+    found.submit(Kind.DESCRIBE, row, waiter, question.timeout)
+    answer = await waiter.answer
+    if answer.error:
+        raise ApiError.of(answer)
+    return [Description(version=found, handler_answer=answer.body)]
+
+
+def list_models(registry: Registry, *, limit: int | None = None, start: int = 0) -> ModelPage:
+    """One page of the models, sorted by name, from number `start` on."""
+    limit = PAGE if limit is None or not 0 <= limit <= PAGE else limit
+    start = max(0, start)
+    names, end = sorted(registry.models), start + limit
+    return ModelPage(
+        urls={name: registry.find(name).model.url for name in names[start:end]},
+        next_page_token=end if end < len(names) else None,
+    )
+
+
+async def scale(
+    registry: Registry,
+    name: str,
+    version: str | None,
+    *,
+    min_worker: int | None = None,
+    max_worker: int | None = None,
+    synchronous: bool = False,
+    timeout: int | None = None,
+) -> Outcome:
+    """Change the number of a version's workers.
+
+    Args:
+        min_worker: 1 unless given.
+        max_worker: as `min_worker` unless given.
+        synchronous: whether to wait until the workers are ready.
+        timeout: seconds to wait; None or -1 for what the workers may take to start.
+
+    Raises:
+        InvalidRequest: a number is out of its range, or `max_worker` is below `min_worker`.
+        ModelNotFound, ModelVersionNotFound: there is no such version.
+        InternalError: the workers did not start.
+    """
+    _require_range("min_worker", min_worker)
+    _require_range("max_worker", max_worker)
+    _require_range("timeout", timeout)
+    workers = 1 if min_worker is None else min_worker
+    most = workers if max_worker is None else max_worker
+    if most < workers:
+        raise InvalidRequest("max_worker cannot be less than min_worker.")
+    found = registry.find(name, version)
+    found.scale(workers, most)
+    registry.changed()
+    if not synchronous:
+        return Outcome(message="Processing worker updates...", progress=Progress.STARTED)
+    limit = found.settings.startup_timeout + 5 if timeout is None or timeout < 0 else timeout
+    if await found.pool.wait_ready(workers, limit):
+        message = f"Workers scaled to {workers} for model: {name}"
+        return Outcome(message=f"{message}, version: {version}" if version else message)
+    if found.pool.failed_starts:
+        raise InternalError(
+            f"Failed to start workers for model {name} version: {version}\n{found.pool.failure}".strip()
+        )
+    return Outcome(message="Workers scaling in progress...", progress=Progress.PARTIAL)
+
+
+async def set_default(registry: Registry, name: str, version: str) -> Outcome:
+    """Make a version the default one, as soon as it is ready.
+
+    Raises:
+        ModelNotFound, ModelVersionNotFound: there is no such version.
+    """
+    model = registry.model(name)
+    found = model.versions.get(version)
+    if found is None:
+        raise ModelVersionNotFound(name, version)
+    if found.pool.wanted and not found.pool.ready:
+        await found.pool.wait_ready(1, found.settings.startup_timeout)
+    if model.versions.get(version) is not found:
+        raise ModelVersionNotFound(name, version)
+    model.default = version
+    registry.changed()
+    return Outcome(message=f'Default version successfully updated for model "{name}" to "{version}"')
+
+
+async def unregister(registry: Registry, name: str, version: str | None = None) -> Outcome:
+    """Remove a version, the default one if none is named, after it has answered its waiting requests.
+
+    Raises:
+        ModelNotFound, ModelVersionNotFound: there is no such version.
+        InvalidModelVersion: it is the default one, and there are others.
+    """
+    await registry.unregister(name, version)
+    return Outcome(message=f'Model "{name}" unregistered')
