@@ -14,10 +14,10 @@ from torchport.store.folders import Store
 from torchport.targets.checking import check
 from torchport.targets.torchport_serve import start
 from torchport.verify.evidence import FILE
-from torchport.verify.local.proving import prove_again
+from torchport.verify.local.proving import verify_archive
 from torchport_runtime.requests.arrays import read_npz
 
-RECORDS = ("training.json", "export.json", "signature.json", "parity.json")
+RECORDS = ("training.json", "export.json", "signature.json", "parity.json", "measures.json")
 
 
 def differences(section, record):
@@ -65,7 +65,7 @@ def test_every_file_of_the_build_folder_is_on_the_page(linear_archive):
 
 
 def test_what_a_machine_has_verified(store):
-    record = prove_again(store.archive("linear", "1.0")).record
+    record = verify_archive(store.archive("linear", "1.0")).record
     assert differences(".local_parity", record) == NONE
 
 
