@@ -17,7 +17,7 @@ from torchport.verify.evidence import FILE
 from torchport.verify.local.proving import verify_archive
 from torchport_runtime.requests.arrays import read_npz
 
-RECORDS = ("training.json", "export.json", "signature.json", "parity.json")
+RECORDS = ("training.json", "export.json", "signature.json", "parity.json", "measures.json")
 
 
 def differences(section, record):

@@ -27,6 +27,16 @@ from torchport.store.hashing import sha256_file
 _ARCHIVE = re.compile(r"(?P<name>.+)-(?P<version>[^-]+)\.mar\Z")
 
 
+class _File:
+    """An attribute of a build folder: the path of the file or folder of this name."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, folder: BuildFolder, owner: type[BuildFolder]) -> Path:
+        return folder.path / self._name
+
+
 @dataclass(frozen=True)
 class BuildFolder:
     """The files of one model version, from the weights to the servers' records."""
@@ -35,49 +45,17 @@ class BuildFolder:
     name: str
     version: str
 
-    @property
-    def weights(self) -> Path:
-        return self.path / "weights.pt"
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.path / "checkpoint.pt"
-
-    @property
-    def assets(self) -> Path:
-        return self.path / "assets"
-
-    @property
-    def training(self) -> Path:
-        return self.path / "training.json"
-
-    @property
-    def export(self) -> Path:
-        return self.path / "export.json"
-
-    @property
-    def signature(self) -> Path:
-        return self.path / "signature.json"
-
-    @property
-    def parity(self) -> Path:
-        return self.path / "parity.json"
-
-    @property
-    def measures(self) -> Path:
-        return self.path / "measures.json"
-
-    @property
-    def report(self) -> Path:
-        return self.path / "parity.html"
-
-    @property
-    def evidence(self) -> Path:
-        return self.path / "evidence.npz"
-
-    @property
-    def serving(self) -> Path:
-        return self.path / "serving.json"
+    weights = _File("weights.pt")
+    checkpoint = _File("checkpoint.pt")
+    assets = _File("assets")
+    training = _File("training.json")
+    export = _File("export.json")
+    signature = _File("signature.json")
+    parity = _File("parity.json")
+    measures = _File("measures.json")
+    report = _File("parity.html")
+    evidence = _File("evidence.npz")
+    serving = _File("serving.json")
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -49,12 +49,14 @@ PICTURE_EDGE = 4
 
 @dataclass(frozen=True, kw_only=True)
 class ShownInput:
-    """One row of a sample. `picture` is a PNG as a data URL, or empty: then `text` says what it is."""
+    """One row of a sample as the page shows it."""
 
     where: str
     share: float
+    """The row's largest error, in shares of its output's bound."""
     text: str
     picture: str = ""
+    """A PNG as a data URL; empty if `text` says what the row holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
