@@ -27,8 +27,8 @@ PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 BUILD_TOOLS = ("setuptools", "wheel")
 """What builds the project, and enum-compat, of which there is no wheel."""
 
-_ENTRY = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*)==(?P<version>\S+)")
-_CONFLICT = re.compile(r"The user requested (?P<name>[\w.-]+)==")
+_ENTRY = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*)==(?P<version>\S+)(?: ; (?P<marker>.+))?")
+_CONFLICT = re.compile(r"The user requested (?P<name>[\w.-]+) (?P<version>\S+) \(from ")
 _CONSTRAINT = re.compile(r"The user requested \(constraint\) (?P<constraint>.+)")
 
 
@@ -38,8 +38,8 @@ class Release:
 
     name: str
     version: str
-    requirement: str
-    """`name==version ; marker`, without the hashes."""
+    marker: str | None
+    """The environments that need the release, as in PEP 508; None if all do."""
     text: str
     """The entry as it stands in the list, hashes included."""
 
@@ -55,10 +55,10 @@ def read_list(text: str) -> list[Release]:
         requirement = entry.partition("\n")[0].rstrip("\\ ")
         if not requirement:
             continue
-        pinned = _ENTRY.match(requirement)
+        pinned = _ENTRY.fullmatch(requirement)
         if pinned is None:
             raise ValueError(f"{requirement!r} pins no release: expected name==version")
-        releases.append(Release(**pinned.groupdict(), requirement=requirement, text=entry))
+        releases.append(Release(**pinned.groupdict(), text=entry))
     return releases
 
 
@@ -75,46 +75,50 @@ def foreign(system: str, machine: str, python: str) -> str | None:
 def held(releases: list[Release]) -> str | None:
     """The releases that pip's constraints on this machine exclude, with the constraints; None if none is.
 
-    pip itself is asked, so constraints count wherever it finds them. It chooses among wheels that hold a
-    name and a version only, so nothing is downloaded.
+    pip itself is asked, so constraints count wherever it finds them. It is offered wheels that hold a name
+    and a version only, so nothing is downloaded.
 
     Raises:
         SystemExit: pip failed for another reason, such as a constraints file that does not exist.
     """
     excluded: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
-        for release in releases:
-            write_empty_wheel(release, Path(folder))
+        offered = {release: write_empty_wheel(release, Path(folder)) for release in releases}
         asked = Path(folder) / "requirements.txt"
         command = [*PIP, "--dry-run", "--no-deps", "--no-index", "--ignore-installed"]
-        command += ["--find-links", folder, "--requirement", str(asked)]
+        command += ["--requirement", str(asked)]
         while True:
-            asked.write_text("".join(f"{release.requirement}\n" for release in releases), encoding="utf-8")
+            lines = [
+                f"{release.name} @ {wheel.as_uri()}" + (f" ; {release.marker}" if release.marker else "")
+                for release, wheel in offered.items()
+            ]
+            asked.write_text("\n".join(lines), encoding="utf-8")
             answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
             if answer.returncode == 0:
                 return ", ".join(excluded) or None
             said = answer.stdout + answer.stderr
             conflict, constraints = _CONFLICT.search(said), _CONSTRAINT.findall(said)
-            named = [r for r in releases if conflict and r.name == conflict["name"]]
-            if not named or not constraints:
+            if conflict is None or not constraints:
                 print(said, file=sys.stderr, end="")
                 raise SystemExit(answer.returncode)
-            versions = " or ".join(release.version for release in named)
-            excluded.append(f"{named[0].name} {versions} is excluded by the constraint {constraints[0]}")
-            releases = [release for release in releases if release not in named]
+            name, version = conflict.groups()
+            excluded.append(f"{name} {version} is excluded by the constraint {' and '.join(constraints)}")
+            offered = {r: wheel for r, wheel in offered.items() if (r.name, r.version) != (name, version)}
 
 
-def write_empty_wheel(release: Release, folder: Path) -> None:
-    """A wheel that installs nothing, by which pip knows that the release exists."""
+def write_empty_wheel(release: Release, folder: Path) -> Path:
+    """Write a wheel of this name and version that installs nothing; return its path."""
     stem = f"{re.sub(r'[-_.]+', '_', release.name)}-{release.version}"
     files = {
         "METADATA": f"Metadata-Version: 2.1\nName: {release.name}\nVersion: {release.version}\n",
         "WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         "RECORD": "",
     }
-    with zipfile.ZipFile(folder / f"{stem}-py3-none-any.whl", "w") as wheel:
+    path = folder / f"{stem}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
         for name, content in files.items():
             wheel.writestr(f"{stem}.dist-info/{name}", content)
+    return path
 
 
 def install(path: Path, releases: list[Release]) -> None:
