@@ -78,7 +78,7 @@ def test_the_record_and_the_file_say_what_it_was_compiled_for(compiled):
     assert built["torch"] == torch.__version__.partition("+")[0]
     assert built["instructions"]
     with zipfile.ZipFile(folder.path / "main.aoti.pt2") as package_:
-        assert not [name for name in package_.namelist() if name.endswith(".cpp")]
+        assert not any(info.file_size for info in package_.infolist() if info.filename.endswith(".cpp"))
 
 
 @needs_compiler
@@ -104,7 +104,7 @@ def test_another_machine_is_refused_before_its_code_is_loaded(compiled, tmp_path
     monkeypatch.setattr("torch._inductor.aoti_load_package", lambda *a, **k: pytest.fail("it was loaded"))
     for change, reason in (
         ({"instructions": here["instructions"][1:]}, f"a processor that has {here['instructions'][0]}"),
-        ({"torch": "2.9.0"}, "with torch .*, this is 2.9.0"),
+        ({"torch": "2.8.0"}, "with torch .*, this is 2.8.0"),
         ({"machine": "riscv64"}, "compiled for .*, this is riscv64"),
         ({"system": "Darwin"}, "this is Darwin"),
     ):

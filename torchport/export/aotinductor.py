@@ -68,13 +68,13 @@ def export_aotinductor(program: ExportedProgram) -> tuple[bytes, dict[str, Any]]
 
 
 def _with_facts(content: bytes, built: dict[str, Any]) -> bytes:
-    """The package with a note of its target machine, without sources.
+    """The package with a note of its target machine, its sources empty.
 
-    Sources contain paths.
+    Sources contain paths. torch 2.9 finds a graph's metadata by the name of its source, so the names stay.
     """
     source = zipfile.ZipFile(io.BytesIO(content))
-    kept = [info for info in source.infolist() if not info.filename.endswith(".cpp")]
-    root = kept[0].filename.partition("/")[0]
+    names = source.namelist()
+    root = names[0].partition("/")[0]
     text = json.dumps(built, indent=2, sort_keys=True)
-    entries = [(info.filename, source.read(info)) for info in kept]
+    entries = [(name, b"" if name.endswith(".cpp") else source.read(name)) for name in names]
     return reproducible_zip([*entries, (f"{root}/{BUILT_FOR}", text.encode())])

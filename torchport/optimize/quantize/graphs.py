@@ -109,14 +109,8 @@ class Int8Graph:
         """
         if method == "dynamic":
             return
-        from onnxruntime.quantization.calibrate import create_calibrator
+        from onnxruntime.quantization.calibrate import create_calibrator, save_tensors_data
 
-        try:
-            from onnxruntime.quantization.calibrate import save_tensors_data
-        except ImportError as err:
-            raise QuantizationError(
-                "this ONNX Runtime cannot keep what calibration measured: pip install -U onnxruntime"
-            ) from err
         try:
             with _quiet():
                 calibrator = create_calibrator(
