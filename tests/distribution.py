@@ -9,7 +9,28 @@ from __future__ import annotations
 from xdist.scheduler.loadscope import LoadScopeScheduling
 from xdist.workermanage import WorkerController
 
-SECONDS: dict[str, int] = {}
+SECONDS = {
+    "tests/serving/test_zoo.py": 400,
+    "tests/test_training.py": 250,
+    "tests/serving/test_torchserve.py": 200,
+    "tests/test_cli.py": 110,
+    "tests/defects/test_correct.py": 100,
+    "tests/serving/test_conformance.py": 90,
+    "tests/server/test_under_load.py": 80,
+    "tests/server/test_shadow.py": 70,
+    "tests/test_wrapped.py": 65,
+    "tests/test_shadow.py": 60,
+    "tests/test_interruptions.py": 60,
+    "tests/server/http_connection": 55,
+    "tests/test_quantization.py": 50,
+    "tests/serving/test_handlers_of_torchserve.py": 50,
+    "tests/serving/test_shadow_on_torchserve.py": 45,
+    "tests/test_tuning.py": 45,
+    "tests/test_archive.py": 40,
+    "tests/server/test_serve.py": 40,
+    "tests/server/grpc_services": 35,
+    "tests/test_aotinductor.py": 35,
+}
 """What the longest take on two cores, rounded. Others come after these, those with the most tests first."""
 
 
