@@ -14,7 +14,28 @@ from xdist.workermanage import WorkerController
 ROOT = Path(__file__).parent.parent
 SERVER = Path("tests/server")
 
-SECONDS: dict[str, int] = {}
+SECONDS = {
+    "tests/targets/test_zoo.py": 400,
+    "tests/train/test_training.py": 250,
+    "tests/targets/test_torchserve.py": 200,
+    "tests/cli/test_cli.py": 110,
+    "tests/verify/defects/test_correct.py": 100,
+    "tests/targets/test_conformance.py": 90,
+    "tests/server/test_under_load.py": 80,
+    "tests/server/test_shadow.py": 70,
+    "tests/recipe/test_wrapped.py": 65,
+    "tests/runtime/test_shadow.py": 60,
+    "tests/road/test_interruptions.py": 60,
+    "tests/server/http": 55,
+    "tests/optimize/test_quantization.py": 50,
+    "tests/targets/test_handlers_of_torchserve.py": 50,
+    "tests/targets/test_shadow_on_torchserve.py": 45,
+    "tests/optimize/test_tuning.py": 45,
+    "tests/package/test_archive.py": 40,
+    "tests/server/test_serve.py": 40,
+    "tests/server/grpc": 35,
+    "tests/export/test_aotinductor.py": 35,
+}
 """What the longest take on two cores, rounded. Others come after these, those with the most tests first."""
 
 

@@ -14,6 +14,7 @@ import pytest
 import requests
 
 from tests.conftest import ROOT, run_stages
+from tests.kept_builds import kept_build
 from tests.server.archives import write_archive
 from tests.server.load import Load
 from tests.server.metrics import metric
@@ -34,7 +35,7 @@ QUIET = {"enable_grpc": "false"}
 def test_killed_workers_a_rolled_version_and_scaling_lose_no_request(shipped, linear_archive, tmp_path):
     newer = tmp_path / "linear.py"
     newer.write_text((ROOT / "export" / "linear.py").read_text().replace('"1.0"', '"1.10"'))
-    newest = run_stages(load_recipe(newer), Store(tmp_path / "newer"), seed=5)
+    newest = kept_build(run_stages, load_recipe(newer), Store(tmp_path / "newer"), seed=5)
     store = Store(tmp_path / "store")
     store.path.mkdir()
     shutil.copy(linear_archive, store.path)

@@ -19,6 +19,7 @@ import yaml
 
 from tests.archive_edits import rewrite
 from tests.conftest import ROOT, environment_without_torchport, run_stages
+from tests.kept_builds import kept_build
 from torchport.client import Client
 from torchport.errors import RequestError, ServerError
 from torchport.recipe.loading import load_recipe
@@ -37,7 +38,7 @@ def both(shipped, linear_archive, digits_archive, tmp_path_factory):
     folder = tmp_path_factory.mktemp("both")
     newer = folder / "linear.py"
     newer.write_text((ROOT / "export" / "linear.py").read_text().replace('"1.0"', '"1.10"'))
-    newest = run_stages(load_recipe(newer), Store(folder / "newer"), seed=5)
+    newest = kept_build(run_stages, load_recipe(newer), Store(folder / "newer"), seed=5)
     store = Store(folder / "store")
     store.path.mkdir()
     shutil.copy(linear_archive, store.path)

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tests.conftest import ROOT, run_stages
+from tests.kept_builds import kept_build
 from torchport.cli.zoo import read_list, ship_all
 from torchport.recipe.contract import Recipe, Request
 from torchport.recipe.inputs import random_inputs
@@ -129,18 +130,19 @@ class Shipped:
 
 
 @pytest.fixture(scope="module")
-def zoo(tmp_path_factory) -> dict[str, Shipped]:
+def zoo(shipped, tmp_path_factory) -> dict[str, Shipped]:
     """Every recipe's archive, made by the whole road; kept between runs."""
+    import torch
     from torchvision.models import squeezenet1_1
 
-    store = Store(ROOT / ".cache" / "test-zoo")
+    torch.manual_seed(0)
     weights = tmp_path_factory.mktemp("weights") / "squeezenet.safetensors"
     save_file(squeezenet1_1(num_classes=10).state_dict(), weights)
     made = {}
     for name, parameters in (SMALL | EXAMPLES).items():
         recipe = load_recipe(name, parameters)
         given = weights if name == "pretrained" else None
-        made[name] = Shipped(recipe, run_stages(recipe, store, weights=given))
+        made[name] = Shipped(recipe, kept_build(run_stages, recipe, shipped, weights=given))
     return made
 
 
