@@ -38,8 +38,8 @@ SECONDS = {
 }
 """What the longest take on two cores, rounded. Others come after these, those with the most tests first.
 
-The first trains `digits_resnet18`, three minutes of one core; modules that use that build too come late enough
-to find it made, and are counted without it.
+The first trains `digits_resnet18`, three minutes of one core. Modules that use that build too come late
+enough to find it made, and are counted without it.
 """
 
 
