@@ -32,6 +32,11 @@ def test_sizes_of_a_second_trace_differ_wherever_they_can():
     assert sizes == {"batch": 5, "time": 16, "width": 6}
 
 
+def test_sizes_that_outputs_alone_have_are_not_chosen():
+    dims = signature(batch=(1, 4), time=(2, 12), less=(1, 11))
+    assert other_sizes(dims, {"batch": 2, "time": 12}) == {"batch": 3, "time": 11}
+
+
 def test_sizes_of_a_second_trace_are_those_that_guards_admit():
     dims = signature(batch=(1, 8), time=(1, 64))
     sizes = other_sizes(dims, {"batch": 2, "time": 13}, lambda sizes: sizes["time"] % 2 == 1)

@@ -61,13 +61,15 @@ def other_sizes(
 
     None if `admits` takes no such sizes, so that nothing can be compared.
     """
-    for step in (STEP, STEP + 1, STEP + 2, 1):
+    for step in (STEP, STEP + 1, STEP + 2):
         sizes: dict[str, int] = {}
-        for symbol, (low, high) in signature.dims.items():
-            was = traced[symbol]
-            upward, downward = range(was + step, high + 1), range(was - 1, max(low, 2) - 1, -1)
+        for symbol, was in traced.items():  # Sizes that outputs alone have follow from these.
+            low, high = signature.dims[symbol]
+            further, next_ones = range(was + step, high + 1), range(was + 1, high + 1)
+            smaller = range(was - 1, max(low, 2) - 1, -1)
             taken = {*sizes.values(), *traced.values()}
-            sizes[symbol] = next((size for size in chain(upward, downward) if size not in taken), was)
+            choices = chain(further, next_ones, smaller)
+            sizes[symbol] = next((size for size in choices if size not in taken), was)
         if sizes != dict(traced) and admits(sizes):
             return sizes
     return None
