@@ -16,14 +16,14 @@ SERVER = Path("tests/server")
 
 SECONDS = {
     "tests/targets/test_zoo.py": 400,
+    "tests/train/test_training.py": 250,
+    "tests/targets/test_torchserve.py": 120,
     "tests/cli/test_cli.py": 110,
     "tests/verify/defects/test_correct.py": 100,
     "tests/targets/test_conformance.py": 90,
-    "tests/targets/test_torchserve.py": 85,
     "tests/server/test_under_load.py": 80,
     "tests/server/test_shadow.py": 70,
     "tests/recipe/test_wrapped.py": 65,
-    "tests/train/test_training.py": 60,
     "tests/runtime/test_shadow.py": 60,
     "tests/road/test_interruptions.py": 60,
     "tests/server/http": 55,
@@ -38,8 +38,8 @@ SECONDS = {
 }
 """What the longest take on two cores, rounded. Others come after these, those with the most tests first.
 
-The first trains `digits_resnet18`, three minutes of one core. Modules that use that build too come late
-enough to find it made, and are counted without it.
+`test_training` makes the build of `digits_resnet18`: three minutes of one core. Modules that use it too start
+later, and find it made.
 """
 
 

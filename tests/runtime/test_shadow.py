@@ -15,7 +15,7 @@ import yaml
 
 from tests.conftest import TINY, run_stages
 from tests.server.shadows import assert_ends, stuck_artifact, wait_until_busy
-from tests.server.waiting import wait_until
+from tests.server.waiting import PATIENCE_S, wait_until
 from torchport.errors import RecipeError
 from torchport.package.packaging import package
 from torchport.recipe.loading import load_recipe
@@ -192,7 +192,7 @@ class Metrics:
 def reported(shadow, rows):
     """What has been reported once `rows` have been looked at or dropped."""
     metrics = Metrics()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while metrics.values.get("ShadowRows", 0) + metrics.values.get("ShadowDrops", 0) < rows:
         assert time.monotonic() < deadline, metrics.values
         shadow.report(metrics)

@@ -84,7 +84,7 @@ def shadow_metrics(url):
 
 
 def metrics_when(url, is_there):
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     while not is_there(found := shadow_metrics(url)):
         assert time.monotonic() < deadline, found
         time.sleep(0.05)

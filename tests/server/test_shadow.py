@@ -17,6 +17,7 @@ from tests.server.shadows import (
     with_shadow,
     wrong_artifact,
 )
+from tests.server.waiting import PATIENCE_S
 from torchport.errors import ServerError
 from torchport.store.folders import Store
 from torchport.targets.torchport_serve import start
@@ -61,7 +62,7 @@ def test_the_right_second_backend_agrees_and_goes_with_the_server(linear_archive
         assert found["ShadowDisagreements"] == 0
         assert shadow_processes(server.pid)
     # On a machine that is busy with something else, the idle class has to wait for its turn to end.
-    _, alive = psutil.wait_procs(children, timeout=60)
+    _, alive = psutil.wait_procs(children, timeout=PATIENCE_S)
     assert not alive
 
 

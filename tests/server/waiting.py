@@ -8,8 +8,11 @@ Returns as soon as it is so.
 import time
 from collections.abc import Callable
 
-PATIENCE_S = 60.0
-"""How long anything is waited for, an answer too; none takes so long unless something is broken."""
+PATIENCE_S = 180.0
+"""How long anything is waited for, an answer too; none takes so long unless something is broken.
+
+A shadow computes only when a core is idle: while other tests keep every core busy, it stands still.
+"""
 
 
 def comes_true(condition: Callable[[], object], seconds: float = PATIENCE_S) -> bool:
