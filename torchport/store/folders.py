@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from filelock import FileLock, Timeout
 from packaging.version import InvalidVersion, Version
@@ -33,8 +33,14 @@ class _File:
     def __init__(self, name: str) -> None:
         self._name = name
 
-    def __get__(self, folder: BuildFolder, owner: type[BuildFolder]) -> Path:
-        return folder.path / self._name
+    @overload
+    def __get__(self, folder: None, owner: type[BuildFolder]) -> _File: ...
+
+    @overload
+    def __get__(self, folder: BuildFolder, owner: type[BuildFolder]) -> Path: ...
+
+    def __get__(self, folder: BuildFolder | None, owner: type[BuildFolder]) -> _File | Path:
+        return self if folder is None else folder.path / self._name
 
 
 @dataclass(frozen=True)
