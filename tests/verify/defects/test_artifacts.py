@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-import torchport.verify.verifying
+import torchport.verify.outputs.graph
 from tests.artifact_edits import refresh_hash
 from tests.verify.defects.conftest import Model
 from tests.verify.defects.failures import says
@@ -143,7 +143,7 @@ def test_an_engine_that_shares_out_its_work_wrongly(shipped_as, monkeypatch):
     def opened(path, signature, options):
         return Racing(open_backend(path, signature, options))
 
-    monkeypatch.setattr(torchport.verify.verifying, "open_backend", opened)
+    monkeypatch.setattr(torchport.verify.outputs.graph, "open_backend", opened)
     failures = verify(recipe, folder).failures
     says(failures, "sample 0, threads=3: output 'y'", "exceeds the bound")
     assert all("threads=3" in failure for failure in failures)
