@@ -119,6 +119,15 @@ def test_graphs_that_differ_and_answer_alike_are_told_from_those_that_do_not():
     assert not same_answers(with_constant("13, -1"), with_constant("16, -1"), inputs)  # The first fails.
     assert not same_answers(graph("{ y = Relu(x) }"), graph("{ y = Neg(x) }"), inputs)
     assert not same_answers(with_constant("-1, 2"), with_constant("16, -1"), inputs)  # Another shape.
+    assert same_answers(with_constant("16, -1"), with_constant("13, -1"), inputs)  # The second fails.
+
+
+def test_a_difference_counts_beside_the_size_of_what_is_compared():
+    small = {"x": np.full((16, 4), 1e-6, np.float32)}
+    assert not same_answers(graph("{ y = Add(x, x) }"), graph("{ y = Relu(x) }"), small)
+    infinite = {"x": np.array([[np.inf, 1, np.nan, 2]], np.float32)}
+    assert same_answers(graph("{ y = Relu(x) }"), graph("{ y = Relu(x) }"), infinite)
+    assert not same_answers(graph("{ y = Add(x, x) }"), graph("{ y = Relu(x) }"), infinite)
 
 
 @pytest.mark.road
