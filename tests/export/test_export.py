@@ -6,9 +6,14 @@ import zipfile
 import numpy as np
 import onnx
 import pytest
+import torch
+from torch import nn
 
 from torchport.errors import ExportError, StaleError
 from torchport.export.exporting import export
+from torchport.export.guards import guarded_sizes
+from torchport.export.program import capture
+from torchport.export.traced_graph import TracedGraph
 from torchport.recipe.inputs import example_inputs
 from torchport.recipe.loading import load_recipe
 from torchport.store.files import read_json
@@ -182,3 +187,21 @@ def test_tracing_inputs_have_every_dimension_at_two_or_more_and_apart():
     assert ids.min() >= 0
     assert ids.max() <= 9
     assert np.array_equal(ids, example_inputs(signature)["ids"])
+
+
+class Sign(nn.Module):
+    def forward(self, x):
+        return torch.cond(x.sum() > 0, torch.sin, torch.cos, (x,))
+
+
+def test_what_was_captured_before_does_not_restrict_a_program():
+    """Not in a model of its own either: control flow is compiled, and kept, by dynamo."""
+    recipe = load_recipe("linear")
+    specs = {"fixed": (3, 3), "free": ("batch", "time")}
+    for shape, size in ((specs["fixed"], {}), (specs["free"], {"batch": 4, "time": 7})):
+        spec = TensorSpec("float32", shape)
+        dims = dict.fromkeys(size, (1, 8))
+        signature = Signature(inputs={"x": spec}, outputs={"y": spec}, dims=dims)
+        inputs = {"x": np.ones(spec.resolve(size), np.float32)}
+        program = capture(TracedGraph(recipe, Sign().eval(), signature, inputs))
+    assert guarded_sizes(program, signature) == []

@@ -71,6 +71,31 @@ def test_loops_compute_what_the_layer_does(kind, options):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-6)
 
 
+class TwoSequences(nn.Module):
+    """Two layers that differ only in the sizes of what they are given."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.one, self.other = KINDS[kind](4, 3), KINDS[kind](4, 3)
+
+    def forward(self, fixed, x):
+        return self.one(fixed)[0].sum() + self.other(x)[0]
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attributes")
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_layers_sizes_do_not_restrict_anothers(kind):
+    fixed = torch.randn(3, 3, 4)
+    dims = {0: Dim("time", min=1, max=9), 1: Dim("batch", min=1, max=9)}
+    model = TwoSequences(kind).eval()
+    with recurrent_layers_as_loops():
+        program = torch.export.export(model, (fixed, torch.randn(6, 4, 4)), dynamic_shapes=(None, dims))
+    restored = program.module()
+    for time, batch in itertools.product(range(1, 5), repeat=2):
+        x = torch.randn(time, batch, 4)
+        torch.testing.assert_close(restored(fixed, x), model(fixed, x))
+
+
 def test_torch_is_left_as_it_was():
     operators = (torch.ops.aten.gru.input, torch.ops.aten.lstm.input, torch.ops.aten.rnn_tanh.input)
     before = [(dict(o.py_kernels), torch._decomp.decomposition_table.get(o)) for o in operators]

@@ -18,7 +18,7 @@ import requests
 
 from tests.conftest import ROOT, environment_without_torchport
 from tests.server.archives import write_archive
-from tests.server.waiting import wait_until
+from tests.server.waiting import lines_with, wait_until
 from torchport.store.folders import Store
 from torchport.targets.torchport_serve import start
 from torchport.targets.torchserve_setup import Ports
@@ -276,12 +276,12 @@ def test_the_access_log_has_a_line_for_every_request(echo):
         f"{echo.urls['inference']}/predictions/echo", data="x", headers=headers, timeout=10
     )
     assert answer.headers["x-request-id"] == "my-own-id-17"
-    lines = [json.loads(line) for line in echo.log().splitlines() if "my-own-id-17" in line]
-    assert len(lines) == 1
-    assert lines[0]["status"] == 200
-    assert lines[0]["path"] == "/predictions/echo"
-    assert lines[0]["traceparent"] == trace
-    assert lines[0]["milliseconds"] > 0
+    (said,) = lines_with(echo.log, "my-own-id-17")
+    line = json.loads(said)
+    assert line["status"] == 200
+    assert line["path"] == "/predictions/echo"
+    assert line["traceparent"] == trace
+    assert line["milliseconds"] > 0
 
 
 def test_models_do_not_wait_for_each_other(tmp_path):

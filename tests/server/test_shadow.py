@@ -17,7 +17,7 @@ from tests.server.shadows import (
     with_shadow,
     wrong_artifact,
 )
-from tests.server.waiting import PATIENCE_S
+from tests.server.waiting import PATIENCE_S, lines_with
 from torchport.errors import ServerError
 from torchport.store.folders import Store
 from torchport.targets.torchport_serve import start
@@ -40,13 +40,13 @@ def test_a_wrong_second_backend_shows_within_a_hundred_requests(linear_archive, 
         found = metrics_when(server.urls["metrics"], lambda found: looked_at(found) >= 10)
         assert found["ShadowDisagreements"] == found["ShadowRows"] >= 1
         assert found["ShadowMaxDifference"] > 900
-        assert "shadow: the backends disagree, first on graph main" in server.log()
+        assert lines_with(server.log, "shadow: the backends disagree, first on graph main")
         # TorchServe's names for what a handler counts: no version, so the model's is enough.
         (worker,) = shadow_processes(server.pid)
         worker.kill()
         ask(server, 100)
         assert metrics_when(server.urls["metrics"], lambda found: looked_at(found) >= 20)["ShadowDrops"] >= 9
-        assert "its process is gone" in server.log()
+        assert lines_with(server.log, "its process is gone")
     assert not worker.is_running()
 
 

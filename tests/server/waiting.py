@@ -25,5 +25,12 @@ def comes_true(condition: Callable[[], object], seconds: float = PATIENCE_S) -> 
     return True
 
 
+def lines_with(log: Callable[[], str], text: str) -> list[str]:
+    """Lines of a log with a text, as soon as there are any: an answer may come before its line."""
+    found: list[str] = []
+    wait_until(lambda: found.extend(line for line in log().splitlines() if text in line) or found)
+    return found
+
+
 def wait_until(condition: Callable[[], object], seconds: float = PATIENCE_S) -> None:
     assert comes_true(condition, seconds), "waited in vain"

@@ -99,6 +99,9 @@ def capture(graph: TracedGraph, precision: str = "float32") -> ExportedProgram:
     if first is not None and first.kind is inspect.Parameter.VAR_POSITIONAL:
         dynamic = (dynamic,)  # It takes *inputs, which count as one argument.
     own_dtype = default_dtype(half_dtype(precision) if is_half else None)
+    # Dynamo compiles torch.cond and other control flow, and first asks the guards of what it compiled
+    # before, for another model too. They then restrict the sizes of this program.
+    torch.compiler.reset()
     try:
         with quiet(), recurrent_layers_as_loops(), own_dtype:
             return torch.export.export(module, positional(graph.inputs), dynamic_shapes=dynamic)

@@ -135,7 +135,7 @@ def _steps(
 ) -> tuple[Tensor, State]:
     """Run one layer in one direction. Returns outputs [time, batch, hidden] and the last state."""
     import torch
-    from torch._higher_order_ops.while_loop import while_loop
+    from torch._higher_order_ops.while_loop import while_loop_op
 
     w_ih, w_hh, *others = weights
     b_ih, b_hh = others[:2] if has_biases else (None, None)
@@ -146,22 +146,25 @@ def _steps(
     recurrent = tuple(None if weight is None else weight.clone() for weight in (w_hh, b_hh, w_hr))
     output = gates.new_zeros(gates.size(0), *state[0].shape)
 
-    def has_next(step: Tensor, output: Tensor, *state: Tensor) -> Tensor:
-        return step < gates.size(0)
+    start, initial = torch.zeros((), dtype=torch.int64), tuple(part.clone() for part in state)
+    constants = (gates, *(weight for weight in recurrent if weight is not None))
 
-    def advance(step: Tensor, output: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-        index: Any = step.item()  # Symbolic: a number only where the loop runs.
-        torch._check(index >= 0)
-        torch._check(index < gates.size(0))
-        new = cell(gates[index], state, recurrent)
-        output = output.clone()
-        output[index] = new[0]
-        return (step + 1, output, *new)
+    def has_next(step: Tensor, output: Tensor, *others: Tensor) -> Tensor:
+        return step < output.size(0)
 
-    start = torch.zeros((), dtype=torch.int64)
-    _, output, *last = while_loop(  # type: ignore[no-untyped-call]
-        has_next, advance, (start, output, *(part.clone() for part in state))
-    )
+    def advance(step: Tensor, output: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        state, (gates, *present) = others[: len(initial)], others[len(initial) :]
+        index, weight_of_loop = step.unsqueeze(0), iter(present)
+        new = cell(
+            gates.index_select(0, index).squeeze(0),
+            state,
+            [None if weight is None else next(weight_of_loop) for weight in recurrent],
+        )
+        return (step + 1, output.index_copy(0, index, new[0].unsqueeze(0)), *new)
+
+    # while_loop would have dynamo compile the loop. Dynamo asks the guards of the loops that it has compiled
+    # before first, and they then restrict the sizes of this program.
+    _, output, *last = while_loop_op(has_next, advance, (start, output, *initial), constants)
     return output.flip(0) if reverse else output, tuple(last)
 
 

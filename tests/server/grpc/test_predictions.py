@@ -13,6 +13,7 @@ from tests.server.grpc_client import (
     prediction,
 )
 from tests.server.metrics import metric
+from tests.server.waiting import lines_with
 
 pytestmark = pytest.mark.server
 
@@ -140,5 +141,5 @@ def test_requests_are_counted_and_logged(server, client):
     request = prediction("linear", data=b"[4.0]")
     _, call = client.method(f"/{INFERENCE}/Predictions").with_call(request, timeout=30)
     (number,) = [value for key, value in call.trailing_metadata() if key == "x-request-id"]
-    line = next(line for line in server.log().splitlines() if number in line)
+    (line,) = lines_with(server.log, number)
     assert f'"gRPC /{INFERENCE}/Predictions" OK' in line
