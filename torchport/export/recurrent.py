@@ -164,7 +164,7 @@ def _steps(
 
     # while_loop would have dynamo compile the loop. Dynamo asks the guards of the loops that it has compiled
     # before first, and they then restrict the sizes of this program.
-    _, output, *last = while_loop_op(has_next, advance, (start, output, *initial), constants)
+    _, output, *last = while_loop_op(has_next, advance, (start, output, *initial), constants)  # type: ignore[arg-type]
     return output.flip(0) if reverse else output, tuple(last)
 
 
