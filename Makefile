@@ -27,7 +27,7 @@ extra_options = $(foreach extra,$(subst $(comma), ,$(1)),--extra $(extra))
 
 .DEFAULT_GOAL := help
 .PHONY: help install train export verify package ship check-served serve torchserve torchserve-stop query infer \
-        list zoo gallery screenshots bench test test-oldest test-newest check lock clean
+        list zoo gallery screenshots bench test test-oldest test-newest quick check lock clean
 
 help: ## the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -109,12 +109,14 @@ test-newest: ## all tests with the newest releases that pyproject.toml allows, a
 	$(NEWEST)/bin/python $(VERSIONS)
 	$(NEWEST)/bin/python $(PYTEST)
 
-check: $(STAMP) ## ruff, mypy, the order of imports, and the quick tests: no server, no model on its road
+quick: $(STAMP) ## those of the tests that start no server and train no model
+	$(BIN)/python $(PYTEST) -m quick
+
+check: $(STAMP) ## ruff, mypy and the order of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python $(PYTEST) -m quick
 
 lock: $(UV) ## requirements/locked.txt and oldest.txt anew, by uv; looks for a wheel of each release
 	$(LOCK) $(call extra_options,$(EXTRAS)) --constraint requirements/held.txt --output-file requirements/locked.txt

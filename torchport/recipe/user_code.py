@@ -9,7 +9,7 @@ import re
 import sys
 import sysconfig
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -76,22 +76,23 @@ def importing_from(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        _brought.update(name for name in set(sys.modules) - before if _is_of(sys.modules[name], folder))
+        new = {name: sys.modules[name] for name in set(sys.modules) - before}
+        _brought.update(_modules_of(folder, new))
 
 
-def _is_of(module: ModuleType, folder: Path) -> bool:
-    """Whether a module is a user's file in `folder`.
+def _modules_of(folder: Path, modules: Mapping[str, ModuleType]) -> Iterator[str]:
+    """Names of the modules that are the user's files in `folder`.
 
     A package that is installed below it is not.
     """
-    file = Path(getattr(module, "__file__", None) or "/").resolve()
     folder = folder.resolve()
-    libraries = [Path(sysconfig.get_path(kind)).resolve() for kind in ("purelib", "platlib", "stdlib")]
-    installed = any(
-        file.is_relative_to(library) and not folder.is_relative_to(library) for library in libraries
-    )
-    own = module.__name__.partition(".")[0] in ("torchport", "torchport_runtime")
-    return file.is_relative_to(folder) and not installed and not own
+    libraries = (Path(sysconfig.get_path(kind)).resolve() for kind in ("purelib", "platlib", "stdlib"))
+    others = [library for library in libraries if not folder.is_relative_to(library)]
+    for name, module in modules.items():
+        file = Path(getattr(module, "__file__", None) or "/").resolve()
+        own = module.__name__.partition(".")[0] in ("torchport", "torchport_runtime")
+        if file.is_relative_to(folder) and not own and not any(map(file.is_relative_to, others)):
+            yield name
 
 
 def imported_files(folder: Path) -> list[Path]:
