@@ -183,7 +183,7 @@ def _folded(name: str) -> str:
 
 
 def _refuse_overlaps(path: Path, infos: list[zipfile.ZipInfo]) -> None:
-    """Refuse entries that share bytes: with them a small file makes a large folder."""
+    """Refuse entries that share bytes, by which small files make large folders."""
     end = 0
     for info in sorted(infos, key=lambda info: info.header_offset):
         if info.header_offset < 0:

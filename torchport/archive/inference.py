@@ -90,7 +90,7 @@ def find_archive(store: Store, name: str, version: str | None = None) -> Path:
 
 
 def read_input(given: str | None, archive: Path | None) -> Input:
-    """A request from the command line: a file's path, JSON, or the archive's own sample.
+    """A request from the command line: a file, JSON, or the archive's own sample.
 
     Raises:
         BadRequest: neither a file nor JSON; or nothing was given, and the archive has no sample.

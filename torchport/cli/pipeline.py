@@ -40,7 +40,7 @@ def run_quietly(name: str, stage: Callable[[Tell], T]) -> T:
 
 @dataclass(frozen=True, kw_only=True)
 class Shipped:
-    """The results of the stages. Nothing is packaged or checked if the exports did not pass parity."""
+    """Results of the stages; None for those after exports that failed parity."""
 
     trained: TrainingResult
     exported: ExportResult

@@ -62,7 +62,7 @@ def export(recipe: Recipe, store: Store, force: bool) -> bool:
 
 
 def _show_export(result: ExportResult) -> None:
-    """Print the line of `export`, and a line for each optional variant that failed."""
+    """Print the line of `export`, and one for each optional variant that failed."""
     from torchport.model.exported import failed_variants
 
     artifacts = result.record["artifacts"]
@@ -161,7 +161,10 @@ def package(
 
 
 def _show_package(recipe: Recipe, result: PackageResult) -> None:
-    """Print the line of `package`, and how the archive differs from the one before and from its tuning."""
+    """Print the line of `package`.
+
+    It names what differs from the previous archive and from the tuning.
+    """
     size = decimal(result.path.stat().st_size)
     why = "packaged" if result.done else "the same bytes are there"
     show.stage("package", result.done, why, f"{result.path} {size}, sha256 {result.sha256[:12]}")
@@ -199,7 +202,7 @@ def _servers(server: str) -> list[str]:
 
 
 def _show_check(result: CheckResult) -> None:
-    """Print the line of `check` if the server answered as the model in process does."""
+    """Print the line of `check` if the server's answers match the model's."""
     if result.failures:
         return
     record = result.record

@@ -1,4 +1,4 @@
-"""Many recipes through the whole road, one after the other, and a table of what became of each.
+"""Ships a list of recipes and gives a table of the results.
 
     rows = ship_all(read_list(Path("export/zoo.yaml")), Store(Path("model_store")))
     all(row.passed for row in rows)
@@ -30,7 +30,7 @@ from torchport_runtime.suggest import did_you_mean
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One recipe of a list, with its parameters and, in training's place, its weights."""
+    """One recipe of a list, with its parameters and optional weights."""
 
     recipe: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class Row:
 
 
 def read_list(path: Path) -> list[Entry]:
-    """The entries of a YAML file: a list of `recipe`, and `parameters` and `weights` where needed.
+    """Entries of a YAML list: `recipe`, and `parameters` and `weights` where needed.
 
     Raises:
         RecipeError: not such a list.
@@ -97,7 +97,7 @@ def ship_all(
     show: Progress[Any] = no_progress,
     tell: Tell = lambda message: None,
 ) -> Iterator[Row]:
-    """Train, export, verify, package and check each entry; a row for each, as it ends."""
+    """Ship each entry of a list; yields its row when it ends."""
     loads = []
     for entry in entries:
         try:

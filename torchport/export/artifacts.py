@@ -1,4 +1,4 @@
-"""Every artifact of a model: each graph for each backend, in each precision that the recipe names.
+"""Makes every artifact of a model: one for each graph, backend and precision.
 
 made = make_artifacts(recipe, model, recipe.signatures(), tell=print)
 made.contents["main.bfloat16.pt2"]
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class Failures:
-    """Variants that could not be exported, sorted by whether the recipe can do without them.
+    """Variants that failed to export: those that the recipe requires, and the optional ones.
 
     `optional` has a reason by variant, such as `pt2 bfloat16`; the first graph's where several failed.
     """
@@ -69,7 +69,9 @@ class Failures:
 
 @dataclass
 class Artifacts:
-    """Everything that was made. `contents` and `entries` of the export's record are by file name.
+    """All artifacts of an export.
+
+    `contents` and `entries` of the export's record are by file name.
 
     `failed` are the optional variants that could not be made, each with its reason. `guards` are by graph
     what its program takes for granted of sizes (`torchport.export.guards`).
@@ -138,7 +140,7 @@ def make_artifacts(
 
 
 def _in_export_order(recipe: Recipe) -> list[Variant]:
-    """The recipe's variants, by precision, then in the order in which one program serves them all."""
+    """The recipe's variants by precision, those made of one program together."""
     # The ONNX exporter may change the program that it is given: it comes last; and what is compiled comes
     # after what is saved as it was captured.
     order = {"aotinductor": 1, "onnxruntime": 2}

@@ -87,7 +87,7 @@ def export(
 
 
 def _precisions(recipe: Recipe) -> dict[str, Any]:
-    """The precision keys of the record. Empty for float32 only, so that older records stay valid."""
+    """Precision keys of the record; none for float32 alone, so older records stay valid."""
     if tuple(recipe.precisions) == ("float32",):
         return {}
     return {

@@ -78,8 +78,9 @@ def export_program(graph: TracedGraph, precision: str = "float32") -> ExportedPr
 
 
 def capture(graph: TracedGraph, precision: str = "float32") -> ExportedProgram:
-    """A model as torch.export sees it at the sizes of `inputs`. Its operations know their lines in the
-    user's code, which are paths of this machine.
+    """Capture a model by torch.export at the sizes of `inputs`.
+
+    Its operations carry the lines of the user's code, which are paths of this machine.
 
     Raises:
         ExportError: torch.export cannot take the model.
@@ -127,7 +128,7 @@ def _check_program(program: ExportedProgram, signature: Signature) -> None:
 
 
 def _where_fixed(program: ExportedProgram, graph: TracedGraph, precision: str) -> str:
-    """The user's line from which on captures at two sizes differ; empty if it cannot be told."""
+    """The user's line where captures at two sizes begin to differ; empty if unknown."""
     signature = graph.signature
     sizes = other_sizes(signature, signature.check_input_shapes(graph.inputs))
     if sizes is None:

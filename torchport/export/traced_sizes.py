@@ -36,7 +36,10 @@ _TRACE_KEY = "stack_trace"
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """The first place where two graphs differ. `trace` is the stack in the user's code, or empty."""
+    """The first place where two graphs differ.
+
+    `trace` is the stack in the user's code, or empty.
+    """
 
     node: str
     operator: str
@@ -144,7 +147,7 @@ def _calls(program: ExportedProgram) -> Iterator[Any]:
 
 
 def _numbers(node: Any) -> tuple[Any, ...]:
-    """A call's operator, the numbers among its arguments, and the fixed sizes of its result."""
+    """A call's operator, the numbers in its arguments, and its result's fixed sizes."""
     import torch
     from torch.utils._pytree import tree_leaves
 

@@ -28,7 +28,7 @@ def exported_variants(recipe: Recipe, folder: BuildFolder) -> list[Variant]:
 
 
 def not_exported(folder: BuildFolder) -> dict[str, str]:
-    """Reasons of the optional variants that could not be made, by name, such as `pt2` or `pt2 bfloat16`."""
+    """Reasons why optional variants could not be exported, by name, such as `pt2 bfloat16`."""
     return failed_variants(folder.export_record() or {})
 
 

@@ -34,7 +34,9 @@ def int8_files(recipe: Recipe) -> list[str]:
 def int8_binding(
     recipe: Recipe, folder: BuildFolder, bound: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The digests that a certificate of what is in the folder now must carry, without the calibration's.
+    """Digests that a certificate of the folder's present content must carry.
+
+    The calibration's digest is not among them.
 
     `bound` is the folder's `binding`, where a stage has made it under the same lock.
 
@@ -61,7 +63,7 @@ def read_int8_certificate(folder: BuildFolder) -> dict[str, Any] | None:
 
 
 def stale_int8(recipe: Recipe, folder: BuildFolder, bound: Mapping[str, Any] | None = None) -> list[str]:
-    """Names of what has changed since the certificate was made; empty while it holds.
+    """Names of what has changed since the certificate was made; empty if nothing has.
 
     Raises:
         StaleError: as `int8_binding`.
@@ -74,7 +76,7 @@ def stale_int8(recipe: Recipe, folder: BuildFolder, bound: Mapping[str, Any] | N
 def require_int8(
     recipe: Recipe, folder: BuildFolder, bound: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The certificate of exactly the INT8 graphs in the folder, made of what else is there.
+    """The INT8 certificate, if it is bound to exactly the folder's content.
 
     Raises:
         StaleError: the certificate is missing, or something it is bound to has changed; the message names it.

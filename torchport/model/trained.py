@@ -30,7 +30,7 @@ def trained_model(recipe: Recipe, folder: BuildFolder) -> nn.Module:
 
 
 def rebuilt_model(recipe: Recipe, folder: BuildFolder) -> nn.Module:
-    """As `trained_model`, after `require_training` under the same lock: the files are not hashed again.
+    """`trained_model` without hashing the files again, after `require_training` under the same lock.
 
     Raises:
         TrainingError: the weights do not fit the model that the recipe builds.

@@ -128,7 +128,7 @@ def probe(
 
 
 def _other_sizes(size: int, bounds: tuple[int, int]) -> list[int]:
-    """Sizes to compare with: at both ends, and near, because a stride hides a change of one."""
+    """Sizes to compare with: both ends, and near ones, because a stride hides small changes."""
     low, high = bounds
     return sorted({n for n in (low, size - 1, size + 1, size + 2, high) if low <= n <= high} - {size})
 

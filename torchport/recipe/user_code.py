@@ -154,7 +154,7 @@ def _last_of_user(frames: list[tuple[str, int]], recipe: Recipe) -> str:
 
 
 def is_model_code(file: str) -> bool:
-    """Whether a file can contain a user's model: not torch's, torchport's or Python's own."""
+    """Whether a file can hold a user's model: not torch's, torchport's or Python's."""
     path = Path(file)
     return (
         file.endswith(".py")

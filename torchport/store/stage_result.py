@@ -1,4 +1,4 @@
-"""The result of a stage: the record that it left, and whether there was work to do.
+"""Result of a stage: its record, and whether there was work to do.
 
 StageResult(done=False, record=folder.training_record(), why="unchanged recipe and seed")
 """
@@ -11,7 +11,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class StageResult:
-    """`done` is False if the files were there already; `why` says why they were made, or why not."""
+    """What every stage returns: whether it ran, and why or why not.
+
+    `done` is False if the files existed already.
+    """
 
     done: bool
     record: dict[str, Any]

@@ -14,7 +14,10 @@ from torchport_runtime.options import BACKEND_PRECISIONS, HALF_PRECISIONS, Backe
 
 @dataclass(frozen=True)
 class Variant:
-    """A backend and a precision. `str` gives its name in records and messages: `pt2`, `pt2 bfloat16`."""
+    """A backend and a precision.
+
+    `str` gives its name in records and messages: `pt2`, `pt2 bfloat16`.
+    """
 
     backend: str
     precision: str = "float32"

@@ -1,4 +1,4 @@
-"""Versions of torchport and of the libraries that had a part in a result."""
+"""Versions of torchport and the libraries that a result depends on."""
 
 from importlib.metadata import PackageNotFoundError, version
 
@@ -24,5 +24,5 @@ def library_versions(*names: str) -> dict[str, str]:
 
 
 def record_head(name: str, version: str) -> dict[str, str]:
-    """The first keys of a stage's record: by which torchport, of which recipe and version."""
+    """First keys of a stage's record: torchport's version, recipe and model version."""
     return {"torchport": __version__, "recipe": name, "version": version}

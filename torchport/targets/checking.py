@@ -1,5 +1,6 @@
-"""The archive, served: a server answers the recipe's requests, and its answers are held against those
-in process. Writes `serving.json`. The server is torchport's own, or a real TorchServe.
+"""Serves the archive and compares its answers with those of the model in process.
+
+Writes `serving.json`. The server is torchport's own, or a real TorchServe.
 
     result = check(load_recipe("linear"), Store(Path("model_store")))
     result.answers[0]                    # what the server said to the recipe's first request
@@ -48,7 +49,10 @@ CONCURRENCY = 16
 
 @dataclass(frozen=True)
 class CheckResult:
-    """`record` is what was written to `serving.json`; `answers` are those to the recipe's requests."""
+    """Result of `check`.
+
+    `record` is the content of `serving.json`; `answers` are those to the recipe's requests.
+    """
 
     record: dict[str, Any]
     answers: list[Any]
@@ -139,7 +143,10 @@ class _Found:
 def _served_alone(
     archive: Path, server: str, environment: Mapping[str, str], tell: Callable[[str], None]
 ) -> Iterator[tuple[Path, str, ServerProcess | TorchServe]]:
-    """Serve the archive from a store of its own; gives its path there, its SHA-256 and the server."""
+    """Serve the archive from a store of its own.
+
+    Gives its path there, its SHA-256 and the server.
+    """
     with tempfile.TemporaryDirectory(prefix="torchport-check-") as name:
         alone = Store(Path(name) / "store")
         alone.path.mkdir()
@@ -237,7 +244,7 @@ def _compare_requests(
 
 
 def _heldout_answers(recipe: Recipe, client: Client) -> tuple[list[Example], list[Any]]:
-    """The held-out inputs, and what the server answers to them, many at a time."""
+    """Held-out inputs and the server's answers; many are asked at a time."""
     with running(recipe.path, "heldout"):
         examples = list(recipe.heldout())
 
@@ -264,9 +271,11 @@ def _compare_decisions(
     examples: Sequence[Example],
     answers: Sequence[Any],
 ) -> tuple[dict[str, Any], list[str]]:
-    """What the server decides of held-out inputs, which it put into batches as they came, against what the
-    model in process decides of each alone; and what differs, where it still does when it is asked alone:
-    rounding in a batch may turn over a near tie."""
+    """Compare the server's decisions on held-out inputs with those of the model in process.
+
+    The server batches the inputs as they come; the model gets each alone. An input whose decision differs is
+    sent again alone, since rounding in a batch may turn over a near tie.
+    """
     chosen = spread(len(examples))
     first: list[dict[str, Any]] = []
     failures = []

@@ -36,7 +36,10 @@ STOP_TIMEOUT_S = 30.0
 
 @dataclass(frozen=True)
 class TorchServe:
-    """A TorchServe that runs, or ran: `run` is the folder with its configuration, logs and pid."""
+    """A running or ended TorchServe.
+
+    `run` is the folder with its configuration, logs and pid.
+    """
 
     run: Path
     ports: Ports
@@ -60,7 +63,7 @@ class TorchServe:
         return _process(self.pid, self.started) is not None
 
     def log_tail(self, lines: int = 25) -> str:
-        """The end of what workers and front wrote: where a handler's traceback is found."""
+        """The last lines of TorchServe's logs, where a handler's traceback is found."""
         text = ""
         for name in ("logs/model_log.log", "console.log"):
             path = self.run / name
@@ -112,7 +115,7 @@ def running(run: Path) -> TorchServe | None:
 
 
 def launched(run: Path) -> TorchServe | None:
-    """The server that was being started with this run folder by a process that is gone, once it runs."""
+    """The server that a process, gone since, was starting with this run folder."""
     record = read_json(run / STARTING, "temporary")
     if record is None:
         return None
@@ -200,7 +203,7 @@ def _write_configuration(run: Path, properties: Mapping[str, str]) -> None:
 
 
 def _environment(run: Path, temporary: Path, java_home: Path | None) -> dict[str, str]:
-    """The environment of TorchServe and its workers: this process's, with folders of its own."""
+    """Environment of TorchServe and its workers: this process's, with folders of its own."""
     variables = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "TS_CONFIG_FILE")}
     variables |= {
         "TMPDIR": str(temporary),
@@ -237,7 +240,10 @@ def _launch(run: Path, temporary: Path, command: list[str], environment: Mapping
 
 
 def set_newest_default(client: Client, store: Store) -> None:
-    """Make the newest version of each model the default one: TorchServe takes the first it meets."""
+    """Make the newest version of each model the default one.
+
+    TorchServe itself takes the first that it meets.
+    """
     for name, versions in store.archives().items():
         if len(versions) > 1:
             client.set_default(name, list(versions)[-1])
@@ -290,7 +296,10 @@ def _is_ready(client: Client, name: str, versions: Mapping[str, Path]) -> bool:
 
 
 def _load_failure(server: TorchServe) -> str | None:
-    """The error that a worker's process ended with; TorchServe itself would try again for minutes."""
+    """The error that ended a worker's process.
+
+    TorchServe itself would try again for minutes.
+    """
     log = server.run / "logs" / "model_log.log"
     if not log.is_file():
         return None

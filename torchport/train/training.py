@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class TrainingResult(StageResult):
-    """The weights and `training.json`. Not done if they were of this recipe and seed already."""
+    """Result of training: the weights and `training.json`."""
 
 
 def train(
@@ -84,7 +84,7 @@ def train(
 
 
 def _weights_file(record: Mapping[str, Any] | None) -> str | None:
-    """The digest of the file that the weights in the store came from; None if they came from none."""
+    """Digest of the file that the stored weights came from; None if they were trained."""
     digest: str | None = (record or {"inputs": {}})["inputs"].get("weights_file")
     return digest
 
@@ -133,7 +133,7 @@ def _record(
 
 
 def _keep(folder: BuildFolder, record: dict[str, Any], run: Run, content: bytes) -> None:
-    """Write the weights and the assets, then the record that names them; drop the checkpoint."""
+    """Write weights and assets, then the record that names them; delete the checkpoint."""
     write_bytes(folder.weights, content)
     shutil.rmtree(folder.assets, ignore_errors=True)
     run.assets.rename(folder.assets)
@@ -142,9 +142,11 @@ def _keep(folder: BuildFolder, record: dict[str, Any], run: Run, content: bytes)
 
 
 def keep_weights(recipe: Recipe, folder: BuildFolder) -> TrainingResult:
-    """Take the weights that are there for those of the recipe as it is now, though its file has changed since
-    they were trained. That they fit is checked; that training would still give them is the caller's word, and
-    `training.json` says so: `trained_by` are the digests of the sources that did.
+    """Bind existing weights to the recipe as it is now, without training.
+
+    The recipe's file has changed since they were trained. Whether they fit is checked; that training would
+    still give them is the caller's word. `training.json` says so: `trained_by` has the digests of the sources
+    that trained them.
 
     Raises:
         TrainingError: there are none, they are not what training wrote, or do not fit what `build` gives.

@@ -12,7 +12,7 @@ from torchport_runtime.backends.backend import cuda_device_count, open_backend
 
 
 def usable_devices(recipe: Recipe, folder: BuildFolder) -> list[str]:
-    """The CPU, and CUDA where there is a device and every exported variant starts on it.
+    """The CPU, and CUDA if every exported variant starts on it.
 
     Raises:
         BackendError: the recipe asks for TensorRT, which does not start here.

@@ -1,4 +1,4 @@
-"""`parity.json`: what was compared, on what inputs, with what result, and on what the result depends.
+"""Composes `parity.json`: what was compared, the results, and what they depend on.
 
 basis = Basis(binding(recipe, folder), libraries=library_versions("torch"), devices=("cpu",))
 basis.stale_because(folder.certificate())        # "a library has changed"; None while the certificate holds

@@ -132,7 +132,7 @@ def _measure(graph: Graph, result: GraphResult) -> GraphMeasures:
 def _compare_handler(
     folder: BuildFolder, modules: Mapping[str, nn.Module], found: Findings, tell: Callable[[str], None]
 ) -> None:
-    """Compare the handler's tensors with the recipe's, and its answers with the trained model's."""
+    """Compare the handler's tensors with the recipe's, and answers with the trained model's."""
     found.requests, found.request_failures = compare_requests(found.recipe, folder)
     if not found.request_failures:  # Of other tensors any answer would be wrong.
         tell("comparing answers")
@@ -141,7 +141,9 @@ def _compare_handler(
 
 
 def _shipped_backends(found: Findings) -> dict[tuple[Variant, str], dict[str, Backend]]:
-    """Loaded backends that ship, by variant and device, then by graph; those that lack a graph left out.
+    """Loaded backends that ship, by variant and device, then by graph.
+
+    Backends that lack a graph are left out.
 
     In float32 only: a half precision's answers are judged by the recipe's goals, when the archive is checked.
     """

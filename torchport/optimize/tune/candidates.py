@@ -1,4 +1,4 @@
-"""What `torchport tune` may measure and choose: how a model can be served by what is proven of it.
+"""Configurations that `torchport tune` may measure and choose, all of them verified.
 
     space = candidates(recipe, folder)
     space.default                        # as the recipe says: what `package` writes without a tuning
@@ -61,7 +61,7 @@ def candidates(
     allow_int8: bool = False,
     cores: int | None = None,
 ) -> Space:
-    """What can be measured of a proven model; `backends` and `precisions` leave out all others.
+    """Configurations to measure; `backends` and `precisions` restrict them.
 
     INT8 and half precisions change answers: they may be chosen where they are among `precisions` or the
     recipe serves them by default; INT8 also where `allow_int8` says so.
@@ -149,7 +149,7 @@ def _halves(recipe: Recipe) -> list[Variant]:
 
 
 def _proven_kinds(recipe: Recipe, refused: Mapping[str, str]) -> list[Kind]:
-    """The kinds that ship and are not refused: float32, then half precisions, then INT8."""
+    """Verified kinds that are not refused: float32, half precisions, INT8."""
     wanted = [Variant(backend) for backend in recipe.ships] + [*_halves(recipe), INT8]
     return [
         (variant.backend, variant.precision)
@@ -189,7 +189,7 @@ def _why_no_int8(recipe: Recipe, folder: BuildFolder, bound: Mapping[str, Any]) 
 
 
 def _shapes(default: Configuration, kinds: Sequence[Kind], cores: int) -> list[Configuration]:
-    """Threads and workers by powers of two, those first that just fill the cores.
+    """Pairs of threads and workers, powers of two; those that fill the cores first.
 
     Up to twice the cores are taken: a worker that reads pictures, or waits, leaves its cores to others.
     """

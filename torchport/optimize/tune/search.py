@@ -210,7 +210,7 @@ def _climbed(configuration: Configuration, ask: Ask, slo: Slo, effort: Effort) -
 
 
 def _entries(outcome: Outcome, effort: Effort) -> list[Configuration]:
-    """The finalists: the default, the best that may be chosen, and one only shown.
+    """Finalists: the default, the best that may be chosen, and one only shown.
 
     The best of those that are only shown takes part for comparison. If the leader uses a lower
     precision, the best full-precision configuration joins the finals, to measure the gain.

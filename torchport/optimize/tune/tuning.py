@@ -1,4 +1,4 @@
-"""The way a proven model is served best on this machine: found by measuring, written down for `package`.
+"""Finds the fastest configuration of a verified model on this machine, for `package`.
 
     result = tune(load_recipe("digits_resnet18"), store, slo=Slo.parse(["p99=50ms"]), budget_s=300)
     result.record["chosen"]              # {"backend": "onnxruntime", "threads": 1, "workers": 2, ...}
@@ -50,8 +50,11 @@ OVERRIDES = tuple(f"TORCHPORT_{key.upper()}" for key in OVERRIDABLE)
 
 @dataclass(frozen=True, kw_only=True)
 class TuneResult:
-    """`record` is what is in `tuning.json`; that of an earlier run where `done` is False, and then there is
-    no `outcome`. `why` it was done, or not. `record` is empty where nothing is within the SLO."""
+    """Result of `torchport tune`: its record, and whether it was measured anew.
+
+    `record` is the content of `tuning.json`, and empty if nothing meets the SLO. If `done` is False, it is
+    the record of an earlier run, and `outcome` is None. `why` gives the reason.
+    """
 
     done: bool
     why: str
@@ -73,7 +76,9 @@ def tune(
     serve: Serve | None = None,
     tell: Callable[[str], None] = lambda message: None,
 ) -> TuneResult:
-    """Measure within `budget_s` seconds, choose, and write it down; `require` makes an error of no choice.
+    """Measure within `budget_s` seconds, choose a configuration and record it.
+
+    With `require`, an empty choice is an error.
 
     `serve` starts a configuration to be measured: a real server on this machine unless given.
 
@@ -130,7 +135,7 @@ def _refuse_overrides() -> None:
 def _write(
     recipe: Recipe, folder: BuildFolder, outcome: Outcome, chosen: Configuration, record: dict[str, Any]
 ) -> None:
-    """Write the record, the picture and the page, if what was measured is still what is there.
+    """Write the record, the picture and the page, if the measured files are unchanged.
 
     Raises:
         StaleError: something in the build folder has changed meanwhile.

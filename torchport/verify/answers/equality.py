@@ -21,7 +21,10 @@ GREY_LEVELS = 1
 
 
 def same_answer(one: Any, other: Any, *, rtol: float = RTOL, atol: float = ATOL) -> bool:
-    """Whether two answers are the same. Names, their order, texts and whole numbers must match exactly."""
+    """Whether two answers are the same.
+
+    Names, their order, texts and whole numbers must match exactly.
+    """
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         return list(one) == list(other) and all(
             same_answer(one[k], other[k], rtol=rtol, atol=atol) for k in one
@@ -50,8 +53,10 @@ def as_served(answer: Answer) -> Any:
 
 
 def as_json(value: Any) -> Any:
-    """An answer after a round trip through JSON: tuples and arrays are lists, keys are texts. Bytes stay
-    bytes."""
+    """An answer after a round trip through JSON; bytes stay bytes.
+
+    Tuples and arrays become lists, keys become texts.
+    """
     if isinstance(value, bytes):
         return value
     return json.loads(json.dumps(value, default=lambda array: array.tolist()))

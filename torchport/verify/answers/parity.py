@@ -61,7 +61,10 @@ class _Probe:
 
 @dataclass
 class AnswerParity:
-    """Comparison of answers. `against` is "float64", or why the answers were compared with float32's."""
+    """Result of comparing answers.
+
+    `against` is "float64", or why the answers were compared with float32's.
+    """
 
     against: str = ""
     failures: dict[Variant, list[str]] = field(default_factory=dict)
@@ -140,7 +143,10 @@ def compare_answers(
 
 
 class _TrainedModel:
-    """The handler's decisions over the trained model. `truth` is in float64, if the model runs in it."""
+    """The handler's decisions on outputs of the trained model.
+
+    `truth` is in float64 if the model runs in it.
+    """
 
     def __init__(
         self,

@@ -112,7 +112,7 @@ def _run(archive: Path, outcome: Path, force: bool, timeout_s: float, tell: Call
 
 
 def _each_line(stream: IO[bytes], take: Callable[[str], object]) -> None:
-    """Pass on every line of a stream, long ones in pieces. Runs in a thread."""
+    """Pass on every line of a stream, long lines in pieces; runs in a thread."""
     with stream:
         while raw := stream.readline(_LONGEST_LINE):
             take(raw.decode("utf-8", "replace").rstrip())

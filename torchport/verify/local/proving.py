@@ -133,7 +133,7 @@ def _why_no_gpu(archive: Path, own: BackendOptions, variant: Variant) -> str:
 def _verify_variant(
     archive: Path, own: BackendOptions, variant: Variant, device: str, tell: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Result of one variant on one device. It has failed if the archive does not load with it."""
+    """Result of one variant on one device; a failure if the archive does not load."""
     tell(f"{archive.name}: {variant} on {device}")
     failures: list[str] = []
     worst, cases, requests = 0.0, 0, 0

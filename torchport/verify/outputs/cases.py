@@ -79,7 +79,7 @@ class Case:
 
     @property
     def compares_rows(self) -> bool:
-        """Whether its rows are also run one by one. The model needs a batch dimension for that."""
+        """Whether rows are also run one by one; this needs a batch dimension."""
         return self.is_sample or self.name.startswith("seed")
 
 
@@ -151,13 +151,13 @@ def _sizes(recipe: Recipe, signature: Signature, usual: dict[str, int]) -> Itera
 
 
 def sweep(low: int, high: int) -> list[int]:
-    """Sizes to try: minimum, maximum, and if between them 3 and an odd one near the middle."""
+    """Sizes to try: minimum, maximum, 3 and an odd size near the middle."""
     odd = {3, (low + high) // 2 | 1}
     return sorted({low, high} | {size for size in odd if low <= size <= high})
 
 
 def extreme(spec: TensorSpec, random: np.ndarray, value: float) -> np.ndarray:
-    """An input at an extreme: floats of that magnitude, integers at an end of their range."""
+    """Extreme inputs: floats of the given magnitude, integers at an end of their range."""
     if random.dtype.kind == "b":
         return np.full_like(random, value >= 1)
     if random.dtype.kind in "iu":
@@ -234,7 +234,7 @@ def integer_range(spec: TensorSpec) -> range:
 
 
 def _wide(spec: TensorSpec, random: np.ndarray, sign: int) -> np.ndarray:
-    """Integers moved to the end of 32 bits and beyond, within dtype and bounds."""
+    """Integers moved beyond 32 bits, within dtype and bounds."""
     limits = np.iinfo(random.dtype)
     low = limits.min if spec.low is None else int(spec.low)
     high = limits.max if spec.high is None else int(spec.high)

@@ -21,7 +21,10 @@ from torchport_runtime.backends.backend import Backend
 
 
 class Comparison:
-    """One graph on one backend and device, over all cases. Its `ledger` has the results."""
+    """Comparison of one graph on one backend and device, over all cases.
+
+    Its `ledger` has the results.
+    """
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger

@@ -87,7 +87,7 @@ class Decisions:
         ]
 
     def summary(self) -> dict[str, Any]:
-        """The certificate's counts: those of argmax, and below them those of the other kinds."""
+        """Counts for the certificate: argmax first, then the other kinds of decisions."""
         counted = {kind: self._with_rate(counts) for kind, counts in self._counts.items()}
         return {**counted.pop("argmax"), **counted, "first_differing": self._differing}
 
@@ -97,5 +97,5 @@ class Decisions:
 
 
 def _first_classes(array: np.ndarray) -> np.ndarray:
-    """Indices of the `TOP` first classes of the last axis, sorted like a set."""
+    """Indices of the `TOP` best classes along the last axis, in ascending order."""
     return np.sort(np.argpartition(array, -TOP, axis=-1)[..., -TOP:], axis=-1)

@@ -68,7 +68,7 @@ def divergence(
 
 
 def errors_by_module(folder: Path, *, recipe: str, parameters: Mapping[str, Any], graph: str) -> str:
-    """Each module's error, a line each, on the inputs that `divergence` kept in a build folder.
+    """Error of each module, one per line, on the inputs kept by `divergence`.
 
     Scripts in users' stores call it: its signature stays.
 

@@ -39,7 +39,10 @@ def figures(array: np.ndarray, truth: np.ndarray, scale: float) -> dict[str, flo
 
 
 def absolute_error(array: np.ndarray, expected: np.ndarray, judged: np.ndarray) -> np.ndarray:
-    """Each value's error in float64: 0 where it is not judged, Inf where a judged one is not finite."""
+    """Absolute error of each value, in float64.
+
+    It is 0 for values that are not judged, and Inf for judged values that are not finite.
+    """
     error = np.zeros(array.shape)
     with np.errstate(invalid="ignore"):
         error[judged] = np.abs(array[judged].astype(np.float64) - expected[judged])
@@ -69,7 +72,10 @@ def short(value: float) -> float:
 
 
 def _place(array: np.ndarray) -> Any:
-    """Rank of each number among all of its dtype, 0 at 0: the bits of positive floats count upwards."""
+    """Rank of each number among all numbers of its dtype; 0 has rank 0.
+
+    The bits of positive floats, read as integers, are in the order of the floats.
+    """
     bits = np.ascontiguousarray(np.abs(array)).view(_ORDERED[array.dtype.itemsize])
     # As float64: places of float64 numbers of opposite signs differ by more than an int64 holds.
     return np.copysign(bits.astype(np.float64), array)

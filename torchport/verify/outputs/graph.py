@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Graph:
-    """One graph of a recipe: the trained module, its signature, and the folder of its exports."""
+    """One graph of a recipe: trained module, signature, and folder of exports."""
 
     recipe: Recipe
     folder: BuildFolder
@@ -47,7 +47,10 @@ class Graph:
 
 @dataclass
 class GraphResult:
-    """Results of one graph. `optional` are the failures of variants that the recipe can do without."""
+    """Results of one graph.
+
+    `optional` has the failures of variants that the recipe does not require.
+    """
 
     references: dict[str, Reference]
     """By precision; float32 first."""
@@ -106,7 +109,7 @@ def _compare_variant(graph: Graph, variant: Variant, device: str, found: GraphRe
 
 
 def _run_cases(graph: Graph, variant: Variant, comparison: Comparison) -> Backend | None:
-    """Run all cases on one artifact; the loaded backend, or None if it does not load.
+    """Run all cases on one artifact. Returns the backend, None if it fails to load.
 
     Raises:
         BackendError: the device cannot be had.
@@ -136,7 +139,7 @@ def _run_cases(graph: Graph, variant: Variant, comparison: Comparison) -> Backen
 
 
 def _locate_divergence(graph: Graph, ledger: Ledger) -> None:
-    """Add the first module that differs, on the first case that was computed wrongly."""
+    """Name the first module that differs, on the first case that failed."""
     failed = next((case for case in ledger.reference.cases if ledger.differs_in(case.name)), None)
     if failed is not None:
         where = divergence(graph.recipe, graph.folder, graph.name, graph.module, graph.signature, failed)

@@ -61,7 +61,7 @@ class HalfReference(Reference):
         return {**super().bound_of, "epsilon": self._epsilon}
 
     def overflowed(self, case: str, output: str) -> np.ndarray:
-        """Mask of values that are finite in the truth only, not in this precision."""
+        """Mask of values that are finite in the truth but not in this precision."""
         lost = ~np.isfinite(self._eager[case][output])
         beyond: np.ndarray = lost & np.isfinite(self._full.truth(case, output).value)
         return beyond
@@ -89,7 +89,7 @@ class HalfReference(Reference):
         return outputs
 
     def _measure_half(self, case: str, name: str) -> Truth:
-        """The truth of one output, and its bound by this precision's error and epsilon."""
+        """Expected value of one output; its bound follows the precision's error and epsilon."""
         truth, eager = self._double[case][name], self._eager[case][name]
         measured = self._measure(name, truth, eager, [truth])
         if eager.dtype.kind != "f":

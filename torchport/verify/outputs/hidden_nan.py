@@ -56,7 +56,7 @@ def kernels_that_hide(
 
 
 def _nodes_above(graph: onnx.GraphProto, output: str) -> list[onnx.NodeProto]:
-    """Nodes that an output depends on, in inner graphs of branches and loops too."""
+    """Nodes that an output depends on, including those in branches and loops."""
     wanted, above = {output}, []
     for node in reversed(graph.node):  # In the order of execution, as ONNX has it.
         if wanted.intersection(node.output):

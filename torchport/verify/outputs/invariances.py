@@ -50,7 +50,7 @@ class Invariances:
         return replace(case, inputs={name: array[:ROWS] for name, array in case.inputs.items()})
 
     def other_order(self, backend: Backend) -> None:
-        """Run every batch with its rows in reverse: each answer must go with its row."""
+        """Run every batch in reverse order: each answer must move with its row."""
         for case in self._batches:
             if case.rows < 2:
                 continue
@@ -167,7 +167,7 @@ class Invariances:
 
 
 def _strided(array: np.ndarray) -> np.ndarray:
-    """The same values as a view: every second value of a larger array's last axis."""
+    """The same values as a strided view of a larger array."""
     if not array.ndim:
         return array
     wide = np.repeat(array, 2, axis=-1)

@@ -33,7 +33,9 @@ CHANNEL_ROWS = 8
 
 @dataclass(frozen=True)
 class Truth:
-    """One output of one case. `bound`, `eager_error` and `scale` are in the output's max-norm.
+    """The expected value of one output of one case.
+
+    `bound`, `eager_error` and `scale` are in the output's max-norm.
 
     `channel_bounds` are, by axis, bounds for each index of that axis separately, so that a large channel
     hides no small one. The axes are 1 and the last one: the channels of images and of rows. They have

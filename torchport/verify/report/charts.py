@@ -1,4 +1,6 @@
-"""The report's charts as SVG: no script, no font of their own, colours from the page's style sheet.
+"""Draws the report's charts as SVG, with the colours of the page's style sheet.
+
+They need no script and no font.
 
 dots([Series("onnxruntime", [("sample 0", 0.18), ...])], bound=1.0)
 """
@@ -30,7 +32,7 @@ class Series:
 
 
 class _Log:
-    """A logarithmic axis from `low` to `high`, whole decades, over pixels from `start` to `end`."""
+    """A logarithmic axis in whole decades: values `low` to `high`, pixels `start` to `end`."""
 
     def __init__(self, low: float, high: float, start: float, end: float) -> None:
         self.low = math.floor(math.log10(low))
@@ -48,7 +50,10 @@ class _Log:
 
 
 def dots(series: Sequence[Series]) -> str:
-    """A line for each label; on it a dot for each series, at its share of the bound, which is marked."""
+    """A chart with one line for each label and a dot for each series.
+
+    A dot's position is its share of the bound, which is marked.
+    """
     labels = list(dict.fromkeys(label for one in series for label, _ in one.points))
     worst = max((v for one in series for _, v in one.points if math.isfinite(v)), default=1.0)
     left = _room(labels)
@@ -75,7 +80,7 @@ def dots(series: Sequence[Series]) -> str:
 
 
 def curves(series: Sequence[Series], horizontal: Sequence[float]) -> str:
-    """For each series which part of all values (vertical, from `horizontal`) is off by at most so much."""
+    """A chart of cumulative error distributions, one curve for each series."""
     axis = _Log(FLOOR, 10.0, LEFT, WIDTH - RIGHT)
     base = HEIGHT - BOTTOM
     parts = [_vertical(x, base, text) for x, text in axis.ticks()]
@@ -121,7 +126,10 @@ def growth(labels: Sequence[str], series: Sequence[Series]) -> str:
 
 
 def heat_map(rows: Sequence[str], columns: Sequence[str], shares: Mapping[tuple[str, str], float]) -> str:
-    """A square for each pair of sizes that was swept, darker where the error is nearer to its bound."""
+    """A chart with one square for each pair of sizes.
+
+    A square is darker the nearer its error is to the bound.
+    """
     cell, top, left = 46, 22, _room(rows)
     height = top + 24 * len(rows) + 8
     parts = [_text(left + cell * (j + 0.5), 14, column, "middle") for j, column in enumerate(columns)]
@@ -158,7 +166,7 @@ def _across(y: float, left: float = LEFT) -> str:
 
 
 def _room(labels: Sequence[str]) -> float:
-    """Pixels from the left edge to where a chart begins that has these labels."""
+    """Pixels that a chart leaves at its left for these labels."""
     return min(WIDEST, max(LEFT, 12 + LETTER * max(map(len, labels), default=0)))
 
 
@@ -168,7 +176,10 @@ def _label(left: float, y: float, text: str) -> str:
 
 
 def _shortened(text: str, room: float) -> str:
-    """What fits into so many pixels. It is the middle that is left out: names differ at their ends."""
+    """A label shortened to fit the given pixels.
+
+    Its middle is left out, because names differ at their ends.
+    """
     fits = int(room / LETTER)
     if len(text) <= fits:
         return text

@@ -1,5 +1,4 @@
-"""What the report shows beside the certificate: how errors are spread over the real samples, the worst
-inputs, each layer's error, and how long a row takes.
+"""Measures for the report: error distributions, worst inputs, each layer's error, and latency.
 
     measures = measure_graph(recipe, folder, "main", module, signature, reference)
     measures.backends[0].quantiles       # of the error, in shares of the bound
@@ -90,8 +89,10 @@ def measure_graph(
     reference: Reference,
     opened: Mapping[str, Backend],
 ) -> GraphMeasures:
-    """Run the real samples once more on every exported backend, on the CPU: those of `opened`, and others
-    where they open."""
+    """Run the real samples again on every exported backend, on the CPU.
+
+    Backends that `opened` lacks are opened if they load.
+    """
     samples = [case for case in reference.cases if case.is_sample]
     notes = []
     found = []
@@ -161,7 +162,10 @@ def _measure(
 def _shares(
     outputs: dict[str, np.ndarray], case: Case, signature: Signature, reference: Reference
 ) -> list[np.ndarray]:
-    """Each floating output's errors, in shares of its bound; what is not finite in the truth counts as 0."""
+    """Errors of each floating output, in shares of its bound.
+
+    Values that are not finite in the truth count as 0.
+    """
     found = []
     for name in signature.outputs:
         truth, array = reference.truth(case.name, name), outputs[name]
@@ -176,8 +180,10 @@ def _first_row(case: Case, signature: Signature) -> dict[str, np.ndarray]:
 
 
 def _latency_ms(run: Callable[[], object]) -> float:
-    """On one thread: several wait for each other where the machine does something else, and then it is that
-    which is measured."""
+    """Median latency on one thread, in milliseconds.
+
+    Several threads wait for each other if the machine is busy; then the waiting would be measured.
+    """
     with torch_threads_kept(1):
         return _median_ms(run)
 
@@ -193,7 +199,7 @@ def _median_ms(run: Callable[[], object]) -> float:
 
 
 def _shown(recipe: Recipe, folder: BuildFolder, graph: str, share: float, case: Case, row: int) -> ShownInput:
-    """One row as what it is: a picture, the recipe's words for it, or numbers."""
+    """One row for the page: a picture, the recipe's description, or numbers."""
     where = f"{case.name}, row {row}"
     arrays = {name: array[row] for name, array in case.inputs.items()}
     try:

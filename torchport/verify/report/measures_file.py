@@ -1,4 +1,4 @@
-"""`measures.json`: what the page shows beside the certificate, kept so that the page can be rendered again.
+"""Reads and writes `measures.json`, from which the page can be rendered again.
 
 write_measures(folder.measures, [measure_graph(...)], certificate_sha256)
 read_measures(folder.measures, certificate_sha256)       # None if they are of another certificate
@@ -22,7 +22,7 @@ FORMAT = 1
 
 
 def write_measures(path: Path, measures: Sequence[GraphMeasures], certificate_sha256: str) -> None:
-    """Write the measures of all graphs, bound to the certificate that they were made with."""
+    """Write the measures of all graphs, bound to the digest of their certificate."""
     graphs = [
         {
             "graph": graph.graph,
@@ -39,7 +39,7 @@ def write_measures(path: Path, measures: Sequence[GraphMeasures], certificate_sh
 
 
 def read_measures(path: Path, certificate_sha256: str) -> list[GraphMeasures] | None:
-    """The measures of a certificate; None if they are missing, damaged or of another one."""
+    """Measures of a certificate; None if missing, damaged or of another certificate."""
     value = read_json(path, "format", "certificate_sha256", "graphs")
     if value is None or value["format"] != FORMAT or value["certificate_sha256"] != certificate_sha256:
         return None

@@ -1,4 +1,4 @@
-"""`parity.html`: the certificate, its measures and what servers answered, as a page of charts and tables.
+"""Renders `parity.html`: certificate, measures and served answers, as charts and tables.
 
     write_bytes(folder.report, report(certificate, [measure_graph(...)]))
     renew_report(folder)                 # the same from parity.json, measures.json and serving.json
@@ -35,7 +35,10 @@ def report(
     measures: Sequence[GraphMeasures],
     served: Sequence[Mapping[str, Any]] = (),
 ) -> bytes:
-    """The page, UTF-8. `served` are the records of servers that answered with this certificate's archive."""
+    """The report page in UTF-8.
+
+    `served` are the records of servers that answered with this certificate's archive.
+    """
     answers = [
         {**row, "scores": f"{row['scores_apart']:.2g}" if row["scores_apart"] else "-"}
         for row in certificate.get("answers", [])
@@ -112,7 +115,7 @@ def _graph(certificate: Mapping[str, Any], measured: GraphMeasures) -> dict[str,
 
 
 def _shares(result: Mapping[str, Any]) -> dict[str, float]:
-    """The greatest error of each case, in shares of its bound, in the order of the comparisons."""
+    """Largest error of each case, in shares of its bound, in order of comparison."""
     found: dict[str, float] = {}
     for row in result["comparisons"]:
         share = float(row["error"]) / row["bound"] if "bound" in row else float(row["unequal"] > 0) * 1e9
@@ -131,8 +134,10 @@ def worst_cases(backends: Sequence[Mapping[str, float]]) -> list[str]:
 
 
 def _errors(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """For each floating output each backend's errors over the real samples, the greatest of any of them; and
-    before them what the model itself has in that precision and on that device."""
+    """Largest error of each backend over the real samples, by floating output.
+
+    The first is the error of the model itself in that precision and on that device.
+    """
     found: dict[tuple[str, ...], dict[str, float]] = {}
     for result in results:
         variant, device = Variant.of(result), result["device"]
@@ -150,7 +155,7 @@ def _errors(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _map(shares: Mapping[str, float]) -> str:
-    """The sweeps over symbolic dimensions: those over one as a line, those over two as a square."""
+    """Charts of the sweeps over symbolic dimensions: lines for one, squares for two."""
     cells: dict[tuple[str, str], float] = {}
     for case, share in shares.items():
         if not _SWEPT.fullmatch(case):

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 def render(package: str, template: str, **values: Any) -> str:
-    """The HTML of a template that lies in the folder of a package; values are escaped."""
+    """The HTML of a template in a package's folder; values are escaped."""
     return str(_environment(package).get_template(template).render(**values))
 
 
 @cache
 def _environment(package: str) -> Environment:
-    """One for each package and process: it keeps the templates that it has compiled."""
+    """Jinja environment of a package, made once per process; it keeps compiled templates."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     return Environment(
