@@ -8,6 +8,7 @@ import shutil
 import signal
 import threading
 from collections import Counter
+from functools import partial
 
 import psutil
 import pytest
@@ -95,7 +96,9 @@ def test_killed_workers_a_rolled_version_and_scaling_lose_no_request(shipped, li
         assert metric(server, "ts_inference_requests_total", model_name="linear") == count
         assert metric(server, "torchport_completed_requests_total", model_name="linear") == count
         assert metric(server, "torchport_failed_requests_total", model_name="linear") == 0
-        assert metric(server, "torchport_worker_restarts_total", model_name="linear") == len(kills)
+        # A worker that is killed while it retires is not started again: one of 1.0, two of three are retired.
+        restarts = partial(metric, server, "torchport_worker_restarts_total", model_name="linear")
+        wait_until(lambda: len(kills) - 3 <= restarts() <= len(kills))
         assert metric(server, "torchport_inference_seconds_count", model_name="linear") == count
 
 
