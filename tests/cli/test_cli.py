@@ -1,6 +1,5 @@
 """The command as a user types it: a process, its output, its exit code."""
 
-import os
 import socket
 import subprocess
 import sys
@@ -8,18 +7,8 @@ import sys
 import pytest
 
 from tests.conftest import ROOT, run_stages
+from tests.warm_processes import torchport
 from torchport.recipe.loading import load_recipe
-
-
-def torchport(*arguments, cwd=ROOT, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "torchport", *map(str, arguments)],
-        cwd=cwd,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """Models that nobody here wrote: their signature from a description, their road from the command line."""
 
 import io
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -11,6 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import torchport
+from tests import warm_processes
 from tests.conftest import ROOT
 from torchport.errors import RecipeError, TrainingError
 from torchport.model.weights import load_weights
@@ -109,9 +108,7 @@ def test_descriptions():
 
 
 def command(*arguments, cwd):
-    done = subprocess.run(
-        [sys.executable, "-m", "torchport", *arguments], cwd=cwd, capture_output=True, text=True, check=False
-    )
+    done = warm_processes.torchport(*arguments, cwd=cwd)
     return done.returncode, done.stdout + done.stderr
 
 

@@ -4,7 +4,6 @@ written: the old state or the new one, and a road that can be gone on.
 The stages run in children of a fork server that has imported torch already, and exported a model.
 """
 
-import multiprocessing
 import os
 import resource
 import signal
@@ -12,6 +11,7 @@ import traceback
 
 import pytest
 
+from tests.warm_processes import children
 from torchport.errors import TorchportError
 from torchport.export.exporting import export
 from torchport.package.packaging import package
@@ -30,11 +30,6 @@ STAGES = {
 }
 
 TIMED = ("training.json", "measures.json", "parity.html")
-
-children = multiprocessing.get_context("forkserver")
-children.set_forkserver_preload(
-    ["sklearn", "onnxruntime", "torchport.package.packaging", "tests.exporter_warmed_up"]
-)
 
 
 def run_stages(path, store, names, report, kill_at=None, largest=None):
