@@ -37,8 +37,66 @@ def test_keys_of_handlers_are_theirs():
 
 
 def test_what_is_not_supported_is_said(caplog):
-    model_settings({"torchrun": {"nproc-per-node": 2}, "continuousBatching": True}, SERVER)
-    assert "torchrun, continuousBatching: not supported" in caplog.text
+    model_settings({"torchrun": {"nproc-per-node": 2}, "useJobTicket": True}, SERVER)
+    assert "torchrun, useJobTicket: not supported" in caplog.text
+
+
+OTHER_SEMANTICS = {
+    "sequences": {"sequenceBatching": True},
+    "sequences of older releases": {"sequenceMaxIdleMSec": 600, "maxNumSequence": 4},
+    "both": {"sequenceBatching": True, "continuousBatching": True},
+    "tokens one by one": {"continuousBatching": True},
+    "later answers": {"asyncCommunication": True},
+    "a flag in quotes": {"sequenceBatching": "true"},
+    "a flag that is a number": {"continuousBatching": 1},
+    "tensor parallel": {"parallelType": "tp", "torchrun": {"nproc-per-node": 4}},
+    "pipeline parallel": {"parallelType": "PP", "parallelLevel": 2},
+    "its own": {"parallelType": "custom"},
+}
+
+
+@pytest.mark.parametrize("case", OTHER_SEMANTICS)
+def test_semantics_that_the_server_does_not_have_are_refused(case):
+    config = OTHER_SEMANTICS[case]
+    with pytest.raises(ArchiveRefused, match=next(iter(config))):
+        model_settings(config, SERVER)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"sequenceBatching": False, "continuousBatching": False, "asyncCommunication": False},
+        {"sequenceBatching": None, "parallelType": None},
+        {"sequenceBatching": False, "sequenceMaxIdleMSec": 600, "maxNumSequence": 4},
+        {"sequenceMaxIdleMSec": 0},
+        {"parallelType": ""},
+        {"parallelType": "none"},
+        # Without parallelType they mean nothing on TorchServe either.
+        {"parallelLevel": 1, "torchrun": {"OMP_NUMBER_THREADS": 2}},
+    ],
+)
+def test_what_an_archive_does_without_is_no_reason_to_refuse_it(config):
+    assert model_settings(config, SERVER) == model_settings({}, SERVER)
+
+
+def test_an_archive_s_workers_are_bounded_by_the_machine(monkeypatch, caplog):
+    monkeypatch.setattr("torchport.server.models.settings.available_cores", lambda: 3)
+    found = model_settings({"minWorkers": 1000, "maxWorkers": 1024}, SERVER)
+    assert (found.min_workers, found.max_workers) == (6, 6)
+    assert "min_workers is 1000: 6 is the limit" in caplog.text
+    assert model_settings({"minWorkers": 6, "maxWorkers": 7}, SERVER).max_workers == 6
+
+
+def test_the_operator_s_word_on_workers_is_not_bounded(monkeypatch):
+    monkeypatch.setattr("torchport.server.models.settings.available_cores", lambda: 1)
+    config = {"minWorkers": 30}
+    more = ServerSettings(max_workers_of_archive=20)
+    assert model_settings(config, more).min_workers == 20
+    assert model_settings(config, ServerSettings(max_workers_of_archive=64)).min_workers == 30
+    assert model_settings(config, SERVER, known={"minWorkers": 25}).min_workers == 25
+    assert model_settings(config, SERVER, asked={"min_workers": 28}).min_workers == 28
+    assert model_settings({}, SERVER, asked={"min_workers": 50}).min_workers == 50
+    assert model_settings({}, SERVER, known={"minWorkers": 50}).min_workers == 50
 
 
 @pytest.mark.parametrize(

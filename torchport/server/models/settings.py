@@ -15,8 +15,10 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from torchport.server.errors import ArchiveRefused
+from torchport.server.models.semantics import require_known_semantics
 from torchport.server.settings.checks import MAX_WORKERS
 from torchport.server.settings.settings import ServerSettings
+from torchport_runtime.options import available_cores
 from torchport_runtime.suggest import did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -34,16 +36,11 @@ _TORCHSERVE_KEYS = {
     "deviceType": "device_type",
     "deviceIds": "device_ids",
 }
-_UNSUPPORTED = (
-    "parallelType",
-    "parallelLevel",
-    "torchrun",
-    "continuousBatching",
-    "sequenceBatching",
-    "asyncCommunication",
-    "useJobTicket",
-    "useVenv",
-)
+_UNSUPPORTED = ("parallelLevel", "torchrun", "useJobTicket", "useVenv")
+"""TorchServe's keys that change no answer. Without `parallelType` the first two have no effect there
+either."""
+
+_OF_BATCHES = ("batch_size", "max_batch_delay")
 _OWN_KEYS = ("queue_timeout_ms", "recycle_after_requests", "recycle_above_mb", "shared_worker")
 
 
@@ -110,27 +107,58 @@ def model_settings(
         "startup_timeout": server.default_startup_timeout,
         "job_queue_size": server.job_queue_size,
     }
-    said = {key: value for key, value in (asked or {}).items() if value is not None}
-    late: dict[str, Any] = {key: said.pop(key) for key in ("batch_size", "max_batch_delay") if key in said}
-    values |= said
+    registered = {key: value for key, value in (asked or {}).items() if value is not None}
+    late: dict[str, Any] = {key: registered.pop(key) for key in _OF_BATCHES if key in registered}
+    values |= registered
     for source, where in ((known or {}, "models in config.properties"), (config, "model-config.yaml")):
         given = {_TORCHSERVE_KEYS[key]: value for key, value in source.items() if key in _TORCHSERVE_KEYS}
         values |= {key: _checked(where, key, value) for key, value in given.items()}
+    require_known_semantics(config)
     unsupported = [key for key in _UNSUPPORTED if config.get(key)]
     if unsupported:
         logger.warning("model-config.yaml: %s: not supported, ignored", ", ".join(unsupported))
+    _bound_workers(values, given, worker_limit(server, registered, known or {}))
     own = config.get("torchport_server") or {}
     if not isinstance(own, Mapping):
-        raise ArchiveRefused(f"model-config.yaml: torchport_server: {own!r}, names and values are expected")
+        raise ArchiveRefused(
+            f"model-config.yaml: torchport_server: {repr(own)[:80]}, names and values are expected"
+        )
     for key, value in own.items():
         if key not in _OWN_KEYS:
             hint = did_you_mean(str(key), _OWN_KEYS)
-            raise ArchiveRefused(f"model-config.yaml: torchport_server.{key} is not known: {hint}")
+            raise ArchiveRefused(f"model-config.yaml: torchport_server.{str(key)[:80]} is not known: {hint}")
         values[key] = _checked("model-config.yaml", key, value)
     values |= late
     if values["max_workers"] < values["min_workers"]:
         values["max_workers"] = values["min_workers"]
     return ModelSettings(**values)
+
+
+def worker_limit(server: ServerSettings, asked: Mapping[str, Any], known: Mapping[str, Any]) -> int:
+    """The maximum number of workers that an archive may ask for by itself.
+
+    It is `max_workers_of_archive`; else twice the cores or the devices, and at least four. It is more where
+    the registration or the operator's `models={...}` name more.
+    """
+    limit = server.max_workers_of_archive
+    if limit is None:
+        limit = max(4, 2 * available_cores(), 2 * (server.number_of_gpu or 0))
+    said = [asked.get(key) for key in ("min_workers", "max_workers")]
+    said += [known.get(key) for key in ("minWorkers", "maxWorkers")]
+    return max([limit, *(number for number in said if isinstance(number, int))])
+
+
+def _bound_workers(values: dict[str, Any], of_archive: Mapping[str, Any], limit: int) -> None:
+    """Lower the number of workers that an archive asks for to `limit`. No answer changes by it."""
+    for key in ("min_workers", "max_workers"):
+        if key in of_archive and values[key] > limit:
+            logger.warning(
+                "model-config.yaml: %s is %d: %d is the limit on this machine (max_workers_of_archive)",
+                key,
+                values[key],
+                limit,
+            )
+            values[key] = limit
 
 
 def _checked(where: str, key: str, value: Any) -> Any:

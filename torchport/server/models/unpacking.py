@@ -21,6 +21,7 @@ from torchport.archive.contents import ArchiveContents, extract, inspect_archive
 from torchport.errors import ArchiveError
 from torchport.server.errors import ArchiveNotFound, ArchiveRefused, Forbidden, InternalError, InvalidRequest
 from torchport.server.models.admission import require_trusted
+from torchport.server.models.semantics import require_known_runtime, require_known_semantics
 from torchport.server.models.unpacked import UnpackedModel
 from torchport.server.settings.settings import ServerSettings
 
@@ -105,6 +106,8 @@ def unpack(
         before = _identity(path)
         contents = inspect_archive(path)
         certified = require_trusted(contents, settings)
+        require_known_semantics(contents.config)
+        runtime = require_known_runtime(contents.manifest.get("runtime"))
         model = _identified(contents, path, name, handler or "", settings.default_service_handler or "")
         folder = Path(tempfile.mkdtemp(prefix=f"{model['name']}-{model['version']}-", dir=work))
         try:
@@ -129,7 +132,7 @@ def unpack(
         folder=folder,
         handler=model["handler"],
         envelope=settings.service_envelope,
-        runtime=str(contents.manifest.get("runtime", "python")),
+        runtime=runtime,
         config=contents.config,
         thread_count=threads if isinstance(threads, int) else 0,
         certified=certified,

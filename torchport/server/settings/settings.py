@@ -32,6 +32,7 @@ _BYTES = 1 << 33
 
 RANGES: Mapping[str, tuple[float, float]] = {
     "default_workers_per_model": (0, MAX_WORKERS),
+    "max_workers_of_archive": (1, MAX_WORKERS),
     "default_response_timeout": (1, _YEARS),
     "default_startup_timeout": (1, _YEARS),
     "unregister_model_timeout": (0, _YEARS),
@@ -78,10 +79,12 @@ class ServerSettings:
     default_service_handler: str | None = None
     service_envelope: str = ""
     install_py_dep_per_model: bool = False
+    install_py_dep_from_anywhere: bool = False
     require_certificate: bool = False
     require_local_parity: bool = False
 
     default_workers_per_model: int | None = None
+    max_workers_of_archive: int | None = None
     default_response_timeout: int = 120
     default_startup_timeout: int = 120
     unregister_model_timeout: int = 120

@@ -34,6 +34,11 @@ CONFIGS = {
     "a batch of none": ("batchSize: 0", "batch_size is 0"),
     "devices that are no numbers": ("deviceIds: [a]", "device_ids is ['a']"),
     "an unknown key of ours": ("torchport_server: {recycle: 3}", "torchport_server.recycle is not known"),
+    "an unknown key of ours, and long": (f"torchport_server: {{{'x' * 1000}: 3}}", "is not known"),
+    "a long list of ours": (f"torchport_server: [{'x, ' * 9000}]", "names and values are expected"),
+    "sequences": ("sequenceBatching: true\nmaxNumSequence: 4", "sequenceBatching is True, which torchport"),
+    "continuous batching": ("continuousBatching: yes", "continuousBatching is True, which torchport"),
+    "a model in parts": ("parallelType: tp\ntorchrun: {nproc-per-node: 4}", "parallelType is 'tp'"),
     "ours that is no mapping": ("torchport_server: 3", "names and values are expected"),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import zipfile
 from collections.abc import Callable
@@ -36,6 +37,11 @@ MANIFESTS: dict[str, tuple[bytes | None, str]] = {
 def test_manifests_that_cannot_be_read(refused: Callable[..., str], case: str) -> None:
     content, reason = MANIFESTS[case]
     assert reason in refused({MANIFEST: content})
+
+
+def test_a_runtime_that_is_not_python(refused: Callable[..., str]) -> None:
+    content = json.loads(manifest()) | {"runtime": "LSP"}
+    assert "runtime is 'LSP'" in refused({MANIFEST: json.dumps(content).encode()})
 
 
 def test_no_manifest(refused: Callable[..., str], place: Path) -> None:
