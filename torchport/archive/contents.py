@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from torchport.archive.config import parse_config
 from torchport.archive.entries import extract, open_archive, read_entry
 from torchport.errors import ArchiveError
 from torchport.store.hashing import sha256_json
@@ -30,8 +31,7 @@ MAX_JSON = 32 << 20
 archive with a larger one is refused."""
 
 MAX_YAML = 1 << 20
-MAX_VALUES = 100_000
-"""Maximum bytes of a model config, and maximum values in it. An alias counts as all that it stands for."""
+"""Maximum bytes of a model config."""
 
 _MANIFEST = "MAR-INF/MANIFEST.json"
 _NAMES = {"configFile": "model-config.yaml", "requirementsFile": "requirements.txt"}
@@ -233,30 +233,11 @@ def _parse(path: Path, name: str, texts: dict[str, bytes]) -> dict[str, Any]:
     try:
         text = texts[name].decode("utf-8")
         is_json = name.endswith(".json")
-        value = json.loads(text, object_pairs_hook=_each_once) if is_json else _safe_yaml(text)
+        value = json.loads(text, object_pairs_hook=_each_once) if is_json else parse_config(text)
     except (ValueError, RecursionError, yaml.YAMLError) as err:
         raise ArchiveError(f"{path}: {name} cannot be read ({err})") from err
     if not isinstance(value, dict):
         raise ArchiveError(f"{path}: {name} holds {type(value).__name__}, expected an object")
-    return value
-
-
-def _safe_yaml(text: str) -> Any:
-    """Parse a config, refusing more than `MAX_VALUES` values.
-
-    Nine lines of aliases can stand for a billion values: printing or hashing them would never end.
-    """
-    value = yaml.safe_load(text)
-    pending, count = [value], 0
-    while pending:
-        inner = pending.pop()
-        count += 1
-        if count > MAX_VALUES:
-            raise ValueError(f"more than {MAX_VALUES} values")
-        if isinstance(inner, dict):
-            pending += [*inner.keys(), *inner.values()]
-        elif isinstance(inner, (list, tuple, set)):
-            pending += inner
     return value
 
 
