@@ -7,7 +7,9 @@ with open_archive(Path("model_store/linear-1.0.mar")) as archive:
 
 from __future__ import annotations
 
+import errno
 import lzma
+import shutil
 import stat
 import struct
 import unicodedata
@@ -17,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
+from torchport.archive.zip_end import require_plain_end
 from torchport.errors import ArchiveError
 
 MAX_FILES = 10_000
@@ -25,18 +28,20 @@ MAX_RATIO = 1000
 """Maximum files and bytes of an archive, and maximum growth of an entry. An archive beyond one of them is
 refused."""
 
-MAX_DIRECTORY = 16 << 20
-"""Maximum bytes of the list of entries. It is in memory before the entries can be counted."""
+MAX_GROWTH, MAY_GROW = 100, 256 << 20
+"""Maximum growth of all entries together, where they come to more than `MAY_GROW` bytes. Weights in
+floating point grow less than twice; those of a pruned model, mostly zeros, some twenty times."""
+
+RESERVE = 64 << 20
+"""Bytes of a disk that unpacking an archive leaves free."""
 
 MAX_NAME, MAX_PART = 1024, 255
 """Maximum bytes of an entry's name, and of each part of it. An archive beyond is refused."""
 
 _CHUNK = 1 << 20
+_BLOCK = 4096
 _ENCRYPTED = 1
 _LOCAL_HEADER = 30
-_END = struct.Struct("<4s4H2LH")
-"""The end of a zip file: signature, disks and counts, size and place of the directory, size of a comment."""
-
 _UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -60,7 +65,7 @@ def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
             comes twice, a link, an encrypted entry, entries that overlap, other data before or behind.
     """
     try:
-        _refuse_strange_end(path)
+        require_plain_end(path)
         archive = zipfile.ZipFile(path)
     except FileNotFoundError as err:
         raise ArchiveError(f"no archive {path}") from err
@@ -90,12 +95,17 @@ def extract(path: Path, folder: Path, *, only: set[str] | None = None) -> None:
 
     Raises:
         ArchiveError: as `open_archive`.
-        OSError: `folder` cannot be written, or the disk is full.
+        OSError: `folder` cannot be written, or the disk has too little space for the archive; nothing is
+            written then.
     """
     with open_archive(path) as archive:
-        for info in archive.infolist():
-            if info.is_dir() or (only is not None and info.filename not in only):
-                continue
+        wanted = [
+            info
+            for info in archive.infolist()
+            if not info.is_dir() and (only is None or info.filename in only)
+        ]
+        _require_space(folder, wanted)
+        for info in wanted:
             target = folder / info.filename
             target.parent.mkdir(parents=True, exist_ok=True)
             with target.open("wb") as out:
@@ -103,31 +113,22 @@ def extract(path: Path, folder: Path, *, only: set[str] | None = None) -> None:
                     out.write(chunk)
 
 
-def _refuse_strange_end(path: Path) -> None:
-    """Refuse a file whose end is not where it says.
-
-    Two programs could see two archives in it.
-    """
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise ArchiveError(f"{path} is no regular file, but a folder, a pipe or a device: refused")
-    with path.open("rb") as file:
-        size = file.seek(0, 2)
-        file.seek(max(0, size - _END.size - 0xFFFF))
-        tail = file.read()
-    at = tail.rfind(b"PK\5\6")
-    if at < 0 or at + _END.size > len(tail):
-        raise zipfile.BadZipFile("File is not a zip file")
-    *_, directory, _, comment = _END.unpack_from(tail, at)
-    if at + _END.size + comment != len(tail):
-        raise ArchiveError(f"{path}: there is something behind the archive: refused")
-    if directory > MAX_DIRECTORY:
-        raise ArchiveError(f"{path}: a list of entries of over {MAX_DIRECTORY >> 20} MiB: refused")
+def _require_space(folder: Path, infos: list[zipfile.ZipInfo]) -> None:
+    # A file takes whole blocks of the disk.
+    needed = sum(-(-info.file_size // _BLOCK) * _BLOCK for info in infos)
+    free = shutil.disk_usage(folder).free
+    if needed + RESERVE > free:
+        said = f"it takes {needed >> 20} MiB unpacked, and {free >> 20} MiB are free"
+        raise OSError(errno.ENOSPC, said)
 
 
 def _refuse_hostile(path: Path, archive: zipfile.ZipFile) -> None:
     infos = archive.infolist()
-    if len(infos) > MAX_FILES or sum(info.file_size for info in infos) > MAX_BYTES:
+    total = sum(info.file_size for info in infos)
+    if len(infos) > MAX_FILES or total > MAX_BYTES:
         raise ArchiveError(f"{path}: more than {MAX_FILES} files or {MAX_BYTES >> 30} GiB: refused")
+    if total > max(MAY_GROW, MAX_GROWTH * path.stat().st_size):
+        raise ArchiveError(f"{path}: it grows over {MAX_GROWTH} times, to {total >> 20} MiB: refused")
     for info in infos:
         reason = _reason_against(info)
         if reason:

@@ -8,6 +8,7 @@ of torchport with a wrong hash.
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
 import subprocess
@@ -122,7 +123,10 @@ def unpack(
     except ArchiveError as err:
         raise ArchiveRefused(str(err).replace(f"{path.parent}/", "")) from err
     except OSError as err:
-        raise InternalError(f"{path.name} cannot be unpacked: {err.strerror or err}") from err
+        is_full = err.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise InternalError(
+            f"{path.name} cannot be unpacked: {err.strerror or err}", http_status=507 if is_full else None
+        ) from err
     own = contents.config.get("torchport")
     threads = own.get("threads") if isinstance(own, Mapping) else 0
     return UnpackedModel(
