@@ -9,10 +9,9 @@ of torchport with a wrong hash.
 from __future__ import annotations
 
 import errno
+import logging
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -22,9 +21,12 @@ from torchport.archive.contents import ArchiveContents, extract, inspect_archive
 from torchport.errors import ArchiveError
 from torchport.server.errors import ArchiveNotFound, ArchiveRefused, Forbidden, InternalError, InvalidRequest
 from torchport.server.models.admission import require_trusted
+from torchport.server.models.installing import install_requirements
 from torchport.server.models.semantics import require_known_runtime, require_known_semantics
 from torchport.server.models.unpacked import UnpackedModel
 from torchport.server.settings.settings import ServerSettings
+
+logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,126}")
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,62}")
@@ -34,8 +36,6 @@ _HANDLER = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*(:[A-Za-z_][A-Za-z0-9_]
 _FILES = ("configFile", "requirementsFile", "modelFile", "serializedFile")
 _REQUIRED = ("configFile", "requirementsFile")
 """Keys of a manifest that name files. Those of `_REQUIRED` are read by the server: the files must exist."""
-
-INSTALL_TIMEOUT_S = 600
 
 
 def find_archive(url: str, settings: ServerSettings) -> Path:
@@ -115,8 +115,13 @@ def unpack(
             extract(path, folder)
             if _identity(path) != before:
                 raise ArchiveRefused(f"{path.name} changed while it was read: try again")
-            if settings.install_py_dep_per_model:
-                _install_requirements(contents, folder)
+            requirements = contents.manifest["model"].get("requirementsFile")
+            if requirements and settings.install_py_dep_per_model:
+                install_requirements(model["name"], folder, requirements, settings)
+            elif requirements:
+                logger.info(
+                    "%s: its %s is not installed (install_py_dep_per_model=false)", path.name, requirements
+                )
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -189,25 +194,3 @@ def _identified(
 def _leads_out(name: str) -> bool:
     path = PurePosixPath(name)
     return path.is_absolute() or ".." in path.parts or "\0" in name
-
-
-def _install_requirements(contents: ArchiveContents, folder: Path) -> None:
-    """Install the manifest's requirements by pip, into the model's folder."""
-    name = contents.manifest["model"].get("requirementsFile")
-    if not name:
-        return
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--upgrade", "--target", str(folder)]
-    try:
-        done = subprocess.run(
-            [*command, "-r", str(folder / str(name))],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=INSTALL_TIMEOUT_S,
-        )
-    except subprocess.TimeoutExpired as err:
-        raise ArchiveRefused(f"{contents.name}: pip took longer than {INSTALL_TIMEOUT_S} s") from err
-    if done.returncode:
-        raise ArchiveRefused(
-            f"Custom pip package installation failed for model {contents.name}: {done.stderr.strip()[-600:]}"
-        )
