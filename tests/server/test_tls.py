@@ -57,7 +57,7 @@ def test_every_api_speaks_tls(encrypted: Guarded, certificates: Path) -> None:
 @pytest.mark.parametrize("newest", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 def test_versions_of_today_are_spoken(encrypted: Guarded, certificates: Path, newest: ssl.TLSVersion) -> None:
     with connected(encrypted, certificates, maximum_version=newest) as wire:
-        wire.sendall(b"GET /ping HTTP/1.1\r\nConnection: close\r\n\r\n")
+        wire.sendall(b"GET /ping HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         assert wire.recv(1000).startswith(b"HTTP/1.1 200 ")
 
 
@@ -70,7 +70,7 @@ def test_versions_of_yesterday_are_not(encrypted: Guarded, certificates: Path) -
 
 @pytest.mark.parametrize(
     "data",
-    [b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n", b"", b"\x16\x03\x01", bytes(5000)],
+    [b"GET /ping HTTP/1.1\r\nHost: localhost\r\n\r\n", b"", b"\x16\x03\x01", bytes(5000)],
     ids=["plain", "nothing", "half a hello", "zeros"],
 )
 def test_who_does_not_speak_it_is_cut_off(encrypted: Guarded, data: bytes) -> None:
@@ -88,10 +88,12 @@ def test_time_and_size_are_bounded_inside_of_it_too(encrypted: Guarded, certific
         wire.sendall(b"GET /ping HTTP/1.1\r\nX: ")
         assert wire.recv(1000).startswith(b"HTTP/1.1 408 ")
     with connected(encrypted, certificates) as wire:
-        wire.sendall(b"POST /predictions/model HTTP/1.1\r\nContent-Length: 1000000000\r\n\r\n")
+        wire.sendall(
+            b"POST /predictions/model HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000\r\n\r\n"
+        )
         assert wire.recv(1000).startswith(b"HTTP/1.1 413 ")
     with connected(encrypted, certificates) as wire:
-        wire.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n" * 20)
+        wire.sendall(b"GET /ping HTTP/1.1\r\nHost: localhost\r\n\r\n" * 20)
         received = b""
         while received.count(b"HTTP/1.1 200 OK") < 20:
             received += wire.recv(10_000)
@@ -102,7 +104,7 @@ def test_an_answer_that_is_not_taken_is_given_up_inside_of_it_too(
 ) -> None:
     with connected(encrypted, certificates) as wire:
         wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        wire.sendall(b"POST /predictions/model HTTP/1.1\r\nContent-Length: 5\r\n\r\nlarge")
+        wire.sendall(b"POST /predictions/model HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nlarge")
         port = wire.getsockname()[1]
         process = psutil.Process(encrypted.process.pid)
         wait_until(lambda: not any(c.raddr and c.raddr.port == port for c in process.net_connections("tcp")))

@@ -1,7 +1,7 @@
 """A connection of the tests' own, which sends what no client library would.
 
     with Wire(server.urls["inference"]) as raw:
-        assert raw.send(b"GET /ping HTTP/1.1\\r\\n\\r\\n").answer().status == 200
+        assert raw.send(b"GET /ping HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n").answer().status == 200
 
 Answers are read as HTTP says; one that it does not allow fails the test.
 """

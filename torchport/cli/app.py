@@ -36,7 +36,7 @@ from torchport.cli.options import (
 from torchport.cli.quantize import quantize
 from torchport.cli.serve import serve
 from torchport.cli.tune import tune
-from torchport.errors import TorchportError
+from torchport.errors import ArchiveError, TorchportError
 from torchport.store.folders import Store
 from torchport.version import __version__
 
@@ -313,7 +313,12 @@ def inspect(archive: Annotated[Path, typer.Argument(help="A .mar file.")]) -> No
     from torchport.store.serving_record import records_beside
 
     contents = inspect_archive(archive)
-    show.archive(contents)
+    try:
+        show.archive(contents)
+    except (AttributeError, KeyError, TypeError, ValueError) as err:
+        raise ArchiveError(
+            f"{archive}: a record or an option in it is not of torchport's shape ({err!r})"
+        ) from err
     show.served(records_beside(contents.path, contents.name, contents.version))
     if contents.problems:
         raise typer.Exit(1)

@@ -34,13 +34,27 @@ if not out.is_terminal:
     # A file has no width: tables are as wide as they need to be.
     out = Console(soft_wrap=True, highlight=False, width=400)
 
+_LINES = "\n\t"
+
+
+def plain(text: object, keep: str = "") -> str:
+    """Text without control characters, for a terminal, which would obey them; `keep` are left.
+
+    They become escapes: an archive's name must not clear the screen, write over what was said, or change
+    the direction of the text after it.
+    """
+    return "".join(
+        char if char.isprintable() or char in keep else char.encode("unicode_escape").decode()
+        for char in str(text)
+    )
+
 
 def say(message: str) -> None:
-    out.print(escape(message))
+    out.print(escape(plain(message, keep=_LINES)))
 
 
 def problem(message: str) -> None:
-    err.print(f"[bold red]error:[/] {escape(message)}")
+    err.print(f"[bold red]error:[/] {escape(plain(message, keep=_LINES))}")
 
 
 def stage(name: str, done: bool, why: str, detail: str) -> None:
@@ -57,14 +71,15 @@ def answer(value: Any, output: Path | None = None) -> None:
         out.print(f"{escape(str(output))}: {len(content)} bytes")
     elif isinstance(value, bytes):
         out.print(f"{len(value)} bytes (--output FILE keeps them)")
-    elif isinstance(value, str):
-        out.print(escape(value))
     else:
-        out.print(escape(json.dumps(value, ensure_ascii=False)))
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        # A program that reads it gets what the server sent.
+        out.print(escape(plain(text, keep=_LINES) if out.is_terminal else text))
 
 
 def exchange(sent: str, got: Any) -> None:
     shown = json.dumps(got, ensure_ascii=False) if not isinstance(got, bytes) else f"{len(got)} bytes"
+    sent, shown = plain(sent), plain(shown)
     sent, shown = (text if len(text) <= 300 else f"{text[:300]}..." for text in (sent, shown))
     out.print(f"  {escape(sent)} [dim]->[/] [bold]{escape(shown)}[/]")
 
@@ -176,31 +191,33 @@ def quantization(report: Mapping[str, Any]) -> None:
 def archive(contents: ArchiveContents) -> None:
     """Print what an archive contains and whether its hashes match."""
     model, certificate = contents.manifest["model"], contents.certificate
-    say(f"{contents.path}: model {contents.name} {contents.version}, handler {model.get('handler', '-')}")
+    # An archive's own words are held to one line each: it cannot write lines that are not ours.
+    handler = model.get("handler", "-")
+    say(plain(f"{contents.path}: model {contents.name} {contents.version}, handler {handler}"))
     options = contents.config.get("torchport") or {}
     if options:
         settings = ", ".join(f"{k} {v}" for k, v in options.items() if k != "handler")
-        say(f"runs with: {settings}")
+        say(plain(f"runs with: {settings}"))
     for graph, signature in contents.signature.get("graphs", {}).items():
         for role in ("inputs", "outputs"):
             specs = ", ".join(f"{n} {TensorSpec.from_json(s)}" for n, s in signature[role].items())
-            say(f"graph {graph}, {role}: {specs}")
+            say(plain(f"graph {graph}, {role}: {specs}"))
     table = Table("file", "bytes", "sha256", box=SIMPLE)
     for entry in contents.entries:
-        table.add_row(escape(entry.name), f"{entry.size:,}", entry.sha256[:16])
+        table.add_row(escape(plain(entry.name)), f"{entry.size:,}", entry.sha256[:16])
     out.print(table)
     if certificate:
         backends = ", ".join(f"{Variant.of(r)} on {r['device']}" for r in certificate.get("results", []))
-        say(f"certificate: {'passed' if certificate.get('passed') else 'NOT PASSED'}, {backends}")
+        say(plain(f"certificate: {'passed' if certificate.get('passed') else 'NOT PASSED'}, {backends}"))
     if contents.int8_certificate:
         int8 = contents.int8_certificate
         changes = ", ".join(f"{k} {v['float32']:.4g} -> {v['int8']:.4g}" for k, v in int8["metrics"].items())
         agreed, compared = int8["agreement"]["agreed"], int8["agreement"]["compared"]
         alike = f"; {agreed} of {compared} answers decide alike" if compared else ""
-        say(f"INT8 version ({int8['method']}): {changes}{alike}")
+        say(plain(f"INT8 version ({int8['method']}): {changes}{alike}"))
     if contents.problems:
         for item in contents.problems:
-            problem(item)
+            problem(plain(item))
     else:
         say("every hash holds")
 
@@ -211,7 +228,7 @@ def served(records: Sequence[Mapping[str, Any]]) -> None:
         said = "answers as in process" if record["passed"] else "DOES NOT ANSWER as in process"
         numbers = "".join(f", {name} {value:.4g}" for name, value in record["metrics"].items())
         ran = f"{record.get('backend', '')} {record.get('precision', '')}".strip()
-        say(f"served by {record['server']} ({ran}): {said}{numbers}")
+        say(plain(f"served by {record['server']} ({ran}): {said}{numbers}"))
 
 
 def recipes(rows: Sequence[Mapping[str, str]]) -> None:

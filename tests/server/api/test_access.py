@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -99,8 +100,8 @@ def test_two_authorizations_are_not_more_than_one(guarded: Guarded) -> None:
     key = guarded.keys()["inference"].encode()
     with Wire(guarded.urls["inference"]) as raw:
         raw.send(
-            b"GET /ping HTTP/1.1\r\nAuthorization: Bearer wrong\r\nAuthorization: Bearer %b\r\n"
-            b"Connection: close\r\n\r\n" % key
+            b"GET /ping HTTP/1.1\r\nHost: localhost\r\n"
+            b"Authorization: Bearer wrong\r\nAuthorization: Bearer %b\r\nConnection: close\r\n\r\n" % key
         )
         assert raw.answer().status == 400
 
@@ -138,16 +139,21 @@ def test_keys_expire_and_are_had_again(tmp_path: Path) -> None:
         assert server.ask("inference", "/ping", server.keys()["inference"]).status_code == 200
 
 
+def key_of(kind: str) -> str:
+    return f"the-key-of-{kind}-which-nobody-guesses"
+
+
 def key_file(path: Path, **until: datetime | None) -> Path:
     """A file as TorchServe writes it, its keys named after their kinds."""
     content = {}
     for kind in ("management", "inference", "API"):
-        content[kind] = {"key": f"the-{kind}-key"}
+        content[kind] = {"key": key_of(kind)}
         moment = until.get(kind)
         if moment is not None:
             content[kind]["expiration time"] = moment.isoformat().replace("+00:00", "123Z")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2))
+    path.chmod(0o600)
     return path
 
 
@@ -161,11 +167,11 @@ def test_a_key_file_of_torchserve_s_is_taken_over(tmp_path: Path) -> None:
     before = path.read_bytes()
     with guarded_model(tmp_path / "run", TOKENS) as server:
         assert path.read_bytes() == before
-        assert server.ask("inference", "/ping", "the-inference-key").status_code == 200
-        assert is_refused(server.ask("management", "/models", "the-management-key"))
-        assert server.ask("management", "/token?type=management", "the-API-key").status_code == 200
+        assert server.ask("inference", "/ping", key_of("inference")).status_code == 200
+        assert is_refused(server.ask("management", "/models", key_of("management")))
+        assert server.ask("management", "/token?type=management", key_of("API")).status_code == 200
         assert server.ask("management", "/models", server.keys()["management"]).status_code == 200
-        assert server.keys()["inference"] == "the-inference-key"
+        assert server.keys()["inference"] == key_of("inference")
 
 
 @pytest.mark.parametrize(
@@ -188,14 +194,75 @@ def test_a_key_file_of_torchserve_s_is_taken_over(tmp_path: Path) -> None:
 def test_a_damaged_key_file_is_no_reason_to_let_anybody_in(tmp_path: Path, content: str) -> None:
     path = tmp_path / "key_file.json"
     path.write_text(content)
+    path.chmod(0o600)
     settings = settings_from({"disable_token_authorization": "false", "key_file": str(path)}, {})
     with pytest.raises(ServerError, match="key_file.json: not a readable TorchServe key file"):
         Access(settings)
     assert path.read_text() == content
 
 
+LONG = {kind: key_of(kind) for kind in ("management", "inference", "API")}
+UNSAFE = {
+    "short": ({"API": "AbCd+/12"}, 0o600, "the key of API can be guessed"),
+    "all the same": ({"inference": "a" * 64}, 0o600, "the key of inference can be guessed"),
+    "few different": ({"management": "01" * 32}, 0o600, "the key of management can be guessed"),
+    "with spaces": ({"API": "four words that are no key at all"}, 0o600, "the key of API can be guessed"),
+    "not of ASCII": ({"API": "ä" + LONG["API"]}, 0o600, "the key of API can be guessed"),
+    "one for two": ({"API": LONG["inference"]}, 0o600, "the same key for two APIs"),
+    "read by all": ({}, 0o604, "read by others .mode 0604.: chmod 600"),
+    "written by a group": ({}, 0o620, "read by others"),
+    "for ever": ({"expiring": "inference"}, 0o600, "the key of management never expires"),
+}
+
+
+def opened(path: Path) -> Access:
+    return Access(settings_from({"disable_token_authorization": "false", "key_file": str(path)}, {}))
+
+
+@pytest.mark.parametrize("case", UNSAFE)
+def test_a_key_file_that_is_given_keeps_what_ours_promises(tmp_path: Path, case: str) -> None:
+    changed, mode, message = UNSAFE[case]
+    later = datetime.now(UTC) + timedelta(hours=1)
+    expiring = [changed["expiring"]] if "expiring" in changed else ["inference", "management"]
+    path = key_file(tmp_path / "key_file.json", **dict.fromkeys(expiring, later))
+    content = json.loads(path.read_text())
+    for kind, key in changed.items():
+        if kind in content:
+            content[kind]["key"] = key
+    path.write_text(json.dumps(content))
+    path.chmod(mode)
+    with pytest.raises(ServerError, match=message):
+        opened(path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files to other users")
+@pytest.mark.parametrize(
+    ("owner", "mode", "message"),
+    [(0, 0o440, None), (1234, 0o600, "another user's"), (0, 0o460, "read by others")],
+)
+def test_whose_a_key_file_may_be(tmp_path: Path, owner: int, mode: int, message: str | None) -> None:
+    later = datetime.now(UTC) + timedelta(hours=1)
+    path = key_file(tmp_path / "key_file.json", inference=later, management=later)
+    os.chown(path, owner, 1234)
+    path.chmod(mode)
+    if message is None:
+        opened(path).require(KeyKind.API, f"Bearer {key_of('API')}".encode())
+    else:
+        with pytest.raises(ServerError, match=message):
+            opened(path)
+
+
+def test_what_a_server_wrote_it_takes_again(tmp_path: Path) -> None:
+    path = tmp_path / "key_file.json"
+    opened(path)
+    before = path.read_bytes()
+    opened(path)
+    assert path.read_bytes() == before
+
+
 def test_a_server_says_so_and_ends(tmp_path: Path) -> None:
     (tmp_path / "key_file.json").write_text("{")
+    (tmp_path / "key_file.json").chmod(0o600)
     assert "not a readable TorchServe key file" in message_of_refusal(tmp_path, TOKENS)
 
 

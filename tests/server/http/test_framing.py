@@ -80,25 +80,25 @@ def test_what_is_no_request_is_refused(server: ServerProcess, case: str) -> None
     assert refused(server, data).status == status
 
 
+GET = b"GET /ping HTTP/1.1\r\nHost: localhost\r\n"
 ACCEPTED = {
-    "an absolute URL": b"GET http://example.org/ping HTTP/1.1\r\nHost: x\r\n\r\n",
-    "an asterisk": b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n",
+    "an absolute URL": b"GET http://example.org/ping HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "an asterisk": b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "empty lines before it": b"\r\n\r\n" + PING,
-    "blanks after values": b"POST /predictions/linear HTTP/1.1\r\nContent-Type: application/json \t\r\n"
-    b"Content-Length: 5 \t\r\n\r\n[4.0]",
+    "blanks after values": POST + b"Content-Type: application/json \t\r\nContent-Length: 5 \t\r\n\r\n[4.0]",
     "leading zeros": POST
     + b"Content-Type: application/json\r\nContent-Length: 0000000000000005\r\n\r\n[4.0]",
     "chunks": CHUNKED + b"2\r\n[4\r\n3;name=value\r\n.0]\r\n0\r\nTrailer: x\r\n\r\n",
     "one byte a chunk": CHUNKED + b"".join(b"1\r\n%c\r\n" % byte for byte in b"[4.0]") + b"0\r\n\r\n",
-    "websocket": b"GET /ping HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
-    "h2c": b"GET /ping HTTP/1.1\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\r\n",
+    "websocket": GET + b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+    "h2c": GET + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\r\n",
     "h2c with a body": post(b"[4.0]", "Connection: Upgrade", "Upgrade: h2c"),
     "h2c with chunks": CHUNKED.replace(b"\r\n\r\n", b"\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n")
     + b"5\r\n[4.0]\r\n0\r\n\r\n",
-    "h2c with an empty body": b"POST /ping HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: h2c\r\n"
-    b"Content-Length: 0\r\n\r\n",
-    "a body of no use": b"GET /ping HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello",
-    "60 kB of headers": b"GET /ping HTTP/1.1\r\nX: " + b"a" * 60_000 + b"\r\n\r\n",
+    "h2c with an empty body": GET.replace(b"GET", b"POST")
+    + b"Connection: upgrade\r\nUpgrade: h2c\r\nContent-Length: 0\r\n\r\n",
+    "a body of no use": GET + b"Content-Length: 5\r\n\r\nhello",
+    "60 kB of headers": GET + b"X: " + b"a" * 60_000 + b"\r\n\r\n",
 }
 
 
@@ -117,7 +117,7 @@ def test_what_http_allows_is_answered_and_the_next_request_too(
 
 
 def test_the_body_of_a_request_to_upgrade_is_its_body_and_no_request(server: ServerProcess) -> None:
-    hidden = b"GET /predictions/nobody HTTP/1.1\r\nHost: x\r\n\r\n"
+    hidden = b"GET /predictions/nobody HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with wire(server) as raw:
         raw.send(post(hidden, "Connection: Upgrade", "Upgrade: h2c", path="/ping") + LAST_PING)
         assert [raw.answer().status, raw.answer().status] == [200, 200]
@@ -178,7 +178,7 @@ def test_strange_paths_are_not_found_on_any_port(server: ServerProcess, method: 
             for path in PATHS:
                 if (api, path) == ("management", "/models/linear"):
                     continue
-                answer = raw.send(f"{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()).answer()
+                answer = raw.send(f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()).answer()
                 assert answer.status in (404, 405), (api, path)
                 assert json.loads(answer.body)["code"] == answer.status
                 assert "set-cookie" not in answer.headers

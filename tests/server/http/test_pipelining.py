@@ -14,6 +14,8 @@ from torchport.targets.torchport_serve import ServerProcess
 
 pytestmark = pytest.mark.server
 
+LOCAL, LAST = b"Host: localhost", b"Host: localhost\r\nConnection: close"
+
 # Expect.
 
 
@@ -84,7 +86,7 @@ def test_more_of_them_than_fit_into_any_buffer_are_answered_all(server: ServerPr
     [
         (b"garbage\r\n\r\n", 400),
         (POST + b"Content-Length: 1000000000\r\n\r\n", 413),
-        (b"GET /ping HTTP/1.1\r\nX: " + b"a" * 100_000 + b"\r\n\r\n", 431),
+        (b"GET /ping HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 100_000 + b"\r\n\r\n", 431),
     ],
     ids=["garbage", "too large", "too long"],
 )
@@ -101,7 +103,7 @@ def test_what_is_refused_takes_no_other_request_s_answer(
 
 def test_nothing_after_the_last_request_is_read(server: ServerProcess) -> None:
     with wire(server) as raw:
-        raw.send(odd(text="last").replace(b"Host: x", b"Connection: close") + odd(text="more") + b"garbage")
+        raw.send(odd(text="last").replace(LOCAL, LAST) + odd(text="more") + b"garbage")
         assert raw.answer().body == b"last"
         assert raw.has_ended()
 
@@ -111,6 +113,6 @@ def test_who_sends_ahead_and_reads_nothing_is_not_kept_in_memory(impatient: Serv
     with wire(impatient) as raw:
         raw.socket.settimeout(0.5)
         with pytest.raises((TimeoutError, ConnectionError)):
-            raw.send(b"GET /api-description HTTP/1.1\r\n\r\n" * 2_000_000)
+            raw.send(b"GET /api-description HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2_000_000)
         assert is_cut_off(impatient, raw)
     assert peak.growth < 64 * MIB

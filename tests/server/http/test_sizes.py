@@ -66,9 +66,9 @@ def test_trailers_without_end_are_refused(server: ServerProcess, trailers: bytes
 
 @pytest.mark.parametrize("first", [1_000, 40_000, 63_000, 70_000])
 def test_headers_are_measured_wherever_they_are_cut(server: ServerProcess, first: int) -> None:
-    long = b"GET /ping HTTP/1.1\r\nX: " + b"a" * 80_000 + b"\r\n\r\n"
+    long = b"GET /ping HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 80_000 + b"\r\n\r\n"
     with wire(server) as raw:
-        raw.send(b"GET /ping HTTP/1.1\r\n\r\n" + long[:first])
+        raw.send(b"GET /ping HTTP/1.1\r\nHost: localhost\r\n\r\n" + long[:first])
         assert raw.answer().status == 200
         raw.send(long[first:])
         assert raw.answer().status == 431

@@ -73,7 +73,9 @@ def test_an_idle_connection_is_closed_without_a_word(impatient: ServerProcess) -
 
 @pytest.mark.parametrize("connection", ["keep-alive", "close"])
 def test_a_client_that_leaves_its_answer_is_cut_off(impatient: ServerProcess, connection: str) -> None:
-    request = odd(text="x" * 1000, times=40_000).replace(b"Host: x", f"Connection: {connection}".encode())
+    request = odd(text="x" * 1000, times=40_000).replace(
+        b"\r\n", f"\r\nConnection: {connection}\r\n".encode(), 1
+    )
     with wire(impatient) as raw:
         raw.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         raw.send(request)

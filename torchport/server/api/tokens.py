@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import hmac
 import json
+import os
+import re
 import secrets
+import stat
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -20,6 +23,13 @@ from torchport.errors import ServerError
 from torchport.server.errors import InvalidKey
 from torchport.server.settings.settings import ServerSettings
 from torchport.store.files import write_bytes
+
+MIN_LENGTH, MIN_CHARACTERS = 24, 10
+"""Minimum characters of a key that is given, and minimum different ones among them. The server's own have
+32, of 64 different ones."""
+
+_KEY = re.compile(rf"[\x21-\x7e]{{{MIN_LENGTH},}}")
+_NEW_KEYS = "Remove the file, and new keys are made"
 
 
 class KeyKind(Enum):
@@ -33,7 +43,8 @@ class KeyKind(Enum):
 class Access:
     """The keys of one server.
 
-    If the setting `key_file` names a file that exists, its keys are used.
+    If the setting `key_file` names a file that exists, its keys are used. They must be as good as those that
+    the server makes.
     """
 
     def __init__(self, settings: ServerSettings) -> None:
@@ -90,6 +101,12 @@ class Access:
         write_bytes(self.path, (json.dumps(content, indent=2) + "\n").encode(), mode=0o600)
 
     def _read(self) -> None:
+        """Take the keys of a file that was given, if it promises what this server's own does.
+
+        Raises:
+            ServerError: the message says what is wrong with the file.
+        """
+        _require_private(self.path)
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
             for kind in KeyKind:
@@ -102,3 +119,34 @@ class Access:
                     self._expires[kind] = datetime.fromisoformat(text).timestamp()
         except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as err:
             raise ServerError(f"{self.path}: not a readable TorchServe key file ({err!r})") from err
+        self._require_strong()
+
+    def _require_strong(self) -> None:
+        for kind, key in self._keys.items():
+            where = f"{self.path}: the key of {kind.value}"
+            if not _KEY.fullmatch(key) or len(set(key)) < MIN_CHARACTERS:
+                raise ServerError(
+                    f"{where} can be guessed: at least {MIN_LENGTH} characters, {MIN_CHARACTERS} of them "
+                    f"different, are expected, without spaces. {_NEW_KEYS}"
+                )
+            if kind is not KeyKind.API and kind not in self._expires:
+                raise ServerError(f"{where} never expires: an expiration time is expected. {_NEW_KEYS}")
+        if len(set(self._keys.values())) < len(self._keys):
+            raise ServerError(f"{self.path}: the same key for two APIs: each needs its own. {_NEW_KEYS}")
+
+
+def _require_private(path: Path) -> None:
+    """Refuse a key file that others than its owner can read or write.
+
+    A file of root's may be read by its group: so secrets are mounted for a server that is not root.
+    """
+    try:
+        found = path.stat()
+    except OSError as err:
+        raise ServerError(f"{path}: not a readable TorchServe key file ({err!r})") from err
+    if found.st_uid not in (os.geteuid(), 0):
+        raise ServerError(f"{path} is another user's: whoever owns it knows the keys. chown it")
+    others = 0o037 if found.st_uid == 0 else 0o077
+    if found.st_mode & others:
+        mode = stat.S_IMODE(found.st_mode)
+        raise ServerError(f"{path} can be read by others (mode {mode:04o}): chmod 600 {path}")

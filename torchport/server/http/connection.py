@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import cast
 
+from torchport.server.http.host_rule import HostRule
 from torchport.server.http.message import BODILESS, HttpRequest, head_of, refusal_of
 from torchport.server.http.reader import RequestReader
 from torchport.server.settings.settings import ServerSettings
@@ -36,9 +37,10 @@ class HttpConnection(asyncio.Protocol):
         handle: Callable[[HttpRequest], None],
         settings: ServerSettings,
         connections: set[HttpConnection],
+        hosts: HostRule,
     ) -> None:
         self._handle, self._settings, self._connections = handle, settings, connections
-        self._reader = RequestReader(settings, self)
+        self._reader = RequestReader(settings, self, hosts)
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
         self._waiting: deque[HttpRequest] = deque()
         self._active: HttpRequest | None = None

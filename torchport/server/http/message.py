@@ -26,6 +26,7 @@ _NO_CACHE = (
 )
 _REFUSALS = {
     400: ("BadRequestException", "Invalid HTTP request received."),
+    403: ("ForbiddenException", "The server does not have the name in Host; allowed_hosts can add it."),
     405: ("MethodNotAllowedException", "This server is no proxy: CONNECT is not allowed."),
     408: ("RequestTimeoutException", "The request did not arrive in time."),
     413: ("RequestEntityTooLargeException", "The request's body is larger than max_request_size."),

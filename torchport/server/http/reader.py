@@ -1,6 +1,6 @@
 """Parses the bytes of a connection into requests, by httptools.
 
-    reader = RequestReader(settings, owner)
+    reader = RequestReader(settings, owner, hosts)
     reader.feed(data)                    # owner.taken(request), or owner.refuse(status)
 
 Invalid input is refused, and nothing more is read after that. Ambiguous framing is refused too, because
@@ -16,6 +16,7 @@ from typing import Any, Protocol, cast
 
 import httptools
 
+from torchport.server.http.host_rule import HostRule
 from torchport.server.http.message import HttpRequest, Responder
 from torchport.server.settings.settings import ServerSettings
 
@@ -50,8 +51,8 @@ class Owner(Responder, Protocol):
 class RequestReader:
     """Parses what one client sends."""
 
-    def __init__(self, settings: ServerSettings, owner: Owner) -> None:
-        self._settings, self._owner = settings, owner
+    def __init__(self, settings: ServerSettings, owner: Owner, hosts: HostRule) -> None:
+        self._settings, self._owner, self._hosts = settings, owner, hosts
         self._parser = httptools.HttpRequestParser(self)
         self._incoming: HttpRequest | None = None
         self._url = b""
@@ -197,12 +198,24 @@ class RequestReader:
         if request.method == "CONNECT":
             self._refuse(405)
         self._take_target(request)
+        self._check_host(request)
         self._skips_body = (length is not None or encoding is not None) and parser.should_upgrade()
         if b"expect" in by_name and request.chunks:
             if by_name[b"expect"].lower() != b"100-continue":
                 self._refuse(417)
             elif not self._ended:
                 self._owner.expected()
+
+    def _check_host(self, request: HttpRequest) -> None:
+        """Refuse a request that names no host, two, or one that is not the server's."""
+        host = request.by_name.get(b"host")
+        if host is None:
+            if self._parser.get_http_version() not in ("1.0", "0.9"):
+                self._refuse(400)
+        elif sum(name.lower() == b"host" for name, _ in request.headers) > 1:
+            self._refuse(400)
+        elif status := self._hosts.status(host):
+            self._refuse(status)
 
     @staticmethod
     def _is_encoded_otherwise(request: HttpRequest) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torchport.server.http.connection import HttpConnection
+from torchport.server.http.host_rule import HostRule
 from torchport.server.http.message import HttpRequest
 from torchport.server.settings.settings import ServerSettings
 
@@ -28,6 +29,7 @@ class HttpServer:
         tls: Any = None,
     ) -> None:
         self._handle, self._host, self._port, self._settings, self._tls = handle, host, port, settings, tls
+        self._hosts = HostRule.of(settings, host)
         self._connections: set[HttpConnection] = set()
         self._server: asyncio.Server | None = None
         self._sweeper: asyncio.Task[None] | None = None
@@ -48,7 +50,7 @@ class HttpServer:
         """
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
-            lambda: HttpConnection(self._handle, self._settings, self._connections),
+            lambda: HttpConnection(self._handle, self._settings, self._connections, self._hosts),
             self._host,
             self._port,
             ssl=self._tls,
