@@ -15,6 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from torchport.archive.contents import ArchiveContents, extract, inspect_archive
@@ -25,6 +26,7 @@ from torchport.server.models.installing import install_requirements
 from torchport.server.models.semantics import require_known_runtime, require_known_semantics
 from torchport.server.models.unpacked import UnpackedModel
 from torchport.server.settings.settings import ServerSettings
+from torchport_runtime.options import MOST_THREADS
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +111,7 @@ def unpack(
         certified = require_trusted(contents, settings)
         require_known_semantics(contents.config)
         runtime = require_known_runtime(contents.manifest.get("runtime"))
+        threads = _thread_count(contents.config)
         model = _identified(contents, path, name, handler or "", settings.default_service_handler or "")
         folder = Path(tempfile.mkdtemp(prefix=f"{model['name']}-{model['version']}-", dir=work))
         try:
@@ -132,8 +135,6 @@ def unpack(
         raise InternalError(
             f"{path.name} cannot be unpacked: {err.strerror or err}", http_status=507 if is_full else None
         ) from err
-    own = contents.config.get("torchport")
-    threads = own.get("threads") if isinstance(own, Mapping) else 0
     return UnpackedModel(
         name=model["name"],
         version=model["version"],
@@ -143,10 +144,23 @@ def unpack(
         envelope=settings.service_envelope,
         runtime=runtime,
         config=contents.config,
-        thread_count=threads if isinstance(threads, int) else 0,
+        thread_count=threads,
         certified=certified,
         handler_given=handler is not None,
     )
+
+
+def _thread_count(config: Mapping[str, Any]) -> int:
+    """The number of threads that a config gives a worker; 0 if it leaves it to the server."""
+    own = config.get("torchport")
+    threads = own.get("threads") if isinstance(own, Mapping) else 0
+    if not isinstance(threads, int):
+        return 0
+    if isinstance(threads, bool) or not 0 <= threads <= MOST_THREADS:
+        raise ArchiveRefused(
+            f"torchport.threads is {threads}: a whole number up to {MOST_THREADS} is expected"
+        )
+    return threads
 
 
 def _identity(path: Path) -> tuple[int, ...]:

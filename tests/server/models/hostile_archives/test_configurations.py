@@ -43,6 +43,8 @@ CONFIGS = {
     "sequences": ("sequenceBatching: true\nmaxNumSequence: 4", "sequenceBatching is True, which torchport"),
     "continuous batching": ("continuousBatching: yes", "continuousBatching is True, which torchport"),
     "a model in parts": ("parallelType: tp\ntorchrun: {nproc-per-node: 4}", "parallelType is 'tp'"),
+    "more threads than any machine has": ("torchport: {threads: 1000000}", "torchport.threads is 1000000"),
+    "threads that are less than none": ("torchport: {threads: -1}", "torchport.threads is -1"),
     "ours that is no mapping": ("torchport_server: 3", "names and values are expected"),
 }
 
