@@ -19,6 +19,8 @@ MAX_WORKERS = 1024
 
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 
+_HOST_NAME = re.compile(r"\.?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+
 _SNAPSHOT_NUMBERS: Mapping[str, tuple[int, int]] = {
     "minWorkers": (0, MAX_WORKERS),
     "maxWorkers": (0, MAX_WORKERS),
@@ -53,6 +55,12 @@ def require_header_value(key: str, text: str) -> None:
     """Refuse text that cannot be a header's value."""
     if not _HEADER_VALUE.fullmatch(text):
         raise ServerError(f"{key}={text!r}: not a value that a header can have")
+
+
+def require_host_name(key: str, text: str) -> None:
+    """Refuse text that is neither a host's name, one of a domain (`.example.org`), nor `*`."""
+    if text != "*" and not _HOST_NAME.fullmatch(text):
+        raise ServerError(f"{key}={text!r}: models.example.org, .example.org or * is expected")
 
 
 def require_model_settings(models: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ from torchport.server.settings.address import Address
 from torchport.server.settings.checks import (
     MAX_WORKERS,
     require_header_value,
+    require_host_name,
     require_model_settings,
     require_pattern,
     require_port,
@@ -133,6 +134,8 @@ class ServerSettings:
         for pattern in self.allowed_urls:
             require_pattern("allowed_urls", pattern)
         require_pattern("blacklist_env_vars", self.blacklist_env_vars)
+        for name in self.allowed_hosts:
+            require_host_name("allowed_hosts", name)
         for key in _CORS:
             require_header_value(key, getattr(self, key))
         require_model_settings(self.models)
