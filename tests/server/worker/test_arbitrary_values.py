@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,33 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torchport.server.wire import (
-    HEADER,
-    Answered,
-    Field,
-    Load,
-    Loaded,
-    Partial,
-    Predict,
-    Row,
-    decode_report,
-)
-from torchport.server.worker.sanitizing import safe_frame
-from torchport.server.worker.serving import Models
-
-HANDLER = """
-import sys
-
-def handle(data, context):
-    if data is None:
-        return None
-    return sys.modules["tests.server.worker.test_arbitrary_values"].acts(data, context)
-"""
+from tests.server.worker.in_process import Worker
 
 ROWS = 2
-
-acts: Callable[[Any, Any], Any]
-"""What the handler does with its next batch."""
 
 
 class PredictionException(Exception):
@@ -172,40 +146,9 @@ ENDINGS = st.one_of(
 """How the handler ends."""
 
 
-class Worker:
-    """A worker's models in this process, and what the front reads of their reports."""
-
-    def __init__(self, folder: Path) -> None:
-        self.reports: list[Any] = []
-        self._models = Models(self._send)
-        self._models.obey(
-            Load("m", "1.0", str(folder), "model_handler.py", "", ROWS, None, True, True, 1, True)
-        )
-        assert isinstance(self.reports[-1], Loaded)
-
-    def _send(self, report: Any) -> None:
-        self.reports.append(decode_report(memoryview(safe_frame(report))[HEADER.size :]))
-
-    def answer(self) -> Answered:
-        """What comes of one batch."""
-        rows = [Row(f"id{n}", [], [Field("body", "text/plain", bytearray(b"x"))]) for n in range(ROWS)]
-        self.reports.clear()
-        self._models.obey(Predict(1, 7, rows))
-        *pieces, answered = self.reports
-        assert isinstance(answered, Answered)
-        assert all(isinstance(piece, Partial) for piece in pieces)
-        return answered
-
-
 @pytest.fixture(scope="module")
-def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    folder = tmp_path_factory.mktemp("model")
-    (folder / "model_handler.py").write_text(HANDLER)
-    (folder / "MAR-INF").mkdir()
-    (folder / "MAR-INF" / "MANIFEST.json").write_text(json.dumps({"model": {}}))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        yield Worker(folder)
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Worker:
+    return Worker(tmp_path_factory.mktemp("model"), rows=ROWS)
 
 
 @settings(max_examples=200, deadline=None)
@@ -222,12 +165,9 @@ def test_every_batch_is_answered(worker: Worker, calls: list[Any], ending: tuple
             raise made(value)
         return made(value)
 
-    global acts
-    acts = act
-    answered = worker.answer()
-    assert (answered.batch, len(answered.answers)) == (7, ROWS)
-    acts = fine
-    assert [(answer.status, answer.body) for answer in worker.answer().answers] == [(200, b"fine")] * ROWS
+    worker.answer(act)
+    answers = worker.answer(fine).answers
+    assert [(answer.status, answer.body) for answer in answers] == [(200, b"fine")] * ROWS
 
 
 def fine(data: Any, context: Any) -> Any:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
 import requests
 
 from tests.server.archives import write_archive
+from tests.server.metrics import metric
 from torchport.store.folders import Store
 from torchport.targets.torchport_serve import ServerProcess, start
 
@@ -16,6 +18,7 @@ pytestmark = pytest.mark.server
 HANDLER = r"""
     import asyncio
     import os
+    import threading
     from types import SimpleNamespace
 
     class PredictionException(Exception):
@@ -56,6 +59,9 @@ HANDLER = r"""
         metrics = context.metrics
         match name:
             case "pid": return str(os.getpid())
+            case "exit with a thread":
+                threading.Thread(target=threading.Event().wait).start()
+                raise SystemExit(3)
             case "message of the client's": refuse(f"cannot read {text}")
             case "message that has no text": refuse(Silent())
             case "huge code of an error": refuse("no", 2**70)
@@ -86,6 +92,9 @@ HANDLER = r"""
             case "bytes that fail": return Lying(b"x")
             case "text that is a number": return Spelled("x")
             case "torn answer": return Torn(a=1)
+            case "metric of the server": metrics.add_metric("torchport_queue_seconds", 1, "s")
+            case "label without a name": metrics.add_counter("C", 1, dimensions=[dimension("", "x")])
+            case "label of Prometheus": metrics.add_counter("C", 1, dimensions=[dimension("__name__", "x")])
             case "no processors": context.request_processor = []
         return "done"
 
@@ -95,6 +104,8 @@ HANDLER = r"""
         asked = data[0]["body"]
         return [act(asked["do"], asked.get("text"), context)]
 """
+
+DROPPED = "torchport_dropped_metric_values_total"
 
 SURROGATE = b"\\ud800"
 """Half of a surrogate pair, as JSON spells it; UTF-8 has no bytes for it."""
@@ -151,6 +162,9 @@ def ask(server: ServerProcess, act: str) -> requests.Response:
         ("bytes that fail", 200),
         ("text that is a number", 200),
         ("torn answer", 503),
+        ("metric of the server", 200),
+        ("label without a name", 200),
+        ("label of Prometheus", 200),
         ("no processors", 503),
     ],
 )
@@ -158,3 +172,22 @@ def test_no_value_of_a_handler_ends_its_worker(server: ServerProcess, act: str, 
     before = ask(server, "pid").text
     assert ask(server, act).status_code == status
     assert ask(server, "pid").text == before
+
+
+def test_metrics_can_be_read_after_all_that(server: ServerProcess) -> None:
+    acts = ("metric of the server", "label without a name", "label of Prometheus", "surrogate in a label")
+    before = metric(server, DROPPED, model_name="values")
+    for act in acts:
+        assert ask(server, act).status_code == 200
+    text = requests.get(f"{server.urls['metrics']}/metrics", timeout=60).text
+    names = re.findall(r"^# TYPE (\S+)", text, re.MULTILINE)
+    assert len(set(names)) == len(names)
+    # The label with half of a pair is shown, as one with a question mark.
+    assert metric(server, DROPPED, model_name="values") - before == len(acts) - 1
+    assert "metric 'torchport_queue_seconds' is dropped" in server.log()
+
+
+def test_a_handler_that_ends_its_process_does_not_wait_for_its_threads(server: ServerProcess) -> None:
+    before = ask(server, "pid").text
+    assert ask(server, "exit with a thread").status_code == 500
+    assert ask(server, "pid").text != before

@@ -15,8 +15,8 @@ from torchport.server.wire import DROPPED, MetricValue
 
 logger = logging.getLogger(__name__)
 
-MAX_SAMPLES = 10_000
-"""Maximum number of values between two reports; more are dropped, so that no batch fills the channel."""
+MAX_SAMPLES = 2000
+"""Maximum number of values between two reports; more are dropped, because the front adds them one by one."""
 
 _TIME_UNITS = ("ms", "s")
 _SIZE_UNITS = ("MB", "kB", "GB", "B")

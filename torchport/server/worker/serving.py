@@ -75,13 +75,17 @@ class Models:
     def _load(self, order: Load) -> None:
         folder = Path(order.folder)
         try:
-            if order.shared:
-                self._spaces[order.slot] = ModelSpace(folder)
-            else:
+            space = ModelSpace(folder) if order.shared else None
+            if space is None:
                 _live_in(folder)
+            else:
+                space.require_shareable()
+                self._spaces[order.slot] = space
             with self._space(order.slot):
                 model = self._models[order.slot] = LoadedModel.load(order)
                 loaded = Loaded(order.slot, model.description, model.signature)
+            if space is not None:
+                space.require_shareable()
         except BaseException as err:
             # Whatever a user's handler raises: the front tells it to who asked for the model.
             reason = f"{type(err).__name__}: {text_of(err)}"
