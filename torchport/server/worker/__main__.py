@@ -7,6 +7,7 @@ whatever it is doing.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import select
@@ -105,7 +106,8 @@ if __name__ == "__main__":
     except SystemExit as err:
         # A handler ends its process. Threads of its own must not keep a worker that answers nothing more.
         code = err.code if isinstance(err.code, int) else int(err.code is not None)
-        if code and not isinstance(err.code, int):
-            print(err.code, file=sys.stderr)
-        sys.stdout.flush()
+        with contextlib.suppress(Exception):  # A handler may have closed or replaced them.
+            if code and not isinstance(err.code, int):
+                print(err.code, file=sys.stderr)
+            sys.stdout.flush()
         os._exit(code & 0xFF)
