@@ -36,7 +36,8 @@ DIFFERENCES = {
     "reason-phrase": "The phrase in the status line is the standard one of the status, not the handler's.",
     "survived-answers": (
         "An answer that cannot be sent (a list that holds itself, a header of no text or with a line "
-        "break) costs no worker its life. TorchServe's dies of it, and answers 500."
+        "break, a status of no number) costs no worker its life. TorchServe's dies of it, and answers 500. "
+        "A status outside 200 to 599 is sent as 500."
     ),
     "messages": (
         "Some error messages say more: what is wrong with an archive, the traceback of a handler that "
@@ -91,8 +92,8 @@ DIFFERENCES = {
     ),
     "token-answers": "`GET /token` answers with a status in JSON. TorchServe's body is empty.",
     "handler-metrics": (
-        "Handlers' own metrics are always shown. TorchServe wants them named in `metrics_config`, or "
-        "`model_metrics_auto_detect=true`."
+        "Handlers' own metrics are always shown, but for those that would spoil others. TorchServe wants "
+        "them named in `metrics_config`, or `model_metrics_auto_detect=true`."
     ),
     "histogram-bounds": (
         "Handlers' histograms have bounds from 1 to 10,000, because times are milliseconds. TorchServe's "

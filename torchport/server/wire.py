@@ -10,13 +10,40 @@ then `Predict` or `Infer`, one at a time; the worker answers each with `Answered
 from __future__ import annotations
 
 import struct
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 HEADER = struct.Struct("<Q")
 MAX_FRAME = 1 << 34
 """Maximum length of a frame in bytes, 16 GiB. A longer one means that the channel is damaged."""
+
+MIN_STATUS, MAX_STATUS = 200, 599
+"""The statuses that an answer may have; a client would not understand another."""
+
+MAX_NAME = 1000
+"""Maximum length in characters of a name in a report: a header's, a content type, a part of a metric."""
+
+MAX_HEADER = 8 << 10
+"""Maximum length in characters of a header of an answer."""
+
+MAX_HEADERS = 64
+"""Maximum number of headers of an answer."""
+
+MAX_MESSAGE = 64 << 10
+"""Maximum length in characters of what a worker says of its model: a description, a reason, a traceback."""
+
+MAX_LABELS = 100
+"""Maximum number of labels of a metric."""
+
+# A report whose values are not so is damaged, like one that cannot be read.
+Status = Annotated[int, msgspec.Meta(ge=MIN_STATUS, le=MAX_STATUS)]
+Name = Annotated[str, msgspec.Meta(max_length=MAX_NAME)]
+Message = Annotated[str, msgspec.Meta(max_length=MAX_MESSAGE)]
+Header = tuple[Name, Annotated[str, msgspec.Meta(max_length=MAX_HEADER)]]
+
+DROPPED = "dropped"
+"""Kind of a metric's value that counts values which the worker has dropped; it has no name."""
 
 
 class Field(msgspec.Struct, array_like=True):
@@ -42,7 +69,7 @@ class Load(msgspec.Struct, array_like=True, tag=1):
     """Load the model in `folder`.
 
     `gpu` is a device number, or None for the CPU. `shared`: whether other models may live in the same
-    process.
+    process. `max_response_size` is the maximum length of an answer in bytes; 0: without limit.
     """
 
     model: str
@@ -56,6 +83,7 @@ class Load(msgspec.Struct, array_like=True, tag=1):
     decode_input: bool
     slot: int = 0
     shared: bool = False
+    max_response_size: int = 0
 
 
 class Unload(msgspec.Struct, array_like=True, tag=4):
@@ -103,23 +131,23 @@ class Answer(msgspec.Struct, array_like=True):
     An `error` that is not empty is the error's `type`; `body` is its message then.
     """
 
-    status: int
+    status: Status
     body: bytes
-    content_type: str = ""
-    headers: list[tuple[str, str]] = []
-    phrase: str = ""
-    error: str = ""
+    content_type: Name = ""
+    headers: Annotated[list[Header], msgspec.Meta(max_length=MAX_HEADERS)] = []
+    phrase: Name = ""
+    error: Name = ""
     tensors: list[Tensor] = []
 
 
 class MetricValue(msgspec.Struct, array_like=True):
-    """One value of a handler's metric; `kind` is counter, gauge or histogram."""
+    """One value of a handler's metric; `kind` is counter, gauge, histogram or `DROPPED`."""
 
-    name: str
-    kind: str
-    unit: str
+    name: Name
+    kind: Name
+    unit: Name
     value: float
-    labels: list[tuple[str, str]]
+    labels: Annotated[list[tuple[Name, Name]], msgspec.Meta(max_length=MAX_LABELS)]
 
 
 class Loaded(msgspec.Struct, array_like=True, tag=11):
@@ -130,7 +158,7 @@ class Loaded(msgspec.Struct, array_like=True, tag=11):
     """
 
     slot: int
-    description: str
+    description: Message
     signature: bytes
 
 
@@ -138,8 +166,8 @@ class LoadFailed(msgspec.Struct, array_like=True, tag=12):
     """The model cannot be loaded."""
 
     slot: int
-    reason: str
-    traceback: str
+    reason: Message
+    traceback: Message
 
 
 class Partial(msgspec.Struct, array_like=True, tag=13):

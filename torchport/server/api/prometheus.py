@@ -12,27 +12,13 @@ from typing import Any
 
 import psutil
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from torchport.server.api.handler_metrics import HandlerMetrics, untotalled
 from torchport.server.models.registry import Registry
-from torchport.server.models.statistics import Histogram, RequestCounts
+from torchport.server.models.statistics import RequestCounts
 from torchport.server.models.version import ModelVersion
 from torchport.server.wire import MetricValue
-
-HISTOGRAM_MS = (1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10000.0)
-"""Bounds in milliseconds of the histograms that handlers keep; a larger value counts as +Inf."""
-
-_HELP = {
-    "ShadowRows": "Rows that a shadow ran again on its second backend",
-    "ShadowDisagreements": "Rows on which a shadow's second backend disagrees with the one that served",
-    "ShadowDrops": "Rows that were sampled for a shadow and not run again",
-    "ShadowMaxDifference": "Largest difference of two numbers that a worker's shadow has seen",
-}
-"""Help texts of the metrics that torchport's own handlers keep."""
-
-MAX_SERIES = 10_000
-"""Maximum number of series of handlers' metrics; more are dropped, so that no label fills the memory."""
 
 
 class ServerCollector(Collector):
@@ -42,34 +28,22 @@ class ServerCollector(Collector):
         self._registry, self._counts, self._system = registry, counts, system_metrics
         self._host = socket.gethostname()
         self._started = time.time()
-        self._own: dict[tuple[str, str, tuple[str, ...], tuple[str, ...]], float | Histogram] = {}
-        self._unregistered: dict[tuple[str, str], list[float]] = {}
-        self.dropped_series = 0
+        names = {family.name for family in self._built_in()}
+        self._handlers = HandlerMetrics(self._host, taken=names, registered=registry.models)
 
     def add_samples(self, version: ModelVersion, samples: list[MetricValue]) -> None:
         """Add the values that a handler counted and timed."""
-        for sample in samples:
-            labels = sorted([*sample.labels, ("Hostname", self._host)])
-            names, values = tuple(n for n, _ in labels), tuple(v for _, v in labels)
-            key = (_metric_name(sample.name), sample.kind, names, values)
-            if key not in self._own and len(self._own) >= MAX_SERIES:
-                self.dropped_series += 1
-            elif sample.kind == "counter":
-                self._own[key] = _number(self._own.get(key)) + sample.value
-            elif sample.kind == "histogram":
-                histogram = self._own.get(key)
-                if not isinstance(histogram, Histogram):
-                    histogram = self._own[key] = Histogram(HISTOGRAM_MS)
-                histogram.add(sample.value)
-            else:
-                self._own[key] = sample.value
+        self._handlers.add(version.model.name, samples)
 
     def collect(self) -> Iterator[Any]:
+        yield from self._built_in()
+        yield from self._handlers.collect()
+
+    def _built_in(self) -> Iterator[Any]:
         yield from self._answers()
         yield from self._routes()
         yield from self._versions()
         yield from self._workers()
-        yield from self._handlers()
         if self._system:
             yield from self._machine()
 
@@ -175,31 +149,6 @@ class ServerCollector(Collector):
         yield load
         yield ready
 
-    def _handlers(self) -> Iterator[Any]:
-        families: dict[tuple[str, str, tuple[str, ...]], Any] = {}
-        for (name, kind, names, values), value in self._own.items():
-            family = families.get((name, kind, names))
-            if family is None:
-                factory: Any
-                factory = {"counter": _untotalled, "histogram": HistogramMetricFamily}.get(
-                    kind, GaugeMetricFamily
-                )
-                family = families[name, kind, names] = factory(
-                    name, _HELP.get(name, "Kept by a handler"), labels=names
-                )
-            if isinstance(value, Histogram):
-                family.add_metric(values, value.buckets(), value.total)
-            elif kind == "counter":
-                family.add_sample(name, dict(zip(names, values, strict=True)), value)
-            else:
-                family.add_metric(values, value)
-        # One family a name: Prometheus refuses a name that comes twice.
-        seen = set()
-        for (name, _, _), family in families.items():
-            if name not in seen:
-                seen.add(name)
-                yield family
-
     def _machine(self) -> Iterator[Any]:
         memory, disk = psutil.virtual_memory(), psutil.disk_usage("/")
         for name, value in (
@@ -223,24 +172,7 @@ def _torchserve_counter(
     labels: tuple[str, ...] = ("Level", "Hostname"),
 ) -> Any:
     """A counter under exactly this name: TorchServe adds no `_total`."""
-    family = _untotalled(name, text, labels=labels)
+    family = untotalled(name, text)
     for key, value in values:
         family.add_sample(name, dict(zip(labels, key, strict=True)), value)
     return family
-
-
-def _untotalled(name: str, text: str, labels: tuple[str, ...] = ()) -> Any:
-    """A metric family without the `_total` that the client library adds to counters."""
-    if name.endswith("_total"):
-        return Metric(name.removesuffix("_total"), text, "counter")
-    return Metric(name, text, "unknown")
-
-
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) else 0.0
-
-
-def _metric_name(name: str) -> str:
-    """The name with every character replaced that Prometheus refuses."""
-    cleaned = "".join(c if c.isascii() and (c.isalnum() or c in "_:") else "_" for c in name)
-    return cleaned if cleaned and not cleaned[0].isdigit() else f"_{cleaned}"

@@ -30,6 +30,7 @@ import msgspec
 import psutil
 
 from torchport.child_process import how_it_ended
+from torchport.server.dispatch.output import lines_of
 from torchport.server.wire import (
     HEADER,
     MAX_FRAME,
@@ -249,8 +250,7 @@ class WorkerHost(asyncio.Protocol):
             loop.call_soon_threadsafe(self._ended, code)
 
     def _read_output(self, stream: Any) -> None:
-        for raw in stream:
-            line = raw.decode("utf-8", "replace").rstrip()
+        for line in lines_of(stream):
             self._output.append(line)
             logger.info("[%s] %s", self.name, line)
 

@@ -23,13 +23,14 @@ class WorkerDefaults:
     """Settings of the server that hold for the workers of every model.
 
     `gpus` is the number of devices. Workers do not get the environment variables whose names match
-    `hidden_environment`, a regular expression.
+    `hidden_environment`, a regular expression. `max_response_size` is in bytes; 0: without limit.
     """
 
     gpus: int = 0
     hidden_environment: str = ""
     limit_max_image_pixels: bool = True
     decode_input: bool = True
+    max_response_size: int = 0
 
     @classmethod
     def of(cls, server: ServerSettings, gpus: int) -> WorkerDefaults:
@@ -39,6 +40,7 @@ class WorkerDefaults:
             hidden_environment=server.blacklist_env_vars,
             limit_max_image_pixels=server.limit_max_image_pixels,
             decode_input=server.decode_input_request,
+            max_response_size=server.max_response_size,
         )
 
 
@@ -62,6 +64,7 @@ def worker_spec(
             gpu=gpu,
             limit_max_image_pixels=defaults.limit_max_image_pixels,
             decode_input=defaults.decode_input,
+            max_response_size=defaults.max_response_size,
         ),
         startup_timeout=settings.startup_timeout,
         response_timeout=settings.response_timeout,

@@ -7,15 +7,18 @@ whatever it is doing.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import select
 import socket
 import sys
+import threading
 from typing import Any
 
 from torchport.child_process import end_with_parent
-from torchport.server.wire import HEADER, MAX_FRAME, decode_order, encode_frame
+from torchport.server.wire import HEADER, MAX_FRAME, Report, decode_order
+from torchport.server.worker.sanitizing import safe_frame
 
 _READ_SIZE = 1 << 16
 PENDING_EVERY_S = 0.05
@@ -45,9 +48,13 @@ class Channel:
         self._socket = sock
         self._buffer = memoryview(bytearray(_READ_SIZE))
         self._filled = 0
+        # A handler's threads may send pieces of a stream: a report must not begin inside another one.
+        self._sending = threading.Lock()
 
-    def send(self, report: Any) -> None:
-        self._socket.sendall(encode_frame(report))
+    def send(self, report: Report) -> None:
+        frame = safe_frame(report)
+        with self._sending:
+            self._socket.sendall(frame)
 
     def has_order(self, seconds: float) -> bool:
         """Whether an order has arrived; waits `seconds` for it at most."""
@@ -94,4 +101,13 @@ class Channel:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SystemExit as err:
+        # A handler ends its process. Threads of its own must not keep a worker that answers nothing more.
+        code = err.code if isinstance(err.code, int) else int(err.code is not None)
+        with contextlib.suppress(Exception):  # A handler may have closed or replaced them.
+            if code and not isinstance(err.code, int):
+                print(err.code, file=sys.stderr)
+            sys.stdout.flush()
+        os._exit(code & 0xFF)

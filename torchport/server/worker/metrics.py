@@ -11,9 +11,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from torchport.server.wire import MetricValue
+from torchport.server.wire import DROPPED, MetricValue
 
 logger = logging.getLogger(__name__)
+
+MAX_SAMPLES = 2000
+"""Maximum number of values between two reports; more are dropped, because the front adds them one by one."""
 
 _TIME_UNITS = ("ms", "s")
 _SIZE_UNITS = ("MB", "kB", "GB", "B")
@@ -29,11 +32,15 @@ class Metrics:
         self.model_name = model_name
         self.request_ids: Any = None
         self._samples: list[MetricValue] = []
+        self._dropped = 0
         self._known: dict[tuple[str, str], Metric] = {}
 
     def take(self) -> list[MetricValue]:
         """Return the values that were added since the last call."""
         taken, self._samples = self._samples, []
+        if self._dropped:
+            taken.append(MetricValue("", DROPPED, "", float(self._dropped), []))
+            self._dropped = 0
         return taken
 
     def set_request_ids(self, request_ids: Any) -> None:
@@ -150,6 +157,9 @@ class Metrics:
         """
         if kind == "counter" and value < 0:
             logger.error("metric %s: a counter goes up, and not by %s", name, value)
+            return
+        if len(self._samples) >= MAX_SAMPLES:
+            self._dropped += 1
             return
         self._samples.append(MetricValue(str(name), kind, unit, float(value), labels))
 

@@ -17,10 +17,11 @@ from typing import Any
 import msgspec
 
 from torchport.server.wire import Answer, Field, InferRow, Load, MetricValue, Row
-from torchport.server.worker.answers import answers_of, failed
+from torchport.server.worker.answers import answers_of, failed, too_large, within
 from torchport.server.worker.context import Context, RequestProcessor
 from torchport.server.worker.entry_point import EntryPoint, load_entry_point
 from torchport.server.worker.metrics import Metrics
+from torchport.server.worker.sanitizing import text_of
 from torchport.server.worker.streaming import StreamSocket
 
 logger = logging.getLogger(__name__)
@@ -30,10 +31,14 @@ SERVER_VERSION = "0.12.0"
 
 
 class LoadedModel:
-    """One model version in this process."""
+    """One model version in this process.
+
+    `signature` is the graphs' signatures as JSON; empty unless torchport made the archive.
+    """
 
     def __init__(self, order: Load, entry: EntryPoint, context: Context, metrics: Metrics) -> None:
         self._order, self._entry, self._context, self._metrics = order, entry, context, metrics
+        self.signature = signature_of(entry.owner)
 
     @classmethod
     def load(cls, order: Load) -> LoadedModel:
@@ -66,35 +71,54 @@ class LoadedModel:
     @property
     def description(self) -> str:
         """The model's backends, or its handler's name, for the log."""
-        backends = getattr(self._entry.owner, "backends", None)
-        if not isinstance(backends, dict):
+        if not self.signature:
             return self._order.handler
+        backends = self._entry.owner.backends
         return ", ".join(f"{n}: {getattr(b, 'provider', type(b).__name__)}" for n, b in backends.items())
 
     def predict(self, rows: list[Row], send_piece: Callable[[int, Answer], None]) -> list[Answer]:
-        """Answer rows with the handler; its exceptions become error answers."""
+        """Answer rows with the handler; its exceptions become error answers.
+
+        Raises:
+            SystemExit: the handler ends its process.
+        """
+        try:
+            values = self._handled(rows, send_piece)
+        except SystemExit:
+            raise
+        except MemoryError:
+            logger.exception("out of memory")
+            return failed(507, "Out of resources", len(rows))
+        except BaseException as err:
+            # The handler is a user's: what it raises is the answer to this batch, as on TorchServe. Some of
+            # it is no `Exception`, such as asyncio's CancelledError.
+            return self._fault(err, len(rows))
+        return within(self._order.max_response_size, answers_of(values, len(rows), self._context))
+
+    def _handled(self, rows: list[Row], send_piece: Callable[[int, Answer], None]) -> Any:
+        """What the handler returns for these rows."""
         places: dict[str, int] = {}
         for index, row in enumerate(rows):
             # Clients choose ids: two of the same must not get each other's pieces. None has a space in it.
             places[f"{row.id} {index}" if row.id in places else row.id] = index
         ids = {index: id for id, index in places.items()}
+
+        def send(id: str, answer: Answer) -> None:
+            limit, size = self._order.max_response_size, len(answer.body)
+            if limit and size > limit:
+                raise ValueError(too_large(size, limit))
+            send_piece(places[id], answer)
+
         context = self._context
         context.request_ids = ids
         context.request_processor = [RequestProcessor(row) for row in rows]
-        context.cl_socket = StreamSocket(lambda id, answer: send_piece(places[id], answer))
+        context.cl_socket = StreamSocket(send)
         self._metrics.set_request_ids(ids)
         data = [{field.name: self._value(field) for field in row.fields} for row in rows]
         started = time.perf_counter()
-        try:
-            values = self._entry.handle(data, context)
-        except MemoryError:
-            logger.exception("out of memory")
-            return failed(507, "Out of resources", len(rows))
-        except Exception as err:
-            # The handler is a user's: what it raises is the answer to this batch, as on TorchServe.
-            return self._fault(err, len(rows))
+        values = self._entry.handle(data, context)
         self._metrics.add_time("PredictionTime", round((time.perf_counter() - started) * 1000, 2))
-        return answers_of(values, len(rows), context)
+        return values
 
     def infer(self, rows: list[InferRow]) -> list[Answer]:
         """Run tensors without the handler's decoding and encoding.
@@ -109,21 +133,17 @@ class LoadedModel:
             return [Answer(status=400, body=message.encode(), error="BadRequestException")] * len(rows)
         from torchport.server.worker.tensors import answer_tensors
 
-        return answer_tensors(handler, rows)
-
-    @property
-    def signature(self) -> bytes:
-        """The graphs' signatures as JSON; empty unless torchport made the archive."""
-        signatures = getattr(self._entry.owner, "signatures", None)
-        # A handler of somebody else's may have something of that name.
-        if not isinstance(signatures, dict) or not all(hasattr(s, "to_json") for s in signatures.values()):
-            return b""
-        return msgspec.json.encode({name: s.to_json() for name, s in signatures.items()})
+        try:
+            answers = answer_tensors(handler, rows)
+        except MemoryError:
+            logger.exception("out of memory")
+            return failed(507, "Out of resources", len(rows))
+        return within(self._order.max_response_size, answers)
 
     def close(self) -> None:
         """Close the handler's shadow, if it has one."""
-        close = getattr(getattr(self._entry.owner, "shadow", None), "close", None)
-        if self.signature and callable(close):
+        close = self._of_shadow("close")
+        if callable(close):
             close()
 
     @property
@@ -132,14 +152,26 @@ class LoadedModel:
 
         The shadows of archives' runtimes have this as `has_news`.
         """
-        return bool(getattr(getattr(self._entry.owner, "shadow", None), "has_news", False))
+        return self._of_shadow("has_news") is True
 
     def take_samples(self) -> list[MetricValue]:
         """Metrics of the handler and its shadow since the last call."""
-        report = getattr(getattr(self._entry.owner, "shadow", None), "report", None)
+        report = self._of_shadow("report")
         if self.has_pending_metrics and callable(report):
-            report(self._context.metrics)
+            try:
+                report(self._context.metrics)
+            except Exception:
+                logger.exception("the shadow cannot report")
         return self._metrics.take()
+
+    def _of_shadow(self, name: str) -> Any:
+        """An attribute of the handler's shadow; None without one.
+
+        A handler that is not torchport's may have something else of that name.
+        """
+        if not self.signature:
+            return None
+        return getattr(getattr(self._entry.owner, "shadow", None), name, None)
 
     def _value(self, field: Field) -> Any:
         """A field as TorchServe's handlers get it: decoded JSON, text or bytes."""
@@ -154,15 +186,39 @@ class LoadedModel:
             pass  # The handler gets the bytes, and says what is wrong with them.
         return field.value
 
-    def _fault(self, err: Exception, count: int) -> list[Answer]:
-        code, message = getattr(err, "error_code", None), getattr(err, "message", None)
-        if type(err).__name__ == "PredictionException" and isinstance(code, int):
+    def _fault(self, err: BaseException, count: int) -> list[Answer]:
+        if type(err).__name__ == "PredictionException" and isinstance(getattr(err, "error_code", None), int):
+            code, message = err.error_code, text_of(getattr(err, "message", None))  # type: ignore[attr-defined]
             logger.warning("the handler refused the batch: %s", message)
-            return failed(code, str(message), count)
-        logger.exception("the handler failed")
-        if "CUDA" in str(err):
+            return failed(code, message, count)
+        logger.error("the handler failed", exc_info=err)
+        if "CUDA" in text_of(err):
             return failed(507, "Out of resources", count)
         return failed(503, "Prediction failed", count)
+
+
+def signature_of(owner: Any) -> bytes:
+    """The signatures of a handler's graphs as JSON; empty unless they are those of torchport's runtime."""
+    try:
+        signatures = {name: signature.to_json() for name, signature in owner.signatures.items()}
+        encoded = msgspec.json.encode(signatures)
+        _read_signatures(encoded)
+    except Exception:
+        return b""  # A handler of somebody else's, which may have something of that name.
+    return encoded
+
+
+class _Tensor(msgspec.Struct):
+    dtype: str
+    shape: list[int | str]
+
+
+class _Graph(msgspec.Struct):
+    inputs: dict[str, _Tensor]
+    outputs: dict[str, _Tensor]
+
+
+_read_signatures = msgspec.json.Decoder(dict[str, _Graph]).decode
 
 
 def _decode_json(text: bytearray) -> Any:

@@ -6,12 +6,13 @@ models.obey(order)                   # send(report) is called, once or more
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,19 @@ from torchport.server.wire import (
     Load,
     Loaded,
     LoadFailed,
+    MetricValue,
     Order,
     Partial,
     Predict,
     Sampled,
     Unload,
 )
+from torchport.server.worker.answers import failed
 from torchport.server.worker.model import LoadedModel
 from torchport.server.worker.model_space import ModelSpace
+from torchport.server.worker.sanitizing import text_of
+
+logger = logging.getLogger(__name__)
 
 MEMORY_EVERY_S = 0.5
 """Minimum seconds between two measurements of this process's memory."""
@@ -46,19 +52,12 @@ class Models:
 
     def obey(self, order: Order) -> None:
         """Carry out one order."""
-        if isinstance(order, Predict):
-            self._predict(order)
-        elif isinstance(order, Infer):
-            with self._space(order.slot):
-                answers = self._models[order.slot].infer(order.rows)
-            self._answer(order.slot, order.batch, answers)
+        if isinstance(order, Predict | Infer):
+            self._answer(order)
         elif isinstance(order, Load):
             self._load(order)
         elif isinstance(order, Unload):
-            model = self._models.pop(order.slot, None)
-            if model is not None:
-                model.close()
-            self._spaces.pop(order.slot, None)
+            self._unload(order.slot)
 
     @property
     def has_pending_metrics(self) -> bool:
@@ -75,35 +74,62 @@ class Models:
 
     def _load(self, order: Load) -> None:
         folder = Path(order.folder)
-        if order.shared:
-            self._spaces[order.slot] = ModelSpace(folder)
-        else:
-            _live_in(folder)
         try:
+            space = ModelSpace(folder) if order.shared else None
+            if space is None:
+                _live_in(folder)
+            else:
+                space.require_shareable()
+                self._spaces[order.slot] = space
             with self._space(order.slot):
                 model = self._models[order.slot] = LoadedModel.load(order)
-        except Exception as err:
+                loaded = Loaded(order.slot, model.description, model.signature)
+            if space is not None:
+                space.require_shareable()
+        except BaseException as err:
             # Whatever a user's handler raises: the front tells it to who asked for the model.
-            reason = f"{type(err).__name__}: {err}"
+            reason = f"{type(err).__name__}: {text_of(err)}"
             self._send(LoadFailed(order.slot, reason, traceback.format_exc(limit=-20)))
+            self._models.pop(order.slot, None)
             self._spaces.pop(order.slot, None)
             return
-        self._send(Loaded(order.slot, model.description, model.signature))
+        self._send(loaded)
 
-    def _predict(self, order: Predict) -> None:
+    def _unload(self, slot: int) -> None:
+        model = self._models.pop(slot, None)
+        try:
+            if model is not None:
+                with self._space(slot):
+                    model.close()
+        except Exception:
+            logger.exception("a model cannot be closed")
+        self._spaces.pop(slot, None)
+
+    def _answer(self, order: Predict | Infer) -> None:
         slot, batch = order.slot, order.batch
 
         def send_piece(row: int, answer: Answer) -> None:
             self._send(Partial(slot, batch, row, answer))
 
-        with self._space(slot):
-            answers = self._models[slot].predict(order.rows, send_piece)
-        self._answer(slot, batch, answers)
-
-    def _answer(self, slot: int, batch: int, answers: list[Answer]) -> None:
+        samples: list[MetricValue] = []
+        try:
+            with self._space(slot):
+                model = self._models[slot]
+                if isinstance(order, Infer):
+                    answers = model.infer(order.rows)
+                else:
+                    answers = model.predict(order.rows, send_piece)
+                samples = model.take_samples()
+        except SystemExit:
+            raise
+        except BaseException as err:
+            # What a handler gives may fail wherever it is looked at; that costs its batch, and nobody else's.
+            with suppress(Exception):
+                logger.error("the batch failed", exc_info=err)
+            answers = failed(503, "Prediction failed", len(order.rows))
         if time.monotonic() - self._measured_at > MEMORY_EVERY_S:
             self._memory, self._measured_at = resident_bytes(), time.monotonic()
-        self._send(Answered(slot, batch, answers, self._models[slot].take_samples(), self._memory))
+        self._send(Answered(slot, batch, answers, samples, self._memory))
 
     def _space(self, slot: int) -> AbstractContextManager[None]:
         space = self._spaces.get(slot)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from torchport.server.wire import Answer, InferRow, Tensor
+from torchport.server.worker.sanitizing import status_of, text_of
 
 
 def answer_tensors(handler: Any, rows: list[InferRow]) -> list[Answer]:
@@ -24,9 +25,9 @@ def answer_tensors(handler: Any, rows: list[InferRow]) -> list[Answer]:
     answers = []
     for result in runtime.run_tensors(handler, requests):
         if isinstance(result, Exception):
-            status = getattr(result, "http_status", 500)
+            status = status_of(getattr(result, "http_status", 500))
             kind = "BadRequestException" if status < 500 else "InternalServerException"
-            answers.append(Answer(status=status, body=str(result).encode(), error=kind))
+            answers.append(Answer(status=status, body=text_of(result).encode(), error=kind))
         else:
             tensors = [_tensor(name, array) for name, array in result.items()]
             answers.append(Answer(status=200, body=b"", tensors=tensors))
