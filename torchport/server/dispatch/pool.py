@@ -100,6 +100,7 @@ class WorkerPool:
             self._successor.stop()
             self._successor = None
         self._settle()
+        self._tell_change()
 
     def idle_worker(self) -> WorkerProcess | None:
         """Take an idle worker; None while all are busy or starting."""
@@ -116,11 +117,11 @@ class WorkerPool:
     async def wait_ready(self, count: int, timeout: float) -> bool:
         """Whether `count` workers became ready within `timeout` seconds.
 
-        Returns early if a start fails.
+        Returns early if a start fails, or if fewer are wanted by now.
         """
         try:
             async with asyncio.timeout(timeout):
-                while len(self.ready) < count and self.failed_starts == 0:
+                while len(self.ready) < count <= self.wanted and self.failed_starts == 0:
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
