@@ -35,8 +35,7 @@ MAX_REFUSAL = 1000
 """Maximum number of characters of a reason that clients get."""
 
 FAILED_RESTARTS = 3
-"""Number of failed starts in a row after which a model that was loaded before counts as one that cannot
-be."""
+"""Number of failed starts in a row after which a model that was loaded before cannot be loaded again."""
 
 
 class Observer(Protocol):
@@ -105,7 +104,7 @@ class WorkerPool:
 
         A model that was loaded before gets more tries: what keeps it may be over soon.
         """
-        return not self.ready and self.failed_starts >= (FAILED_RESTARTS if self.has_been_ready else 1)
+        return self.failed_starts >= (FAILED_RESTARTS if self.has_been_ready else 1) and not self.ready
 
     def scale(self, wanted: int) -> None:
         """Start or end workers until there are `wanted` of them.

@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 
 from torchport.server.dispatch.host import SharedHosts
 from torchport.server.errors import (
-    ApiError,
     Conflict,
     InternalError,
     InvalidModelVersion,
@@ -103,7 +102,7 @@ class Registry(RegisteredModels):
         )
         try:
             version = self._add(unpacked, asked)
-        except ApiError:
+        except BaseException:
             await asyncio.to_thread(shutil.rmtree, unpacked.folder, ignore_errors=True)
             raise
         self.changed()

@@ -107,7 +107,7 @@ class ModelVersion:
             limit = min(timeout or limit, limit or timeout or 0.0)
             job.timer = self._loop.call_later(limit, self._expire, job)
         self._dispatch_soon()
-        if not self.pool.ready:
+        if not self.pool.has_been_ready:
             self._bound_wait(self.settings.response_timeout)
         return job
 
@@ -143,7 +143,7 @@ class ModelVersion:
 
     def _refuse_overdue(self) -> None:
         self._unready = None
-        if self.pool.ready:
+        if self.pool.has_been_ready:
             return
         limit = self.settings.response_timeout
         for job in self.queue.take_older(time.monotonic() - limit):
