@@ -67,11 +67,11 @@ def model_ready_reply(registry: Registry, name: str) -> Reply:
 
     Raises:
         ModelNotFound: there is no such model.
-        ServiceUnavailable, ModelRefused: it is being loaded at the start, or was refused then.
+        ServiceUnavailable, ModelRefused: it is being loaded, or cannot be.
     """
-    pool = registry.find(name).pool
-    ready = bool(pool.ready)
-    return Reply.of_json({"name": name, "ready": ready}, 200 if ready or not pool.wanted else 503)
+    version = registry.find(name)
+    version.require_workers()
+    return Reply.of_json({"name": name, "ready": bool(version.pool.ready)})
 
 
 def _metadata(answer: bytes) -> Any:

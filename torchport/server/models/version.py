@@ -132,6 +132,20 @@ class ModelVersion:
                 "already, which is as many as may (job_queue_size): try again later"
             )
 
+    def require_workers(self) -> None:
+        """Refuse where workers are wanted, and none is ready.
+
+        Raises:
+            ServiceUnavailable: they are starting.
+            ModelRefused: they cannot load the model.
+        """
+        if self.pool.cannot_load:
+            raise self._refusal()
+        if self.pool.wanted and not self.pool.ready:
+            raise ServiceUnavailable(
+                f'Model "{self.model.name}" has no worker that is ready: try again later'
+            )
+
     def _refusal(self) -> ModelRefused:
         name, number = self.model.name, self.model.version
         return ModelRefused(f'Model "{name}" Version {number} cannot be loaded: {self.pool.refusal}')
