@@ -161,6 +161,13 @@ class ServiceUnavailable(ApiError):
         super().__init__(message, headers={"Retry-After": str(retry_after_s)})
 
 
+class ModelRefused(ApiError):
+    """The model cannot be loaded. There is no `Retry-After`: waiting does not help."""
+
+    http_status = 503
+    kind = "ServiceUnavailableException"
+
+
 class DeadlineExceeded(ApiError):
     """The request's time limit passed before the answer was ready."""
 

@@ -27,6 +27,13 @@ from torchport.store.hashing import sha256_file
 _ARCHIVE = re.compile(r"(?P<name>.+)-(?P<version>[^-]+)\.mar\Z")
 
 
+def archive_identity(path: str) -> tuple[str, str]:
+    """Model name and version by an archive's file name; the version is empty if the name has none."""
+    name = path.rsplit("/", 1)[-1]
+    match = _ARCHIVE.match(name)
+    return (match["name"], match["version"]) if match else (name.removesuffix(".mar"), "")
+
+
 class _File:
     """An attribute of a build folder: the path of the file or folder of this name."""
 

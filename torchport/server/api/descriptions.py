@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from torchport.server.api.base import Reply
 from torchport.server.dispatch.worker import State, WorkerProcess
 from torchport.server.models.management import Description, ModelPage
+from torchport.server.models.registry import Registry
 
 
 def page_json(page: ModelPage) -> dict[str, Any]:
@@ -56,6 +58,20 @@ def description_json(description: Description) -> dict[str, Any]:
     if description.handler_answer:
         described["customizedMetadata"] = _metadata(description.handler_answer)
     return described
+
+
+def model_ready_reply(registry: Registry, name: str) -> Reply:
+    """Whether a model is ready, for KServe's probe, which looks at the status: 503 until it is.
+
+    A model without workers that waits for nothing is 200 and not ready, as on TorchServe.
+
+    Raises:
+        ModelNotFound: there is no such model.
+        ServiceUnavailable, ModelRefused: it is being loaded, or cannot be.
+    """
+    version = registry.find(name)
+    version.require_workers()
+    return Reply.of_json({"name": name, "ready": bool(version.pool.ready)})
 
 
 def _metadata(answer: bytes) -> Any:

@@ -12,13 +12,14 @@ from collections.abc import Coroutine
 from typing import Any
 
 from torchport.server.api.base import Api, Reply, Request
+from torchport.server.api.descriptions import model_ready_reply
 from torchport.server.api.forms import fields_of
 from torchport.server.api.open_inference import OipApi
 from torchport.server.api.openapi import inference_description
 from torchport.server.api.predictions import Predictions
 from torchport.server.api.tokens import Access, KeyKind
 from torchport.server.api.tracing import Tracing
-from torchport.server.errors import InvalidRequest, ResourceNotFound
+from torchport.server.errors import InvalidRequest, ResourceNotFound, ServiceUnavailable
 from torchport.server.models.registry import Registry
 from torchport.server.models.statistics import RequestCounts
 from torchport.server.settings.settings import ServerSettings
@@ -74,7 +75,7 @@ class InferenceApi(Api):
         raise ResourceNotFound
 
     def _ping(self) -> Reply:
-        if self._registry.draining:
+        if self._registry.draining or self._registry.is_starting:
             return Reply.of_json({"status": "Unhealthy"}, 503)
         if self._registry.is_healthy:
             return Reply.of_json({"status": "Healthy"})
@@ -84,11 +85,13 @@ class InferenceApi(Api):
         name = request.query.get("model_name")
         if name:
             return name
-        if len(self._registry.models) == 1:
+        if len(self._registry.models) == 1 and self._registry.expected.is_over:
             return next(iter(self._registry.models))
         for field in fields_of(request.http.body, request.content_type):
             if field.name == "model_name":
                 return field.value.decode("utf-8", "replace")
+        if not self._registry.expected.is_over:
+            raise ServiceUnavailable("the server is loading its models: try again later")
         raise InvalidRequest("Parameter model_name is required.")
 
     def _kserve_v1(self, request: Request, segments: tuple[str, ...]) -> Reply | None:
@@ -103,5 +106,4 @@ class InferenceApi(Api):
         if ":" in segments[2]:
             raise ResourceNotFound
         request.allow("GET")
-        version = self._registry.find(segments[2])
-        return Reply.of_json({"name": segments[2], "ready": bool(version.pool.ready)})
+        return model_ready_reply(self._registry, segments[2])

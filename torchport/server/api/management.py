@@ -8,7 +8,7 @@ from collections.abc import Coroutine, Mapping
 from typing import Any
 
 from torchport.server.api.base import Api, Reply, Request
-from torchport.server.api.descriptions import description_json, page_json
+from torchport.server.api.descriptions import description_json, model_ready_reply, page_json
 from torchport.server.api.openapi import management_description, model_management_description
 from torchport.server.api.predictions import headers_for_handlers
 from torchport.server.api.tokens import Access, KeyKind
@@ -60,8 +60,7 @@ class ManagementApi(Api):
             return self._models(request, segments[1:])
         if segments[:2] == ("v1", "models") and len(segments) == 3:
             request.allow("GET")
-            name = segments[2].partition(":")[0]
-            return Reply.of_json({"name": name, "ready": bool(self._registry.find(name).pool.ready)})
+            return model_ready_reply(self._registry, segments[2].partition(":")[0])
         raise ResourceNotFound
 
     def _models(self, request: Request, segments: tuple[str, ...]) -> Reply | Coroutine[Any, Any, Reply]:

@@ -60,7 +60,7 @@ class OipApi:
                 return Reply.of_json(model_metadata(self._registry, name, number))
             case ["ready"]:
                 request.allow("GET")
-                ready = bool(self._registry.find(name, number).pool.ready)
+                ready = self._registry.is_model_ready(name, number)
                 return Reply.of_json({"name": name, "ready": ready}, 200 if ready else 503)
             case ["infer"]:
                 request.allow("POST")

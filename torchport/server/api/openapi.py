@@ -198,7 +198,7 @@ def inference_description() -> dict[str, Any]:
             "Whether a model is ready",
             {"200": _READY},
             parameters=[_NAME],
-            errors=(404, 405),
+            errors=(404, 405, 503),
         )
     }
     return _description("torchport inference API", {**paths, **oip_paths()})
@@ -264,14 +264,14 @@ def management_description() -> dict[str, Any]:
                     _query("synchronous", "boolean", "Answer when it is done"),
                     _query("timeout", "integer", "Seconds to wait for that; -1: without end", minimum=-1),
                 ],
-                errors=(400, 404, 405, 500),
+                errors=(400, 404, 405, 500, 503),
             ),
             "delete": _operation(
                 f"unregisterModel{suffix}",
                 "Remove a version when it has answered what waits",
                 {"200": _STATUS},
                 parameters=parameters,
-                errors=(400, 404, 405, 500),
+                errors=(400, 404, 405, 500, 503),
             ),
         }
     paths["/models/{model_name}/{model_version}/set-default"] = {
@@ -280,7 +280,7 @@ def management_description() -> dict[str, Any]:
             "Let requests that name no version reach this one",
             {"200": _STATUS},
             parameters=[_NAME, _VERSION],
-            errors=(404, 405),
+            errors=(404, 405, 409, 500, 503),
         )
     }
     return _description("torchport management API", paths)

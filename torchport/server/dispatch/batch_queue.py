@@ -80,6 +80,14 @@ class BatchQueue:
                 break
         return batch
 
+    def take_older(self, latest: float) -> list[Job]:
+        """Take out the waiting jobs that came at this time or before, by `time.monotonic`."""
+        return [job for job in self._jobs if job.enqueued <= latest and self.settle(job)]
+
+    def oldest(self) -> float:
+        """When the first of the waiting jobs came; now if none waits."""
+        return min((job.enqueued for job in self._jobs if job.queued), default=time.monotonic())
+
     def drain(self) -> list[Job]:
         """Take out all waiting jobs."""
         jobs = [job for job in self._jobs if self.settle(job)]

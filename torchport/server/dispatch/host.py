@@ -5,22 +5,18 @@
     host.send(member, Predict(...))      # member.take(report) follows, or member.host_gone(end)
 
 Most hosts have one member, a model's worker; several small models may share a host. The process gets one
-order at a time, from its members in turn. Everything here runs on the front's event loop, except two
-threads: one reads the process's output, the other waits for its end.
+order at a time, from its members in turn. The process itself, its output and its end are `process.py`'s.
+Everything here runs on the front's event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
 import os
 import re
 import signal
 import socket
-import subprocess
 import sys
-import threading
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,7 +26,7 @@ import msgspec
 import psutil
 
 from torchport.child_process import how_it_ended
-from torchport.server.dispatch.output import lines_of
+from torchport.server.dispatch.process import Process
 from torchport.server.wire import (
     HEADER,
     MAX_FRAME,
@@ -42,10 +38,8 @@ from torchport.server.wire import (
     encode_frame,
 )
 
-logger = logging.getLogger(__name__)
-
-OUTPUT_LINES = 60
-"""Number of last output lines that are kept of a process, to explain its end."""
+LEAVE_S = 10.0
+"""Seconds that a process has to end after it was told to. Then it is killed."""
 
 CUT_OFF_S = 1.0
 """Seconds that a process has to end after it has closed its end of the channel. Then it is killed."""
@@ -92,10 +86,10 @@ class WorkerHost(asyncio.Protocol):
         self._current: Member | None = None
         self._waiting: deque[tuple[Member, Any]] = deque()
         self._buffer = bytearray()
-        self._output: deque[str] = deque(maxlen=OUTPUT_LINES)
         self._transport: asyncio.Transport | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
         self._lifeline = -1
+        self._leaving: asyncio.TimerHandle | None = None
         self._killed_because: str | None = None
         self._exit_code: int | None = None
         self._is_cut_off = False
@@ -119,52 +113,59 @@ class WorkerHost(asyncio.Protocol):
         """Start the process.
 
         Call it on the event loop's thread: on Linux a child dies with the thread that started it.
+
+        Raises:
+            OSError, RuntimeError: it cannot be started. Then nothing is left of it.
         """
-        loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair()
-        lifeline, self._lifeline = os.pipe()
+        try:
+            with theirs:
+                self._spawn(theirs.fileno())
+            ours.setblocking(False)
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: self, ours)
+        except BaseException as err:
+            # Without a channel it would have no owner.
+            self.kill(f"its channel could not be opened: {err}")
+            self._close_lifeline()
+            ours.close()
+            raise
+        self._send_next()
+
+    def _spawn(self, channel: int) -> None:
         environment = dict(os.environ)
         if self._hidden:
             pattern = re.compile(self._hidden)
             environment = {name: text for name, text in environment.items() if not pattern.fullmatch(name)}
         environment |= self._environment
-        with theirs:
-            self._process = subprocess.Popen(
-                [
-                    self._python,
-                    *("-P", "-u", "-m", "torchport.server.worker"),
-                    *(str(theirs.fileno()), str(lifeline)),
-                ],
-                env=environment,
-                pass_fds=(theirs.fileno(), lifeline),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
+        lifeline, self._lifeline = os.pipe()
+        try:
+            command = [self._python, "-P", "-u", "-m", "torchport.server.worker", str(channel), str(lifeline)]
+            self._process = Process(
+                command, environment, pass_fds=(channel, lifeline), name=self.name, ended=self._ended
             )
-        os.close(lifeline)
-        ours.setblocking(False)
-        threading.Thread(target=self._wait, args=(loop, self._process), daemon=True).start()
-        await loop.connect_accepted_socket(lambda: self, ours)
-        self._send_next()
+        finally:
+            os.close(lifeline)
 
     def kill(self, reason: str) -> None:
         """Kill the process and its children."""
         self.is_ending = True
         self._killed_because = self._killed_because or reason
-        if self._process is not None and self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+        if self._process is not None:
+            self._process.kill()
 
     def disconnect(self) -> None:
         """Close this end of the channel, so that the process ends.
 
-        A process that waits for an order ends by that, a busy one by its lifeline.
+        A process that waits for an order ends by that, a busy one by its lifeline. One that does neither,
+        because it is stopped or stuck, is killed after `LEAVE_S` seconds.
         """
         self.is_ending = True
         if self._transport is not None:
             self._transport.close()
         self._close_lifeline()
+        if self._leaving is None:
+            loop = asyncio.get_running_loop()
+            self._leaving = loop.call_later(LEAVE_S, self.kill, "it did not end when it was told to")
 
     def _close_lifeline(self) -> None:
         if self._lifeline >= 0:
@@ -206,6 +207,9 @@ class WorkerHost(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        if self.is_ending:
+            # It was told to end before it had a channel.
+            transport.close()
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -239,21 +243,6 @@ class WorkerHost(asyncio.Protocol):
 
     # Its end.
 
-    def _wait(self, loop: asyncio.AbstractEventLoop, process: subprocess.Popen[bytes]) -> None:
-        """Wait in a thread for the process's end, reading its output."""
-        reader = threading.Thread(target=self._read_output, args=(process.stdout,), daemon=True)
-        reader.start()
-        code = process.wait()
-        # A child of its own may hold the pipe open: what is there is read, and no more is waited for.
-        reader.join(timeout=0.5)
-        with contextlib.suppress(RuntimeError):  # The loop is closed: the front is ending.
-            loop.call_soon_threadsafe(self._ended, code)
-
-    def _read_output(self, stream: Any) -> None:
-        for line in lines_of(stream):
-            self._output.append(line)
-            logger.info("[%s] %s", self.name, line)
-
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_cut_off = True
         if self._exit_code is not None:
@@ -284,8 +273,11 @@ class WorkerHost(asyncio.Protocol):
         self._close_lifeline()
         if self._transport is not None:
             self._transport.close()
+        if self._leaving is not None:
+            self._leaving.cancel()
+        output = self._process.output if self._process is not None else ""
         from_outside = code == -signal.SIGKILL and self._killed_because is None
-        end = End(self._killed_because or f"it {how_it_ended(code)}", from_outside, "\n".join(self._output))
+        end = End(self._killed_because or f"it {how_it_ended(code)}", from_outside, output)
         members, self.members = list(self.members.values()), {}
         for member in members:
             member.host_gone(end)

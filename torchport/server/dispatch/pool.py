@@ -31,6 +31,13 @@ KILLED_STARTS = 3
 may be an operator's, or the kernel's because memory is short, which would go on for ever."""
 
 
+MAX_REFUSAL = 1000
+"""Maximum number of characters of a reason that clients get."""
+
+FAILED_RESTARTS = 3
+"""Number of failed starts in a row after which a model that was loaded before cannot be loaded again."""
+
+
 class Observer(Protocol):
     """Receives the events of a pool."""
 
@@ -74,6 +81,10 @@ class WorkerPool:
         self.failure = ""
         """Why the last failed worker ended; empty once a worker is ready again."""
         self.failed_starts = 0
+        self.refusal = ""
+        """Why the last failed start failed, in a line."""
+        self.has_been_ready = False
+        """Whether a worker has ever loaded the model."""
         self._killed_starts = 0
         self._idle: deque[WorkerProcess] = deque()
         self._successor: WorkerProcess | None = None
@@ -86,6 +97,14 @@ class WorkerPool:
     def ready(self) -> list[WorkerProcess]:
         """Workers that have loaded their model."""
         return [w for w in self.workers if w.state in (State.READY, State.BUSY)]
+
+    @property
+    def cannot_load(self) -> bool:
+        """Whether no worker is ready, and the next one is not expected to be either.
+
+        A model that was loaded before gets more tries: what keeps it may be over soon.
+        """
+        return self.failed_starts >= (FAILED_RESTARTS if self.has_been_ready else 1) and not self.ready
 
     def scale(self, wanted: int) -> None:
         """Start or end workers until there are `wanted` of them.
@@ -100,6 +119,7 @@ class WorkerPool:
             self._successor.stop()
             self._successor = None
         self._settle()
+        self._tell_change()
 
     def idle_worker(self) -> WorkerProcess | None:
         """Take an idle worker; None while all are busy or starting."""
@@ -113,19 +133,22 @@ class WorkerPool:
         """Return an idle worker that was not needed."""
         self._idle.appendleft(worker)
 
-    async def wait_ready(self, count: int, timeout: float) -> bool:
-        """Whether `count` workers became ready within `timeout` seconds.
+    async def wait_ready(self, count: int | None, timeout: float) -> bool:
+        """Whether `count` workers became ready within `timeout` seconds; None: as many as are wanted.
 
-        Returns early if a start fails.
+        Returns early if a start fails, or if fewer are wanted by now.
         """
         try:
             async with asyncio.timeout(timeout):
-                while len(self.ready) < count and self.failed_starts == 0:
+                while not self._has(count) and (count or 0) <= self.wanted and self.failed_starts == 0:
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
             pass
-        return len(self.ready) >= count
+        return self._has(count)
+
+    def _has(self, count: int | None) -> bool:
+        return len(self.ready) >= (self.wanted if count is None else count)
 
     async def close(self, grace: float) -> None:
         """End all workers; busy ones have `grace` seconds to finish."""
@@ -197,6 +220,7 @@ class WorkerPool:
 
     def worker_ready(self, worker: WorkerProcess) -> None:
         self.failed_starts, self._killed_starts, self.failure = 0, 0, ""
+        self.has_been_ready = True
         self._idle.append(worker)
         if worker is self._successor:
             self._successor = None
@@ -226,7 +250,7 @@ class WorkerPool:
             self.failure = worker.failure
             self._observer.worker_lost()
             if not worker.loaded and self.wanted:
-                self._start_failed(worker)
+                self._start_failed(worker, reason)
         if jobs and not worker.had_begun:
             self._observer.batch_returned(jobs)
         elif jobs:
@@ -234,7 +258,7 @@ class WorkerPool:
         self._settle()
         self._tell_change()
 
-    def _start_failed(self, worker: WorkerProcess) -> None:
+    def _start_failed(self, worker: WorkerProcess, reason: str) -> None:
         """Start again later, or at once after a kill from outside.
 
         A kill from outside says nothing about the model.
@@ -243,6 +267,7 @@ class WorkerPool:
             self._killed_starts += 1
             return
         self.failed_starts += 1
+        self.refusal = reason[:MAX_REFUSAL]
         pause = BACKOFF_S[min(self.failed_starts, len(BACKOFF_S)) - 1]
         logger.warning("%s is started again in %g s", worker.description, pause)
         self._cancel_retry()

@@ -123,7 +123,13 @@ class WorkerProcess:
     # Starting and stopping.
 
     async def start(self) -> None:
-        """Start the process, or find the shared one, and load the model."""
+        """Start the process, or find the shared one, and load the model.
+
+        Does nothing if the worker was stopped before.
+        """
+        if self.state is not State.STARTING:
+            self._gone("")
+            return
         share = self.spec.share
         host = self._hosts.find(share) if share else None
         is_new = host is None
@@ -156,15 +162,19 @@ class WorkerProcess:
         """Kill the worker's process, with all models in it."""
         if self._host is not None:
             self._host.kill(reason)
+        else:
+            self.state = State.STOPPING
 
     def _leave(self) -> None:
         """Leave the process, which ends with its last worker."""
         self.state = State.STOPPING
         self._cancel_timer()
-        if self._host is None or len(self._host.members) <= 1:
+        if self._host is None:
+            # `start`, which is still to come, finds the state and starts nothing.
+            return
+        if len(self._host.members) <= 1:
             # Its end is told by `host_gone`, when it has really come.
-            if self._host is not None:
-                self._host.disconnect()
+            self._host.disconnect()
             return
         self._host.remove(self)
         asyncio.get_running_loop().call_soon(self._gone, "")

@@ -65,8 +65,8 @@ class OpenInferenceService:
         return open_inference.ServerMetadataResponse(**server_metadata())
 
     async def _model_ready(self, request: Any, call: Call) -> Any:
-        version = self._registry.find(_named(request.name), request.version or None)
-        return open_inference.ModelReadyResponse(ready=bool(version.pool.ready))
+        ready = self._registry.is_model_ready(_named(request.name), request.version or None)
+        return open_inference.ModelReadyResponse(ready=ready)
 
     async def _model(self, request: Any, call: Call) -> Any:
         metadata = model_metadata(self._registry, _named(request.name), request.version or None)

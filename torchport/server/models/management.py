@@ -172,6 +172,7 @@ async def scale(
     Raises:
         InvalidRequest: a number is out of its range, or `max_worker` is below `min_worker`.
         ModelNotFound, ModelVersionNotFound: there is no such version.
+            Also if the version was unregistered meanwhile.
         InternalError: the workers did not start.
     """
     _require_range("min_worker", min_worker)
@@ -190,6 +191,11 @@ async def scale(
     if await found.pool.wait_ready(workers, limit):
         message = f"Workers scaled to {workers} for model: {name}"
         return Outcome(message=f"{message}, version: {version}" if version else message)
+    if not registry.has(found):
+        raise ModelVersionNotFound(name, found.model.version)
+    if found.pool.wanted < workers:
+        message = f"Another request has scaled the workers to {found.pool.wanted} meanwhile"
+        return Outcome(message=message, progress=Progress.PARTIAL)
     if found.pool.failed_starts:
         raise InternalError(
             f"Failed to start workers for model {name} version: {version}\n{found.pool.failure}".strip()
@@ -202,17 +208,10 @@ async def set_default(registry: Registry, name: str, version: str) -> Outcome:
 
     Raises:
         ModelNotFound, ModelVersionNotFound: there is no such version.
+        Conflict: another request has chosen meanwhile.
+        InternalError: its workers did not start; the default stays what it was.
     """
-    model = registry.model(name)
-    found = model.versions.get(version)
-    if found is None:
-        raise ModelVersionNotFound(name, version)
-    if found.pool.wanted and not found.pool.ready:
-        await found.pool.wait_ready(1, found.settings.startup_timeout)
-    if model.versions.get(version) is not found:
-        raise ModelVersionNotFound(name, version)
-    model.default = version
-    registry.changed()
+    await registry.set_default(name, version)
     return Outcome(message=f'Default version successfully updated for model "{name}" to "{version}"')
 
 

@@ -35,10 +35,11 @@ class Progress(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The result of a change of the models. `message` is for the client."""
+    """The result of a change of the models. `message` is for the client, `version` what was registered."""
 
     message: str
     progress: Progress = Progress.DONE
+    version: ModelVersion | None = None
 
 
 class Model:
@@ -47,6 +48,8 @@ class Model:
     def __init__(self, routes: dict[str, RouteStatistics]) -> None:
         self.versions: dict[str, ModelVersion] = {}
         self.default = ""
+        self.choice: object = None
+        """The last request that chose the default version; None if none did."""
         self.routes = routes
 
     def route(self, version: str | None) -> RouteStatistics:

@@ -1,9 +1,9 @@
-"""The models of a server by name and version: loading, finding and removing them.
+"""Changes of a server's models: registering, choosing the default version, removing.
 
     await registry.register(Registration(url="linear-1.0.mar", initial_workers=1))
     registry.find("linear")              # its default version
 
-A version gets requests only once it is ready. A removed one answers its waiting requests first.
+The states that a version goes through are in `life.py`.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 from torchport.server.dispatch.host import SharedHosts
 from torchport.server.errors import (
-    ApiError,
     Conflict,
     InternalError,
     InvalidModelVersion,
-    ModelNotFound,
     ModelVersionNotFound,
+    ServiceUnavailable,
 )
+from torchport.server.models.registered import RegisteredModels
 from torchport.server.models.registration import Model, Outcome, Progress, Registration
 from torchport.server.models.settings import model_settings
 from torchport.server.models.statistics import ModelStatistics, RouteStatistics
@@ -37,8 +37,10 @@ from torchport_runtime.options import available_cores
 
 logger = logging.getLogger(__name__)
 
+_T = TypeVar("_T")
 
-class Registry:
+
+class Registry(RegisteredModels):
     """All models of a server. `changed` is called after every change that a snapshot records.
 
     Everything runs on one event loop, but archives are read and unpacked in threads.
@@ -52,24 +54,20 @@ class Registry:
         changed: Callable[[], None] = lambda: None,
         samples_taken: Callable[[ModelVersion, list[MetricValue]], None] = lambda version, samples: None,
     ) -> None:
+        super().__init__()
         self.settings = settings
-        self.models: dict[str, Model] = {}
         self.routes: dict[str, dict[str, RouteStatistics]] = {}
         self.statistics: dict[tuple[str, str], ModelStatistics] = {}
         """Statistics by model and version. Those of removed versions stay: counters never decrease."""
-        self.failures: dict[str, str] = {}
-        """Archives that failed to load at startup, with the reason."""
-        self.draining = False
-        """Whether the server is ending: its health checks fail, and it still answers requests."""
-        self._was_emptied = False
         self.unrestored: dict[str, dict[str, dict[str, Any]]] = {}
         """Snapshot entries that failed to load, by model and version; the next snapshot keeps them."""
         self._worker_defaults = WorkerDefaults.of(settings, gpus)
         self.changed, self._samples_taken = changed, samples_taken
         self._work = WorkFolder()
         self._hosts = SharedHosts()
-        self._locks: dict[str, asyncio.Lock] = {}
-        self._leaving: set[ModelVersion] = set()
+        self._changes: set[asyncio.Task[Any]] = set()
+        """Changes that have begun: they go on to their end, even if the one who asked leaves."""
+        self._is_closed = False
 
     @property
     def default_workers(self) -> int:
@@ -79,69 +77,8 @@ class Registry:
         """
         return self.settings.default_workers_per_model or self._worker_defaults.gpus or available_cores()
 
-    # Finding.
-
-    def find(self, name: str, version: str | None = None) -> ModelVersion:
-        """A version; the default one if none is named.
-
-        Raises:
-            ModelNotFound, ModelVersionNotFound: there is no such version.
-        """
-        model = self.models.get(name)
-        if model is None:
-            raise ModelNotFound(name)
-        found = model.versions.get(version if version else model.default)
-        if found is None:
-            raise ModelVersionNotFound(name, version or model.default)
-        return found
-
-    def model(self, name: str) -> Model:
-        """All versions of a model.
-
-        Raises:
-            ModelNotFound: there is no such model.
-        """
-        if name not in self.models:
-            raise ModelNotFound(name)
-        return self.models[name]
-
-    def versions(self) -> Iterator[ModelVersion]:
-        """Every version of every model."""
-        for model in self.models.values():
-            yield from model.versions.values()
-
-    def serving(self) -> set[ModelVersion]:
-        """Every version that may have workers: those being removed are included."""
-        return {*self.versions(), *self._leaving}
-
     def _taken_gpus(self) -> list[int]:
         return [gpu for version in self.serving() for gpu in version.gpus]
-
-    @property
-    def is_healthy(self) -> bool:
-        """Whether every default version has its minimum of workers, and not all models failed to load."""
-        return not self._all_failed and all(
-            len(default.pool.ready) >= default.settings.min_workers
-            for default in (model.versions[model.default] for model in self.models.values())
-        )
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether every default version can answer, not all models failed to load, and no end has begun."""
-        if self.draining or self._all_failed:
-            return False
-        return all(model.versions[model.default].is_ready for model in self.models.values())
-
-    @property
-    def _all_failed(self) -> bool:
-        """Whether all models failed to load at startup, and none has been registered since.
-
-        An orchestrator must not send requests to such a server. Removing all models by the API is no
-        failure.
-        """
-        return bool(self.failures) and not self.models and not self._was_emptied
-
-    # Changing.
 
     async def register(self, asked: Registration) -> Outcome:
         """Load an archive and start its workers.
@@ -152,42 +89,56 @@ class Registry:
         Raises:
             ApiError: the archive is missing or refused, the version is registered already, or its workers
                 did not start; then the message has the handler's traceback.
+            Conflict: the version was unregistered while its workers started.
         """
-        loop = asyncio.get_running_loop()
-        unpacked = await loop.run_in_executor(
+        return await self._to_its_end(self._register(asked))
+
+    async def _register(self, asked: Registration) -> Outcome:
+        unpacked = await asyncio.get_running_loop().run_in_executor(
             None,
             lambda: unpack(
                 asked.url, self.settings, self._work.path, name=asked.model_name, handler=asked.handler
             ),
         )
-        name, number = unpacked.name, unpacked.version
         try:
-            async with self._lock(name):
-                version = self._add(unpacked, asked)
-        except ApiError:
-            shutil.rmtree(unpacked.folder, ignore_errors=True)
+            version = self._add(unpacked, asked)
+        except BaseException:
+            await asyncio.to_thread(shutil.rmtree, unpacked.folder, ignore_errors=True)
             raise
-        workers = version.settings.min_workers
+        self.changed()
+        name, number, workers = unpacked.name, unpacked.version, version.settings.min_workers
         message = f'Model "{name}" Version: {number} registered with {workers} initial workers'
         if workers == 0:
-            self.changed()
-            return Outcome(message=f"{message}. Use scale workers API to add workers for the model.")
+            message = f"{message}. Use scale workers API to add workers for the model."
+            return Outcome(message=message, version=version)
         version.pool.scale(workers)
         if not asked.synchronous:
-            self.changed()
-            return Outcome(message="Processing worker updates...", progress=Progress.STARTED)
-        if not await version.pool.wait_ready(workers, version.settings.startup_timeout + 5):
-            failure = version.pool.failure
-            async with self._lock(name):
-                await self._remove(version)
-            raise InternalError(
-                f"Failed to start workers for model {name} version: {number}\n{failure}".strip()
-            )
-        self.changed()
-        return Outcome(message=message)
+            return Outcome(message="Processing worker updates...", progress=Progress.STARTED, version=version)
+        # Another request may scale it meanwhile: it has started once it has the workers that are wanted then.
+        if await version.pool.wait_ready(None, version.settings.startup_timeout + 5):
+            self._require_registered(version)
+            return Outcome(message=message, version=version)
+        failure = version.pool.failure
+        self._require_registered(version)
+        await self._remove(version)
+        raise InternalError(f"Failed to start workers for model {name} version: {number}\n{failure}".strip())
+
+    async def _to_its_end(self, change: Coroutine[Any, Any, _T]) -> _T:
+        """Make a change in a task of its own: it owns a folder or workers until it has ended."""
+        task = asyncio.get_running_loop().create_task(change)
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+        return await asyncio.shield(task)
+
+    def _require_registered(self, version: ModelVersion) -> None:
+        if not self.has(version):
+            name, number = version.model.name, version.model.version
+            raise Conflict(f'Model "{name}" Version: {number} was unregistered while its workers started')
 
     def _add(self, unpacked: Any, asked: Registration) -> ModelVersion:
         name, number = unpacked.name, unpacked.version
+        if self._is_closed:
+            raise ServiceUnavailable("the server is ending")
         model = self.models.get(name)
         if model is not None and number in model.versions:
             raise Conflict(f"Model version {number} is already registered for model {name}")
@@ -218,7 +169,15 @@ class Registry:
         model = self.models.setdefault(name, Model(self.routes.setdefault(name, {})))
         model.versions[number] = version
         model.default = model.default or number
+        self.expected.registered(name, number)
+        self._restored(name, number)
         return version
+
+    def _restored(self, name: str, number: str) -> None:
+        """Forget a snapshot's entry: the version is there, and goes when it is unregistered."""
+        entries = self.unrestored.get(name, {})
+        if entries.pop(number, None) is not None and not entries:
+            del self.unrestored[name]
 
     async def unregister(self, name: str, version: str | None) -> None:
         """Remove a version, the default one if none is named, after it has answered its waiting requests.
@@ -227,37 +186,62 @@ class Registry:
             ModelNotFound, ModelVersionNotFound: there is no such version.
             InvalidModelVersion: it is the default one, and there are others.
         """
-        async with self._lock(name):
-            model = self.model(name)
-            number = version or model.default
-            if number not in model.versions:
+        found = self.find(name, version)
+        model = self.models[name]
+        if found is model.versions[model.default] and len(model.versions) > 1:
+            raise InvalidModelVersion(f"Cannot remove default version for model {name}")
+        self._was_emptied = len(self.versions()) == 1
+        await self._remove(found)
+
+    async def set_default(self, name: str, number: str) -> None:
+        """Make a version the default one, as soon as it is ready. The last request chooses.
+
+        Raises:
+            ModelNotFound, ModelVersionNotFound: there is no such version, or no more.
+            Conflict: another request has chosen meanwhile.
+            InternalError: its workers did not start; the default stays what it was.
+        """
+        version, model = self.find(name, number), self.models[name]
+        model.choice = choice = object()
+        if version.pool.wanted and not version.pool.ready and model.default != number:
+            await version.pool.wait_ready(1, version.settings.startup_timeout)
+            if not self.has(version):
                 raise ModelVersionNotFound(name, number)
-            if number == model.default and len(model.versions) > 1:
-                raise InvalidModelVersion(f"Cannot remove default version for model {name}")
-            await self._remove(model.versions[number])
-        self._was_emptied = not self.models
+            if model.choice is not choice:
+                raise Conflict(f'Another request has chosen the default version of model "{name}" meanwhile')
+            if version.pool.wanted and not version.pool.ready:
+                raise InternalError(
+                    f"The default version of model {name} stays {model.default}: failed to start workers for "
+                    f"version: {number}\n{version.pool.failure}".strip()
+                )
+        model.default = number
         self.changed()
 
     async def _remove(self, version: ModelVersion) -> None:
+        """Take a registered version out, before anything else happens, and end it."""
         name, number = version.model.name, version.model.version
         model = self.models[name]
-        # Out of the register first: nothing new comes to it while it finishes.
         del model.versions[number]
         if not model.versions:
             del self.models[name]
         elif model.default == number:
             model.default = max(model.versions, key=version_key)
         self._leaving.add(version)
+        self.changed()
+        await self._to_its_end(self._end(version))
+
+    async def _end(self, version: ModelVersion) -> None:
         try:
             await version.close(self.settings.unregister_model_timeout)
         finally:
             self._leaving.discard(version)
-            shutil.rmtree(version.model.folder, ignore_errors=True)
-
-    def _lock(self, name: str) -> asyncio.Lock:
-        return self._locks.setdefault(name, asyncio.Lock())
+            await asyncio.to_thread(shutil.rmtree, version.model.folder, ignore_errors=True)
 
     async def close(self, grace: float) -> None:
-        """Answer the waiting requests, stop every worker, remove the unpacked archives."""
+        """Answer the waiting requests, stop every worker, remove the unpacked archives.
+
+        A registration that is under way is refused when its archive has been unpacked.
+        """
+        self._is_closed = True
         await asyncio.gather(*(version.close(grace) for version in self.serving()))
         self._work.remove()

@@ -14,6 +14,7 @@ from typing import Any
 from torchport.server.errors import ApiError
 from torchport.server.models.registration import Registration
 from torchport.server.models.registry import Registry
+from torchport.server.models.version import ModelVersion
 from torchport.server.settings.settings import ServerSettings
 from torchport.store.folders import Store, version_key
 
@@ -30,11 +31,13 @@ async def load_models(registry: Registry, settings: ServerSettings) -> None:
     snapshot = settings.model_snapshot
     if snapshot is not None:
         await _restore(registry, snapshot)
+        registry.expected.is_over = True
         return
     asked = startup_registrations(settings, registry.default_workers)
     # Unpacked side by side; registered in order, so that the first version is the default.
     await asyncio.gather(*(_register(registry, entry) for entry in asked))
     await _newest_as_default(registry)
+    registry.expected.is_over = True
 
 
 def startup_registrations(settings: ServerSettings, workers: int) -> list[Registration]:
@@ -69,21 +72,24 @@ def _in_store(url: str, settings: ServerSettings) -> str:
     return url
 
 
-async def _register(registry: Registry, asked: Registration) -> None:
+async def _register(registry: Registry, asked: Registration) -> ModelVersion | None:
+    """The version that was registered; None if the archive was refused."""
     try:
-        await registry.register(asked)
+        return (await registry.register(asked)).version
     except ApiError as err:
         logger.error("%s is not served: %s", asked.url, err)
-        registry.failures[asked.url] = str(err)
+        registry.expected.refused(asked, str(err))
     except Exception as err:
         # One bad archive must not keep the others from being served.
         logger.exception("%s is not served", asked.url)
-        registry.failures[asked.url] = f"{type(err).__name__}: {err}"
+        registry.expected.refused(asked, f"{type(err).__name__}: {err}")
+    return None
 
 
 async def _newest_as_default(registry: Registry) -> None:
     for model in registry.models.values():
-        model.default = max(model.versions, key=version_key)
+        if model.choice is None:
+            model.default = max(model.versions, key=version_key)
 
 
 async def _restore(registry: Registry, snapshot: Mapping[str, Any]) -> None:
@@ -102,15 +108,14 @@ async def _restore(registry: Registry, snapshot: Mapping[str, Any]) -> None:
                 synchronous=False,
                 at_startup=True,
             )
-            await _register(registry, asked)
-            model = registry.models.get(name)
-            if model is not None and number in model.versions:
-                version = model.versions[number]
+            version = await _register(registry, asked)
+            if version is not None and version.model.version == number:
                 least, most = entry.get("minWorkers"), entry.get("maxWorkers")
                 if isinstance(least, int) and isinstance(most, int):
                     version.scale(least, max(least, most))
-                if entry.get("defaultVersion"):
-                    model.default = number
+                # Clients may have unregistered it by now, or chosen another.
+                if entry.get("defaultVersion") and registry.has(version) and not registry.models[name].choice:
+                    registry.models[name].default = number
             else:
                 # A store that is missing once must not make the server forget its models.
                 registry.unrestored.setdefault(name, {})[number] = dict(entry)

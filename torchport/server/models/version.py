@@ -19,7 +19,8 @@ from torchport.server.dispatch.host import SharedHosts
 from torchport.server.dispatch.job import Caller, Job, Kind
 from torchport.server.dispatch.pool import WorkerPool
 from torchport.server.dispatch.worker import State, WorkerSpec
-from torchport.server.errors import DeadlineExceeded, InternalError, ServiceUnavailable
+from torchport.server.errors import DeadlineExceeded, InternalError, ModelRefused, ServiceUnavailable
+from torchport.server.models.life import Life, life_of
 from torchport.server.models.settings import ModelSettings
 from torchport.server.models.statistics import ModelStatistics, RouteStatistics
 from torchport.server.models.unpacked import UnpackedModel
@@ -61,6 +62,7 @@ class ModelVersion:
         self.loaded_at_startup = loaded_at_startup
         self.in_flight = 0
         self._closing = False
+        self._unready: asyncio.TimerHandle | None = None
         self._defaults, self._taken_gpus, self._samples_taken = defaults, taken_gpus, samples_taken
         self._dispatching = False
         self._empty = asyncio.Event()
@@ -93,6 +95,7 @@ class ModelVersion:
 
         Raises:
             ServiceUnavailable: the queue is full, or there are no workers and none will start.
+            ModelRefused: no worker can load the model.
         """
         self.require_room()
         job = Job(kind, row, caller, route=route)
@@ -104,6 +107,8 @@ class ModelVersion:
             limit = min(timeout or limit, limit or timeout or 0.0)
             job.timer = self._loop.call_later(limit, self._expire, job)
         self._dispatch_soon()
+        if not self.pool.has_been_ready:
+            self._bound_wait(self.settings.response_timeout)
         return job
 
     def require_room(self) -> None:
@@ -111,7 +116,10 @@ class ModelVersion:
 
         Raises:
             ServiceUnavailable: the queue is full, or there are no workers and none will start.
+            ModelRefused: no worker can load the model.
         """
+        if self.pool.cannot_load:
+            raise self._refusal()
         if self._closing or not (self.pool.wanted or self.pool.workers):
             raise ServiceUnavailable(
                 f'Model "{self.model.name}" Version {self.model.version} has no worker to serve inference '
@@ -123,6 +131,40 @@ class ModelVersion:
                 f'Model "{self.model.name}" Version {self.model.version}: {self.queue.limit} requests wait '
                 "already, which is as many as may (job_queue_size): try again later"
             )
+
+    def require_workers(self) -> None:
+        """Refuse where workers are wanted, and none is ready.
+
+        Raises:
+            ServiceUnavailable: they are starting.
+            ModelRefused: they cannot load the model.
+        """
+        if self.pool.cannot_load:
+            raise self._refusal()
+        if self.pool.wanted and not self.pool.ready:
+            raise ServiceUnavailable(
+                f'Model "{self.model.name}" has no worker that is ready: try again later'
+            )
+
+    def _refusal(self) -> ModelRefused:
+        name, number = self.model.name, self.model.version
+        return ModelRefused(f'Model "{name}" Version {number} cannot be loaded: {self.pool.refusal}')
+
+    def _bound_wait(self, seconds: float) -> None:
+        """Refuse, after this time, what has waited too long for a first worker."""
+        if self._unready is None:
+            self._unready = self._loop.call_later(seconds, self._refuse_overdue)
+
+    def _refuse_overdue(self) -> None:
+        self._unready = None
+        if self.pool.has_been_ready:
+            return
+        limit = self.settings.response_timeout
+        for job in self.queue.take_older(time.monotonic() - limit):
+            self.statistics.expired += 1
+            job.fail(ServiceUnavailable(f"no worker was ready within {limit} s: try again later"))
+        if len(self.queue):
+            self._bound_wait(max(0.1, self.queue.oldest() + limit - time.monotonic()))
 
     def _expire(self, job: Job) -> None:
         if job.is_done:
@@ -231,6 +273,9 @@ class ModelVersion:
     def pool_changed(self) -> None:
         if self._closing or not (self.pool.wanted or self.pool.workers):
             self._refuse_waiting()
+        elif self.pool.cannot_load:
+            for job in self.queue.drain():
+                job.fail(self._refusal())
         if not self.in_flight and not len(self.queue):
             self._empty.set()
 
@@ -243,7 +288,9 @@ class ModelVersion:
     # Managing.
 
     def scale(self, least: int, most: int) -> None:
-        """Change the number of workers."""
+        """Change the number of workers; nothing changes once the version leaves."""
+        if self._closing:
+            return
         self.settings = self.settings.with_workers(least, most)
         self.pool.scale(least)
 
@@ -260,6 +307,8 @@ class ModelVersion:
             pass
         await self.pool.close(max(0.0, deadline - time.monotonic()))
         self._refuse_waiting()
+        if self._unready is not None:
+            self._unready.cancel()
 
     def _worker_spec(self, workers: int) -> WorkerSpec:
         gpu = next_gpu(self.settings, self._defaults, self._taken_gpus)
@@ -270,6 +319,11 @@ class ModelVersion:
         """The devices of the version's workers, one entry for each worker."""
         alive = [w for w in self.pool.workers if w.state not in (State.STOPPING, State.GONE)]
         return [w.spec.load.gpu for w in alive if w.spec.load.gpu is not None]
+
+    @property
+    def life(self) -> Life:
+        """How far the version has come."""
+        return life_of(self.pool, is_leaving=self._closing)
 
     @property
     def is_ready(self) -> bool:
