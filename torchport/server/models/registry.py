@@ -23,6 +23,7 @@ from torchport.server.errors import (
     ModelNotFound,
     ModelVersionNotFound,
 )
+from torchport.server.models.known_archives import KnownArchives
 from torchport.server.models.registration import Model, Outcome, Progress, Registration
 from torchport.server.models.settings import model_settings
 from torchport.server.models.statistics import ModelStatistics, RouteStatistics
@@ -64,6 +65,7 @@ class Registry:
         self._was_emptied = False
         self.unrestored: dict[str, dict[str, dict[str, Any]]] = {}
         """Snapshot entries that failed to load, by model and version; the next snapshot keeps them."""
+        self.known = KnownArchives()
         self._worker_defaults = WorkerDefaults.of(settings, gpus)
         self.changed, self._samples_taken = changed, samples_taken
         self._work = WorkFolder()
