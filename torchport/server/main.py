@@ -61,6 +61,7 @@ def run(settings: ServerSettings, *, run_folder: Path, snapshots: bool, models_n
         ServerError: the settings are unsafe or wrong, an address is taken.
     """
     logs.set_up(settings.log_format)
+    logs.tell_where(settings.access_log)
     settings.require_safe()
     if settings.ignored:
         logger.warning("config.properties: not known here, ignored: %s", ", ".join(settings.ignored))

@@ -33,6 +33,7 @@ from torchport.child_process import how_it_ended
 from torchport.server.wire import (
     HEADER,
     MAX_FRAME,
+    Logged,
     Partial,
     Report,
     Sampled,
@@ -228,6 +229,9 @@ class WorkerHost(asyncio.Protocol):
             self._take(report)
 
     def _take(self, report: Report) -> None:
+        if isinstance(report, Logged):
+            self._log(report)
+            return
         member = self.members.get(report.slot)
         if not isinstance(report, Partial | Sampled) and member is not None and member is self._current:
             # Others go first: a member that is never out of work must not keep them waiting.
@@ -235,6 +239,23 @@ class WorkerHost(asyncio.Protocol):
             self._send_next()
         if member is not None:
             member.take(report)
+
+    def _log(self, report: Logged) -> None:
+        """Log what the worker logged, as one record."""
+        self._output.extend(f"{report.message}\n{report.traceback}".strip().splitlines())
+        logger.log(
+            report.level,
+            "[%s] %s",
+            self.name,
+            report.message,
+            extra={
+                "request_ids": report.requests,
+                "model": report.model or None,
+                "worker": report.slot if report.slot >= 0 else None,
+                "pid": self.pid,
+                "traceback": report.traceback,
+            },
+        )
 
     # Its end.
 

@@ -226,6 +226,17 @@ class WorkerProcess:
                 self.owner.worker_ready(self)
         else:
             self.failure = report.traceback
+            logger.error(
+                "%s could not load its model: %s",
+                self.description,
+                report.reason,
+                extra={
+                    "model": f"{self.spec.load.model} {self.spec.load.version}",
+                    "worker": self.slot,
+                    "pid": self.pid,
+                    "traceback": report.traceback,
+                },
+            )
             if self._host is not None:
                 self._host.remove(self)
             self._gone(report.reason)

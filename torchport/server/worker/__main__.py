@@ -7,15 +7,16 @@ whatever it is doing.
 
 from __future__ import annotations
 
-import logging
 import os
 import select
 import socket
 import sys
+import threading
 from typing import Any
 
 from torchport.child_process import end_with_parent
 from torchport.server.wire import HEADER, MAX_FRAME, decode_order, encode_frame
+from torchport.server.worker.log_reports import WorkerLog
 
 _READ_SIZE = 1 << 16
 PENDING_EVERY_S = 0.05
@@ -25,10 +26,11 @@ PENDING_EVERY_S = 0.05
 def main() -> None:
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
     end_with_parent(int(sys.argv[2]))
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    log = WorkerLog(channel.send)
+    log.install()
     from torchport.server.worker.serving import Models
 
-    models = Models(channel.send)
+    models = Models(channel.send, log)
     while True:
         while models.has_pending_metrics and not channel.has_order(PENDING_EVERY_S):
             models.send_pending_metrics()
@@ -43,11 +45,14 @@ class Channel:
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
+        self._sending = threading.Lock()
         self._buffer = memoryview(bytearray(_READ_SIZE))
         self._filled = 0
 
     def send(self, report: Any) -> None:
-        self._socket.sendall(encode_frame(report))
+        frame = encode_frame(report)
+        with self._sending:  # Threads of a handler log, too.
+            self._socket.sendall(frame)
 
     def has_order(self, seconds: float) -> bool:
         """Whether an order has arrived; waits `seconds` for it at most."""

@@ -64,6 +64,11 @@ class LoadedModel:
         return cls(order, entry, context, metrics)
 
     @property
+    def name(self) -> str:
+        """The model and its version, for the log."""
+        return f"{self._order.model} {self._order.version}"
+
+    @property
     def description(self) -> str:
         """The model's backends, or its handler's name, for the log."""
         backends = getattr(self._entry.owner, "backends", None)

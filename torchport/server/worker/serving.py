@@ -1,6 +1,6 @@
 """Carries out the front's orders on the models of this process.
 
-models = Models(send)
+models = Models(send, log)
 models.obey(order)                   # send(report) is called, once or more
 """
 
@@ -10,7 +10,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,18 @@ from torchport.server.wire import (
     Answer,
     Answered,
     Infer,
+    InferRow,
     Load,
     Loaded,
     LoadFailed,
     Order,
     Partial,
     Predict,
+    Row,
     Sampled,
     Unload,
 )
+from torchport.server.worker.log_reports import WorkerLog
 from torchport.server.worker.model import LoadedModel
 from torchport.server.worker.model_space import ModelSpace
 
@@ -38,8 +41,8 @@ MEMORY_EVERY_S = 0.5
 class Models:
     """The loaded models, by slot."""
 
-    def __init__(self, send: Callable[[Any], None]) -> None:
-        self._send = send
+    def __init__(self, send: Callable[[Any], None], log: WorkerLog) -> None:
+        self._send, self._log = send, log
         self._models: dict[int, LoadedModel] = {}
         self._spaces: dict[int, ModelSpace] = {}
         self._memory, self._measured_at = 0, 0.0
@@ -49,7 +52,7 @@ class Models:
         if isinstance(order, Predict):
             self._predict(order)
         elif isinstance(order, Infer):
-            with self._space(order.slot):
+            with self._space(order.slot), self._at(order.slot, order.rows):
                 answers = self._models[order.slot].infer(order.rows)
             self._answer(order.slot, order.batch, answers)
         elif isinstance(order, Load):
@@ -80,7 +83,7 @@ class Models:
         else:
             _live_in(folder)
         try:
-            with self._space(order.slot):
+            with self._space(order.slot), self._log.at(f"{order.model} {order.version}", order.slot):
                 model = self._models[order.slot] = LoadedModel.load(order)
         except Exception as err:
             # Whatever a user's handler raises: the front tells it to who asked for the model.
@@ -96,7 +99,7 @@ class Models:
         def send_piece(row: int, answer: Answer) -> None:
             self._send(Partial(slot, batch, row, answer))
 
-        with self._space(slot):
+        with self._space(slot), self._at(slot, order.rows):
             answers = self._models[slot].predict(order.rows, send_piece)
         self._answer(slot, batch, answers)
 
@@ -104,6 +107,9 @@ class Models:
         if time.monotonic() - self._measured_at > MEMORY_EVERY_S:
             self._memory, self._measured_at = resident_bytes(), time.monotonic()
         self._send(Answered(slot, batch, answers, self._models[slot].take_samples(), self._memory))
+
+    def _at(self, slot: int, rows: Sequence[Row | InferRow]) -> AbstractContextManager[None]:
+        return self._log.at(self._models[slot].name, slot, [row.id for row in rows])
 
     def _space(self, slot: int) -> AbstractContextManager[None]:
         space = self._spaces.get(slot)
