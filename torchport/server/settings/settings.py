@@ -80,6 +80,7 @@ class ServerSettings:
     install_py_dep_per_model: bool = False
     require_certificate: bool = False
     require_local_parity: bool = False
+    require_goals: bool = False
 
     default_workers_per_model: int | None = None
     default_response_timeout: int = 120
