@@ -52,6 +52,9 @@ def serve(
     ] = False,
     access_log: Annotated[bool, typer.Option("--access-log", help="a line for every request")] = False,
     log_format: Annotated[str | None, typer.Option(help="text or json")] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="pick up new and changed archives of the store by itself")
+    ] = False,
     run: Annotated[
         Path | None, typer.Option(help="folder of its state; .run/serve-PORT unless given")
     ] = None,
@@ -76,6 +79,7 @@ def serve(
         disable_token_authorization=disable_token_auth or None,
         insecure=insecure or None,
         access_log=access_log or None,
+        watch_store=watch or None,
         log_format=log_format,
     )
     settings = settings_from(properties, os.environ, given | _addresses(properties, ports, host))

@@ -36,6 +36,7 @@ from torchport.server.models.snapshot import Snapshots, read_last
 from torchport.server.models.startup import Start, load_models
 from torchport.server.models.statistics import RequestCounts
 from torchport.server.models.version import ModelVersion
+from torchport.server.models.watching import watch
 from torchport.server.settings.address import Address
 from torchport.server.settings.settings import ServerSettings
 from torchport.server.wire import MetricValue
@@ -114,6 +115,7 @@ class _Server:
         self._hurry = asyncio.Event()
         self._servers: list[HttpServer] = []
         self._grpc: GrpcServers | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._is_restored = False
         """Whether every model of the last snapshot has been registered or has failed."""
         self._record: dict[str, Any] = {"loaded": False, "failures": {}}
@@ -131,6 +133,8 @@ class _Server:
             self._announce()
             await self._stop.wait()
             loading.cancel()
+            if self._watching is not None:
+                self._watching.cancel()
         finally:
             await self._end()
         return 0
@@ -139,6 +143,9 @@ class _Server:
         started = time.perf_counter()
         await load_models(self._registry, self.settings, self._start)
         self._is_restored = True
+        if self.settings.watch_store:
+            logger.info("the store %s is watched: what is new in it is served", self.settings.model_store)
+            self._watching = asyncio.get_running_loop().create_task(watch(self._registry))
         failures = dict(self._registry.failures)
         for version in self._registry.versions():
             await version.pool.wait_ready(version.settings.min_workers, version.settings.startup_timeout)
@@ -192,6 +199,8 @@ class _Server:
             "inference": inference,
             "management": management,
             "metrics": metrics,
+            "store": str(self.settings.model_store.resolve()),
+            "watches": self.settings.watch_store,
         }
         if self._grpc is not None:
             self._record |= {

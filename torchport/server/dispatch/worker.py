@@ -30,6 +30,7 @@ from torchport.server.wire import (
     InferRow,
     Load,
     Loaded,
+    LoadFailed,
     MetricValue,
     Partial,
     Predict,
@@ -224,7 +225,7 @@ class WorkerProcess:
             if self.state is State.STARTING:
                 self.state = State.READY
                 self.owner.worker_ready(self)
-        else:
+        elif isinstance(report, LoadFailed):
             self.failure = report.traceback
             logger.error(
                 "%s could not load its model: %s",

@@ -65,6 +65,11 @@ async def load_models(registry: Registry, settings: ServerSettings, start: Start
     Their workers start at once. The call returns before they are ready.
     """
     start = start or Start()
+    async with registry.reloading:
+        await _load(registry, settings, start)
+
+
+async def _load(registry: Registry, settings: ServerSettings, start: Start) -> None:
     if not settings.model_store.is_dir():
         logger.warning("there is no folder %s, and so no models", settings.model_store)
     if settings.model_snapshot is not None:

@@ -72,6 +72,7 @@ class ServerSettings:
 
     model_store: Path = Path("model_store")
     load_models: str = "all"
+    watch_store: bool = False
     models: Mapping[str, Any] = field(default_factory=dict)
     model_snapshot: Mapping[str, Any] | None = None
     allowed_urls: tuple[str, ...] = _DEFAULT_URLS

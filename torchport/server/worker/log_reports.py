@@ -32,7 +32,7 @@ OWN = "torchport.server.worker"
 class _OwnLogger(logging.Logger):
     """A logger that cannot be disabled."""
 
-    disabled = property(lambda self: False, lambda self, value: None)  # type: ignore[assignment]
+    disabled = property(lambda self: False, lambda self, value: None)
 
 
 class WorkerLog(logging.Handler):
