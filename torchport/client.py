@@ -135,7 +135,7 @@ class Client:
             retire: whether the versions that newer ones take the default from are removed.
         """
         params = {"models": ",".join(models)} | ({"retire": "true"} if retire else {})
-        done = self._json("POST", f"{self.management_url}/models/reload", params)
+        done = self._json("POST", f"{self.management_url}/reload", params)
         return dict(done)
 
     def close(self) -> None:

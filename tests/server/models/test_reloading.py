@@ -247,6 +247,6 @@ def test_the_command_has_a_newer_version_served_with_as_many_workers(server: Ser
         (described,) = client.describe("model", "2.0")
         assert client.predict("model", json=1, version="1.0") == b"again"
     assert len(described["workers"]) >= 1
-    wrong = requests.post(f"{server.urls['management']}/models/reload?models=modle", timeout=60)
+    wrong = requests.post(f"{server.urls['management']}/reload?models=modle", timeout=60)
     assert wrong.status_code == 404
     assert "did you mean 'model'?" in wrong.json()["message"]

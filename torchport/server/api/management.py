@@ -60,6 +60,9 @@ class ManagementApi(Api):
             return described
         if segments[0] == "models":
             return self._models(request, segments[1:])
+        if segments == ("reload",):
+            request.allow("POST")
+            return self._reload(request)
         if segments[:2] == ("v1", "models") and len(segments) == 3:
             request.allow("GET")
             name = segments[2].partition(":")[0]
@@ -73,8 +76,6 @@ class ManagementApi(Api):
             if request.method == "POST":
                 return self._register(request)
             raise MethodNotAllowed("GET", "POST")
-        if segments == ("reload",) and request.method == "POST":
-            return self._reload(request)
         name, version = segments[0], segments[1] if len(segments) > 1 else None
         if len(segments) == 3 and segments[2] == "set-default":
             request.allow("PUT")

@@ -251,7 +251,7 @@ def management_description() -> dict[str, Any]:
             ),
         },
     }
-    paths["/models/reload"] = {
+    paths["/reload"] = {
         "post": _operation(
             "reloadModels",
             "Pick up new and changed archives of the store",
@@ -262,7 +262,7 @@ def management_description() -> dict[str, Any]:
                 ),
                 _query("retire", "boolean", "Remove the version that a newer one takes the default from"),
             ],
-            errors=(404, 500),
+            errors=(404, 405, 500),
         )
     }
     for path, parameters, suffix in (
