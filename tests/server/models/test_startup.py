@@ -112,7 +112,13 @@ def test_what_the_command_line_names_comes_before_the_snapshot(
 
     served(tmp_path, then=scale)
     put(tmp_path / "store", "linear-2.0")
-    assert served(tmp_path, "linear", named=True) == {"linear": ["2.0", "1.0"]}
+    kept: list[int] = []
+
+    async def look(registry: Registry) -> None:
+        kept.append(registry.find("linear", "1.0").settings.max_workers)
+
+    assert served(tmp_path, "linear", named=True, then=look) == {"linear": ["2.0", "1.0"]}
+    assert kept == [5]
     assert "that are not served now: other 1.0" in caplog.text
     assert served(tmp_path, "linear@2.0", named=True) == {"linear": ["2.0"]}
     assert served(tmp_path, "renamed=linear@1.0", named=True) == {"renamed": ["1.0"]}

@@ -123,34 +123,43 @@ async def _load(registry: Registry, asked: Registration, done: Reloaded, *, reti
     there = set(registry.versions())
     try:
         await registry.register(replace(asked, synchronous=True, at_startup=False))
+        registry.known.note(asked.url, identity)
+        for version in [v for v in registry.versions() if v not in there and v.model.url == asked.url]:
+            done.loaded.append(f"{version.model.name} {version.model.version}")
+            default, others = before.get(version.model.name, ("", []))
+            await _take_over(registry, version, default, others, done, retire=retire)
     except ApiError as err:
         done.failed[asked.url] = str(err)
-        return
-    registry.known.note(asked.url, identity)
-    for version in [v for v in registry.versions() if v not in there and v.model.url == asked.url]:
-        name, number = version.model.name, version.model.version
-        done.loaded.append(f"{name} {number}")
-        default, versions = before.get(name, ("", []))
-        # An older default was somebody's choice; an archive of an older version is no news for requests.
-        if default and default == max([*versions, number], key=version_key):
-            continue
-        if default and default != max(versions, key=version_key):
+
+
+async def _take_over(
+    registry: Registry,
+    version: ModelVersion,
+    default: str,
+    others: Sequence[str],
+    done: Reloaded,
+    *,
+    retire: bool,
+) -> None:
+    """Make a loaded version the default one, unless a newer one is, or somebody chose an older one.
+
+    It gets at least the workers of the version whose requests it takes.
+    """
+    name, number = version.model.name, version.model.version
+    if default:
+        if default == max([*others, number], key=version_key):
+            return
+        if default != max(others, key=version_key):
             logger.warning(
                 "%s: %s stays the default, as it was set to be; there is %s", name, default, number
             )
-            continue
-        if default:
-            await _follow(registry, name, default, version)
-            await set_default(registry, name, number)
-            if retire:
-                await unregister(registry, name, default)
-                done.retired.append(f"{name} {default}")
-        done.default.append(f"{name} {number}")
-
-
-async def _follow(registry: Registry, name: str, default: str, version: ModelVersion) -> None:
-    """Give a version at least the workers of the one whose requests it is to take."""
-    old = registry.find(name, default).settings
-    if old.min_workers > version.settings.min_workers:
-        version.scale(old.min_workers, max(old.max_workers, version.settings.max_workers))
-        await version.pool.wait_ready(old.min_workers, version.settings.startup_timeout)
+            return
+        old = registry.find(name, default).settings
+        if old.min_workers > version.settings.min_workers:
+            version.scale(old.min_workers, max(old.max_workers, version.settings.max_workers))
+            await version.pool.wait_ready(old.min_workers, version.settings.startup_timeout)
+        await set_default(registry, name, number)
+        if retire:
+            await unregister(registry, name, default)
+            done.retired.append(f"{name} {default}")
+    done.default.append(f"{name} {number}")

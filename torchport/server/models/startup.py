@@ -21,6 +21,7 @@ from torchport.server.models.known_archives import KnownArchives
 from torchport.server.models.named_archives import is_list, missing_archive, named_archives, parts_of
 from torchport.server.models.registration import Registration
 from torchport.server.models.registry import Registry
+from torchport.server.models.version import ModelVersion
 from torchport.server.settings.settings import ServerSettings
 from torchport.store.folders import Store, version_key
 
@@ -81,6 +82,10 @@ async def _load(registry: Registry, settings: ServerSettings, start: Start) -> N
         _choose_defaults(registry, start)
     elif start.named:
         await _register_all(registry, [_as_before(entry, start) for entry in asked])
+        for version in registry.versions():
+            entry = start.versions.get(version.model.name, {}).get(version.model.version, {})
+            if entry.get("marName") == version.model.url:
+                _scale(version, entry)
         _choose_defaults(registry, start)
         _tell_named(registry, start)
     else:
@@ -200,15 +205,18 @@ async def _restore(registry: Registry, snapshot: Mapping[str, Any]) -> None:
             await _register(registry, _registration(name, entry))
             model = registry.models.get(name)
             if model is not None and number in model.versions:
-                version = model.versions[number]
-                least, most = entry.get("minWorkers"), entry.get("maxWorkers")
-                if isinstance(least, int) and isinstance(most, int):
-                    version.scale(least, max(least, most))
+                _scale(model.versions[number], entry)
                 if entry.get("defaultVersion"):
                     model.default = number
             else:
                 # A store that is missing once must not make the server forget its models.
                 registry.unrestored.setdefault(name, {})[number] = dict(entry)
+
+
+def _scale(version: ModelVersion, entry: Mapping[str, Any]) -> None:
+    least, most = entry.get("minWorkers"), entry.get("maxWorkers")
+    if isinstance(least, int) and isinstance(most, int):
+        version.scale(least, max(least, most))
 
 
 # What is said of it.
