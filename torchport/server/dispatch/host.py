@@ -30,6 +30,7 @@ import msgspec
 import psutil
 
 from torchport.child_process import how_it_ended
+from torchport.server.dispatch.worker_log import log_report
 from torchport.server.wire import (
     HEADER,
     MAX_FRAME,
@@ -230,7 +231,8 @@ class WorkerHost(asyncio.Protocol):
 
     def _take(self, report: Report) -> None:
         if isinstance(report, Logged):
-            self._log(report)
+            self._output.extend(f"{report.message}\n{report.traceback}".strip().splitlines())
+            log_report(report, self.name, self.pid)
             return
         member = self.members.get(report.slot)
         if not isinstance(report, Partial | Sampled) and member is not None and member is self._current:
@@ -239,23 +241,6 @@ class WorkerHost(asyncio.Protocol):
             self._send_next()
         if member is not None:
             member.take(report)
-
-    def _log(self, report: Logged) -> None:
-        """Log what the worker logged, as one record."""
-        self._output.extend(f"{report.message}\n{report.traceback}".strip().splitlines())
-        logger.log(
-            report.level,
-            "[%s] %s",
-            self.name,
-            report.message,
-            extra={
-                "request_ids": report.requests,
-                "model": report.model or None,
-                "worker": report.slot if report.slot >= 0 else None,
-                "pid": self.pid,
-                "traceback": report.traceback,
-            },
-        )
 
     # Its end.
 

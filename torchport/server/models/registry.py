@@ -217,7 +217,7 @@ class Registry:
                 new = self._add(unpacked, asked)
             finally:
                 self.models[name].versions[number] = old
-        except ApiError:
+        except BaseException:
             shutil.rmtree(unpacked.folder, ignore_errors=True)
             raise
         self._leaving.add(new)  # The end of the server is its end, too.
