@@ -73,7 +73,6 @@ class OipApi:
             # A handler of TorchServe's reads the protocol by itself, or by the kservev2 envelope.
             return self._predictions.predict(request, name, number, more=[(b"explain", b"False")])
         asked = read_request(request.http.body, request.http.by_name.get(LENGTH_HEADER))
-        asked.row.id = request.id
         route = self._registry.model(name).route(number)
         caller = _Inference(self._predictions, request, asked, version)
         version.submit(Kind.TENSORS, asked.row, caller, request.timeout(), route=route)
@@ -100,6 +99,7 @@ class _Inference:
     ) -> None:
         self._predictions, self._api = predictions, predictions.api
         self._request, self._asked, self._version = request, asked, version
+        asked.row.id = request.id
 
     @property
     def is_gone(self) -> bool:

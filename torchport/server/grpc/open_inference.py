@@ -73,9 +73,7 @@ class OpenInferenceService:
         return open_inference.ModelMetadataResponse(**metadata)
 
     async def _infer(self, request: Any, call: Call) -> Any:
-        row = InferRow(
-            _graph(request), _tensors(request), [wanted.name for wanted in request.outputs], call.id
-        )
+        row = InferRow(_graph(request), _tensors(request), [wanted.name for wanted in request.outputs])
         require_distinct("output", row.outputs)
         name, number = _named(request.model_name), request.model_version
         asked = PendingCall(self._registry, call, Kind.TENSORS, name, number, row)
