@@ -8,7 +8,7 @@ client.predict("digits_resnet18", body=Path("seven.png").read_bytes(), params={"
 from __future__ import annotations
 
 import json as json_module
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -126,6 +126,17 @@ class Client:
         """Make a version the default, which requests without a version reach."""
         path = f"{self.management_url}/models/{quote(model, safe='')}/{quote(version, safe='')}/set-default"
         self._send("PUT", path)
+
+    def reload(self, models: Sequence[str] = (), *, retire: bool = False) -> dict[str, Any]:
+        """Have `torchport serve` pick up new and changed archives of its store; what it did.
+
+        Args:
+            models: names, as `torchport serve --models` takes them; none for what the server started with.
+            retire: whether the versions that newer ones take the default from are removed.
+        """
+        params = {"models": ",".join(models)} | ({"retire": "true"} if retire else {})
+        done = self._json("POST", f"{self.management_url}/reload", params)
+        return dict(done)
 
     def close(self) -> None:
         self._session.close()

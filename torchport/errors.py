@@ -61,6 +61,12 @@ class ServerError(TorchportError):
     """A server that cannot be started, reached or stopped."""
 
 
+class ModelsMissing(ServerError):
+    """Models that a server is to be started with, and that are not in its store."""
+
+    exit_code = 1
+
+
 class TuningRequestError(TorchportError):
     """A tuning request that is not possible."""
 

@@ -34,6 +34,7 @@ from torchport.cli.options import (
     WeightsOpt,
 )
 from torchport.cli.quantize import quantize
+from torchport.cli.reload import reload, serving_hint
 from torchport.cli.serve import serve
 from torchport.cli.tune import tune
 from torchport.errors import ArchiveError, TorchportError
@@ -48,6 +49,7 @@ app = typer.Typer(
 )
 app.add_typer(torchserve.app, name="torchserve")
 app.command()(serve)
+app.command()(reload)
 app.command(context_settings=TAKES_PARAMETERS)(quantize)
 app.command(context_settings=TAKES_PARAMETERS)(tune)
 
@@ -211,7 +213,7 @@ def ship(
     target = Store(store)
     loaded = given_recipe(ctx, recipe, target, cache, as_trained=False)
     stages.ship(loaded, target, seed, weights, force, server)
-    show.say(f"serve it: torchport serve; then, in another terminal: torchport query {loaded.name}")
+    show.say(serving_hint(loaded.name, store))
 
 
 @app.command()

@@ -17,7 +17,8 @@ def serve(
         Path | None, typer.Option("--ts-config", help="a config.properties, as TorchServe reads it")
     ] = None,
     models: Annotated[
-        str | None, typer.Option(help="what to load: all, none, or NAME=FILE.mar,... of the store")
+        str | None,
+        typer.Option(help="what to load: all, none, or names: NAME, NAME@VERSION, FILE.mar, AS=NAME,..."),
     ] = None,
     model_store: Annotated[
         Path | None, typer.Option("--model-store", help="the same as --store, as TorchServe calls it")
@@ -51,6 +52,9 @@ def serve(
     ] = False,
     access_log: Annotated[bool, typer.Option("--access-log", help="a line for every request")] = False,
     log_format: Annotated[str | None, typer.Option(help="text or json")] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="pick up new and changed archives of the store by itself")
+    ] = False,
     run: Annotated[
         Path | None, typer.Option(help="folder of its state; .run/serve-PORT unless given")
     ] = None,
@@ -59,6 +63,7 @@ def serve(
     from torchport.errors import ServerError
     from torchport.properties import read_properties
     from torchport.server.main import run as run_server
+    from torchport.server.models.named_archives import require_named_archives
     from torchport.server.settings.reading import settings_from
 
     config = ts_config or _environment_path("TS_CONFIG_FILE")
@@ -74,11 +79,17 @@ def serve(
         disable_token_authorization=disable_token_auth or None,
         insecure=insecure or None,
         access_log=access_log or None,
+        watch_store=watch or None,
         log_format=log_format,
     )
     settings = settings_from(properties, os.environ, given | _addresses(properties, ports, host))
+    if config is None and model_store is None:
+        # TorchServe starts without what is missing; so does its command line here.
+        require_named_archives(settings)
     folder = run or Path(".run") / f"serve-{settings.inference.port}"
-    raise typer.Exit(run_server(settings, run_folder=folder, snapshots=not ncs))
+    raise typer.Exit(
+        run_server(settings, run_folder=folder, snapshots=not ncs, models_named=models is not None)
+    )
 
 
 def _given(**options: Path | str | bool | None) -> dict[str, str]:

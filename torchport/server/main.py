@@ -16,7 +16,6 @@ import os
 import signal
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,9 +33,10 @@ from torchport.server.http.server import HttpServer
 from torchport.server.http.tls import tls_context
 from torchport.server.models.registry import Registry
 from torchport.server.models.snapshot import Snapshots, read_last
-from torchport.server.models.startup import load_models
+from torchport.server.models.startup import Start, load_models
 from torchport.server.models.statistics import RequestCounts
 from torchport.server.models.version import ModelVersion
+from torchport.server.models.watching import watch
 from torchport.server.settings.address import Address
 from torchport.server.settings.settings import ServerSettings
 from torchport.server.wire import MetricValue
@@ -53,24 +53,25 @@ LIFELINE = "TORCHPORT_SERVER_LIFELINE"
 """Variable with the number of a file descriptor: the server ends when its other side is closed."""
 
 
-def run(settings: ServerSettings, *, run_folder: Path, snapshots: bool) -> int:
+def run(settings: ServerSettings, *, run_folder: Path, snapshots: bool, models_named: bool = False) -> int:
     """Serve until a signal ends the server; the exit code.
+
+    `models_named` is whether the command line says which models are loaded, whatever a snapshot says.
 
     Raises:
         ServerError: the settings are unsafe or wrong, an address is taken.
     """
     logs.set_up(settings.log_format)
+    logs.tell_where(settings.access_log)
     settings.require_safe()
     if settings.ignored:
         logger.warning("config.properties: not known here, ignored: %s", ", ".join(settings.ignored))
-    if snapshots and settings.model_snapshot is None:
-        last = read_last(run_folder / "config")
-        if last is not None:
-            logger.info("models as they were when the server ended (--ncs forgets them)")
-            settings = replace(settings, model_snapshot=last)
+    folder = run_folder / "config"
+    last = read_last(folder) if snapshots and settings.model_snapshot is None else None
+    start = Start(last=last, folder=folder, named=models_named)
     _allow_connections(settings)
     with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
-        return runner.run(_Server(settings, run_folder, snapshots).run())
+        return runner.run(_Server(settings, run_folder, snapshots, start).run())
 
 
 def _allow_connections(settings: ServerSettings) -> None:
@@ -90,8 +91,9 @@ def _allow_connections(settings: ServerSettings) -> None:
 class _Server:
     """One server. Its constructor refuses bad settings; nothing has been started then."""
 
-    def __init__(self, settings: ServerSettings, run_folder: Path, snapshots: bool) -> None:
+    def __init__(self, settings: ServerSettings, run_folder: Path, snapshots: bool, start: Start) -> None:
         self.settings, self._run_folder, self._keeps_snapshots = settings, run_folder, snapshots
+        self._start = start
         self._access = Access(settings)
         self._tls = tls_context(settings)
         self._tracing = Tracing() if settings.opentelemetry else None
@@ -113,6 +115,7 @@ class _Server:
         self._hurry = asyncio.Event()
         self._servers: list[HttpServer] = []
         self._grpc: GrpcServers | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._is_restored = False
         """Whether every model of the last snapshot has been registered or has failed."""
         self._record: dict[str, Any] = {"loaded": False, "failures": {}}
@@ -130,14 +133,19 @@ class _Server:
             self._announce()
             await self._stop.wait()
             loading.cancel()
+            if self._watching is not None:
+                self._watching.cancel()
         finally:
             await self._end()
         return 0
 
     async def _load(self) -> None:
         started = time.perf_counter()
-        await load_models(self._registry, self.settings)
+        await load_models(self._registry, self.settings, self._start)
         self._is_restored = True
+        if self.settings.watch_store:
+            logger.info("the store %s is watched: what is new in it is served", self.settings.model_store)
+            self._watching = asyncio.get_running_loop().create_task(watch(self._registry))
         failures = dict(self._registry.failures)
         for version in self._registry.versions():
             await version.pool.wait_ready(version.settings.min_workers, version.settings.startup_timeout)
@@ -191,6 +199,8 @@ class _Server:
             "inference": inference,
             "management": management,
             "metrics": metrics,
+            "store": str(self.settings.model_store.resolve()),
+            "watches": self.settings.watch_store,
         }
         if self._grpc is not None:
             self._record |= {

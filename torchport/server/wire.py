@@ -115,6 +115,8 @@ class InferRow(msgspec.Struct, array_like=True):
     graph: str
     inputs: list[Tensor]
     outputs: list[str]
+    id: str = ""
+    """The request's, for the log."""
 
 
 class Infer(msgspec.Struct, array_like=True, tag=3):
@@ -202,8 +204,22 @@ class Sampled(msgspec.Struct, array_like=True, tag=15):
     samples: list[MetricValue]
 
 
+class Logged(msgspec.Struct, array_like=True, tag=16):
+    """A record of a worker's log, with the model and the requests that it worked on.
+
+    `level` is one of Python's. `slot` is -1 outside of any model's work.
+    """
+
+    slot: int
+    model: str
+    level: int
+    message: str
+    traceback: str = ""
+    requests: list[str] = []
+
+
 Order = Load | Unload | Predict | Infer
-Report = Loaded | LoadFailed | Partial | Answered | Sampled
+Report = Loaded | LoadFailed | Partial | Answered | Sampled | Logged
 
 _encoder = msgspec.msgpack.Encoder()
 decode_order = msgspec.msgpack.Decoder(Order).decode

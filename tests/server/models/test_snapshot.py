@@ -13,6 +13,7 @@ import requests
 from tests.server.archives import write_archive
 from torchport.errors import ServerError
 from torchport.properties import read_properties
+from torchport.server.models.known_archives import KnownArchives
 from torchport.server.models.registry import Registry
 from torchport.server.models.settings import ModelSettings
 from torchport.server.models.snapshot import KEPT, Snapshots, read_last
@@ -45,7 +46,7 @@ def registry(**versions: int) -> Registry:
     }
     default = next(iter(versions), "")
     models = {"model": SimpleNamespace(versions=found, default=default)}
-    return cast(Registry, SimpleNamespace(models=models, unrestored={}))
+    return cast(Registry, SimpleNamespace(models=models, unrestored={}, known=KnownArchives()))
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:

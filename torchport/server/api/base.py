@@ -22,6 +22,7 @@ from urllib.parse import parse_qsl, unquote
 from torchport.server.api.tokens import Access, KeyKind
 from torchport.server.errors import ApiError, InternalError, InvalidRequest, MethodNotAllowed
 from torchport.server.http.message import HttpRequest, header_lines
+from torchport.server.logs import current_request
 from torchport.server.models.statistics import RequestCounts
 from torchport.server.settings.settings import ServerSettings
 
@@ -220,6 +221,7 @@ class Api:
         task.add_done_callback(self._tasks.discard)
 
     async def _answer_later(self, request: Request, coroutine: Coroutine[Any, Any, Reply]) -> None:
+        current_request.set(request.id)
         try:
             reply = await coroutine
         except Exception as err:
@@ -234,7 +236,14 @@ class Api:
         if isinstance(error, ApiError):
             return Reply.of_error(error)
         path = request.http.path.decode("latin-1")
-        logger.error("request %s: %s %s", request.id, request.method, path, exc_info=error)
+        logger.error(
+            "request %s: %s %s",
+            request.id,
+            request.method,
+            path,
+            exc_info=error,
+            extra={"request_ids": [request.id]},
+        )
         return Reply.of_error(InternalError(f"the server failed; its log names request {request.id}"))
 
     def send(self, request: Request, reply: Reply) -> None:

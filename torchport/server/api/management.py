@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Coroutine, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from torchport.server.api.base import Api, Reply, Request
@@ -26,6 +27,7 @@ from torchport.server.models.management import (
 )
 from torchport.server.models.registration import Outcome, Progress, Registration
 from torchport.server.models.registry import Registry
+from torchport.server.models.reloading import reload, require_no_failure
 from torchport.server.models.statistics import RequestCounts
 from torchport.server.settings.settings import ServerSettings
 
@@ -58,6 +60,9 @@ class ManagementApi(Api):
             return described
         if segments[0] == "models":
             return self._models(request, segments[1:])
+        if segments == ("reload",):
+            request.allow("POST")
+            return self._reload(request)
         if segments[:2] == ("v1", "models") and len(segments) == 3:
             request.allow("GET")
             return model_ready_reply(self._registry, segments[2].partition(":")[0])
@@ -124,6 +129,13 @@ class ManagementApi(Api):
     async def _unregister(self, name: str, version: str | None) -> Reply:
         self._require_model_api()
         return _reply_of(await unregister(self._registry, name, version))
+
+    async def _reload(self, request: Request) -> Reply:
+        # Models come from the store, as at a start: it needs no enable_model_api.
+        names = [name.strip() for name in request.query.get("models", "").split(",") if name.strip()]
+        retire = request.boolean("retire", False)
+        done = require_no_failure(await reload(self._registry, names, retire=retire))
+        return Reply.of_json({"status": str(done), **asdict(done)})
 
     def _renew_key(self, request: Request) -> Reply:
         self._access.require(KeyKind.API, request.http.by_name.get(b"authorization"))

@@ -99,6 +99,7 @@ class _Inference:
     ) -> None:
         self._predictions, self._api = predictions, predictions.api
         self._request, self._asked, self._version = request, asked, version
+        asked.row.id = request.id
 
     @property
     def is_gone(self) -> bool:

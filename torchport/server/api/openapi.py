@@ -25,6 +25,16 @@ _READY = {
     "required": ["name", "ready"],
     "properties": {"name": {"type": "string"}, "ready": {"type": "boolean"}},
 }
+_NAMES = {"type": "array", "items": {"type": "string"}}
+_RELOADED = {
+    "type": "object",
+    "required": ["status", "loaded", "replaced", "default", "retired", "failed"],
+    "properties": {
+        "status": {"type": "string"},
+        **dict.fromkeys(("loaded", "replaced", "default", "retired"), _NAMES),
+        "failed": {"type": "object"},
+    },
+}
 _MODELS = {
     "type": "object",
     "required": ["models"],
@@ -240,6 +250,20 @@ def management_description() -> dict[str, Any]:
                 errors=(400, 403, 404, 405, 409, 413, 500, 503),
             ),
         },
+    }
+    paths["/reload"] = {
+        "post": _operation(
+            "reloadModels",
+            "Pick up new and changed archives of the store",
+            {"200": _RELOADED},
+            parameters=[
+                _query(
+                    "models", "string", "Names, separated by commas; else what the server was started with"
+                ),
+                _query("retire", "boolean", "Remove the version that a newer one takes the default from"),
+            ],
+            errors=(404, 405, 500),
+        )
     }
     for path, parameters, suffix in (
         ("/models/{model_name}", [_NAME], ""),

@@ -11,7 +11,7 @@ from torchport.server.api.base import Api
 from torchport.server.http.message import HttpRequest
 from torchport.server.settings.address import Address
 
-_OWNERS = {b"models": 1, b"token": 1, b"metrics": 2}
+_OWNERS = {b"models": 1, b"token": 1, b"reload": 1, b"metrics": 2}
 """First segments of paths of the management and the metrics API, with the API's index in `apis`."""
 
 

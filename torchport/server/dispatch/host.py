@@ -27,9 +27,11 @@ import psutil
 
 from torchport.child_process import how_it_ended
 from torchport.server.dispatch.process import Process
+from torchport.server.dispatch.worker_log import log_report
 from torchport.server.wire import (
     HEADER,
     MAX_FRAME,
+    Logged,
     Partial,
     Report,
     Sampled,
@@ -233,6 +235,11 @@ class WorkerHost(asyncio.Protocol):
             self._take(report)
 
     def _take(self, report: Report) -> None:
+        if isinstance(report, Logged):
+            if self._process is not None:
+                self._process.note(f"{report.message}\n{report.traceback}".strip())
+            log_report(report, self.name, self.pid)
+            return
         member = self.members.get(report.slot)
         if not isinstance(report, Partial | Sampled) and member is not None and member is self._current:
             # Others go first: a member that is never out of work must not keep them waiting.

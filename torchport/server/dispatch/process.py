@@ -77,6 +77,10 @@ class Process:
         """Its last lines."""
         return "\n".join(self._output)
 
+    def note(self, text: str) -> None:
+        """Add to its last lines what it logged by another way."""
+        self._output.extend(text.splitlines())
+
     def kill(self) -> None:
         """Kill the process and the children in its group; nothing happens once it is reaped."""
         with self._reaping:

@@ -30,6 +30,7 @@ from torchport.server.wire import (
     InferRow,
     Load,
     Loaded,
+    LoadFailed,
     MetricValue,
     Partial,
     Predict,
@@ -234,8 +235,19 @@ class WorkerProcess:
             if self.state is State.STARTING:
                 self.state = State.READY
                 self.owner.worker_ready(self)
-        else:
+        elif isinstance(report, LoadFailed):
             self.failure = report.traceback
+            logger.error(
+                "%s could not load its model: %s",
+                self.description,
+                report.reason,
+                extra={
+                    "model": f"{self.spec.load.model} {self.spec.load.version}",
+                    "worker": self.slot,
+                    "pid": self.pid,
+                    "traceback": report.traceback,
+                },
+            )
             if self._host is not None:
                 self._host.remove(self)
             self._gone(report.reason)

@@ -23,6 +23,7 @@ from google.protobuf.message import DecodeError
 from torchport.server.api.base import access_logger, new_request_id
 from torchport.server.api.tokens import Access, KeyKind
 from torchport.server.errors import ApiError, InternalError, InvalidKey, InvalidRequest, ServiceUnavailable
+from torchport.server.logs import current_request
 from torchport.server.models.statistics import RequestCounts
 
 logger = logging.getLogger(__name__)
@@ -169,6 +170,7 @@ class Calls:
     @contextlib.asynccontextmanager
     async def _answering(self, path: str, context: Any) -> AsyncIterator[Call]:
         call, started = Call(context), time.perf_counter()
+        current_request.set(call.id)
         trailing = [("x-request-id", call.id)]
         context.set_trailing_metadata(tuple(trailing))
         code = grpc.StatusCode.CANCELLED
@@ -183,7 +185,7 @@ class Calls:
             except ApiError as err:
                 error = err
             except Exception:
-                logger.exception("request %s: %s", call.id, path)
+                logger.exception("request %s: %s", call.id, path, extra={"request_ids": [call.id]})
                 error = InternalError(f"the server failed; its log names request {call.id}")
             if error is not None:
                 code = code_of(error)

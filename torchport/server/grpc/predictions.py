@@ -34,6 +34,7 @@ class PendingCall:
         route = registry.model(name).route(number or None)
         self._limit = registry.settings.max_response_size
         self._waiter = Waiter()
+        row.id = call.id
         self.version.submit(kind, row, self._waiter, call.timeout(), route=route)
 
     async def answer(self) -> Answer:

@@ -13,6 +13,7 @@ from torchport.archive.local_record import require_local_parity
 from torchport.errors import BackendError
 from torchport.server.errors import ArchiveRefused
 from torchport.server.settings.settings import ServerSettings
+from torchport.store.serving_record import records_beside
 from torchport.store.variants import Variant
 from torchport_runtime.options import BackendOptions
 
@@ -24,13 +25,14 @@ def require_trusted(contents: ArchiveContents, settings: ServerSettings) -> bool
 
     Raises:
         ArchiveRefused: a hash is wrong; the certificate is missing, and the settings demand it; the
-            archive does not contain the backend or precision that it would be served with; or the settings
-            demand a re-verification on this machine, which does not cover these options.
+            archive does not contain the backend or precision that it would be served with; the settings
+            demand a re-verification on this machine, which does not cover these options; or they demand
+            that the recipe's goals are met, and no check has shown it.
         ArchiveError: this machine has no valid record of re-verifying the archive.
     """
     name = contents.path.name
     if not contents.certificate:
-        for demand in ("require_certificate", "require_local_parity"):
+        for demand in ("require_certificate", "require_local_parity", "require_goals"):
             if getattr(settings, demand):
                 raise ArchiveRefused(f"{name}: no parity.json, and {demand}=true: make it with torchport")
         return False
@@ -45,7 +47,29 @@ def require_trusted(contents: ArchiveContents, settings: ServerSettings) -> bool
     if settings.require_local_parity:
         _require_provable(name, own, options)
         require_local_parity(contents.path, options.backend, options.precision, options.device)
+    if settings.require_goals:
+        _require_goals(contents, options)
     return True
+
+
+def _require_goals(contents: ArchiveContents, options: BackendOptions) -> None:
+    """Refuse an archive whose checks, with what is to serve, missed a goal or have not been made."""
+    name, variant = contents.path.name, Variant(options.backend, options.precision)
+    records = [
+        record
+        for record in records_beside(contents.path, contents.name, contents.version)
+        if (record.get("backend"), record.get("precision", "float32")) == (variant.backend, variant.precision)
+    ]
+    # No goals are none missed; a record that says nothing of goals shows nothing.
+    judged = [record for record in records if isinstance(record.get("missed"), list)]
+    missed = [str(goal) for record in judged for goal in record["missed"]]
+    if missed:
+        raise ArchiveRefused(f"{name}: require_goals=true, and it missed its goals: {'; '.join(missed)}")
+    if not judged or not all(record["passed"] for record in judged):
+        raise ArchiveRefused(
+            f"{name}: require_goals=true, and no check of {variant} in this store has shown that it meets "
+            f"its goals: torchport check {contents.name}"
+        )
 
 
 def _require_carried(contents: ArchiveContents, options: BackendOptions) -> None:

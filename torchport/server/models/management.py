@@ -9,6 +9,7 @@ Values come typed and are checked here; an error is an `ApiError`, whose message
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -27,6 +28,8 @@ from torchport.server.settings.checks import MAX_WORKERS
 from torchport.server.settings.settings import ServerSettings
 from torchport.server.wire import Row
 from torchport.store.folders import version_key
+
+logger = logging.getLogger(__name__)
 
 PAGE = 100
 """Maximum number of models on one page of the list; a larger limit counts as this one."""
@@ -110,7 +113,11 @@ async def register(registry: Registry, registration: Registration) -> Outcome:
     if registration.initial_workers is None:
         workers = registry.settings.default_workers_per_model or 0
         registration = replace(registration, initial_workers=workers)
-    return await registry.register(registration)
+    identity = registry.known.identity(registry.settings.model_store, registration.url)
+    outcome = await registry.register(registration)
+    registry.known.note(registration.url, identity)
+    logger.info("registered %s: %s", registration.url, outcome.message)
+    return outcome
 
 
 async def describe(
@@ -183,7 +190,13 @@ async def scale(
     if most < workers:
         raise InvalidRequest("max_worker cannot be less than min_worker.")
     found = registry.find(name, version)
+    before = found.settings
     found.scale(workers, most)
+    logger.info(
+        "scaled %s %s: %d to %d workers, before %d to %d",
+        *(name, found.model.version, workers, most, before.min_workers, before.max_workers),
+        extra={"model": f"{name} {found.model.version}"},
+    )
     registry.changed()
     if not synchronous:
         return Outcome(message="Processing worker updates...", progress=Progress.STARTED)
@@ -211,7 +224,11 @@ async def set_default(registry: Registry, name: str, version: str) -> Outcome:
         Conflict: another request has chosen meanwhile.
         InternalError: its workers did not start; the default stays what it was.
     """
+    before = registry.find(name).model.version
     await registry.set_default(name, version)
+    logger.info(
+        "default version of %s: %s, before %s", name, version, before, extra={"model": f"{name} {version}"}
+    )
     return Outcome(message=f'Default version successfully updated for model "{name}" to "{version}"')
 
 
@@ -222,5 +239,7 @@ async def unregister(registry: Registry, name: str, version: str | None = None) 
         ModelNotFound, ModelVersionNotFound: there is no such version.
         InvalidModelVersion: it is the default one, and there are others.
     """
+    number = version or registry.model(name).default
     await registry.unregister(name, version)
+    logger.info("unregistered %s %s", name, number, extra={"model": f"{name} {number}"})
     return Outcome(message=f'Model "{name}" unregistered')

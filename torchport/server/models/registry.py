@@ -22,6 +22,7 @@ from torchport.server.errors import (
     ModelVersionNotFound,
     ServiceUnavailable,
 )
+from torchport.server.models.known_archives import KnownArchives
 from torchport.server.models.registered import RegisteredModels
 from torchport.server.models.registration import Model, Outcome, Progress, Registration
 from torchport.server.models.settings import model_settings
@@ -61,6 +62,9 @@ class Registry(RegisteredModels):
         """Statistics by model and version. Those of removed versions stay: counters never decrease."""
         self.unrestored: dict[str, dict[str, dict[str, Any]]] = {}
         """Snapshot entries that failed to load, by model and version; the next snapshot keeps them."""
+        self.known = KnownArchives()
+        self.reloading = asyncio.Lock()
+        """Held while the models of the start, or news of the store, are registered."""
         self._worker_defaults = WorkerDefaults.of(settings, gpus)
         self.changed, self._samples_taken = changed, samples_taken
         self._work = WorkFolder()
@@ -134,6 +138,63 @@ class Registry(RegisteredModels):
         if not self.has(version):
             name, number = version.model.name, version.model.version
             raise Conflict(f'Model "{name}" Version: {number} was unregistered while its workers started')
+
+    async def replace(self, old: ModelVersion) -> None:
+        """Serve a version from its archive as it is now, with as many workers as before.
+
+        The old one gets the requests until the new one is warm, and answers what waits for it then.
+
+        Raises:
+            ApiError: the archive is refused, is of another model or version, or its workers did not start;
+                the old one stays.
+            Conflict: the version was removed meanwhile.
+        """
+        name, number = old.model.name, old.model.version
+        handler = old.model.handler if old.model.handler_given else None
+        asked = Registration(url=old.model.url, model_name=name, handler=handler)
+        unpacked = await asyncio.get_running_loop().run_in_executor(
+            None,
+            lambda: unpack(asked.url, self.settings, self._work.path, name=name, handler=handler),
+        )
+        try:
+            if unpacked.version != number:
+                raise Conflict(f"{asked.url} is version {unpacked.version} of {name} now, and was {number}")
+            self._require_current(old)
+            # Both are made in one step of the event loop: no request sees the one in the other's place.
+            del self.models[name].versions[number]
+            try:
+                new = self._add(unpacked, asked)
+            finally:
+                self.models[name].versions[number] = old
+        except BaseException:
+            shutil.rmtree(unpacked.folder, ignore_errors=True)
+            raise
+        self._leaving.add(new)  # The end of the server is its end, too.
+        gone = new
+        try:
+            workers = old.settings.min_workers
+            new.scale(workers, old.settings.max_workers)
+            if not await new.pool.wait_ready(workers, new.settings.startup_timeout + 5):
+                raise InternalError(
+                    f"Failed to start workers for {name} {number}\n{new.pool.failure}".strip()
+                )
+            self._require_current(old)
+            self.models[name].versions[number], gone = new, old
+            self._leaving.discard(new)
+            self._leaving.add(old)
+            self.changed()
+        finally:
+            try:
+                await gone.close(self.settings.unregister_model_timeout)
+            finally:
+                self._leaving.discard(gone)
+                shutil.rmtree(gone.model.folder, ignore_errors=True)
+
+    def _require_current(self, version: ModelVersion) -> None:
+        name, number = version.model.name, version.model.version
+        model = self.models.get(name)
+        if model is None or model.versions.get(number) is not version:
+            raise Conflict(f"{name} {number} was removed meanwhile")
 
     def _add(self, unpacked: Any, asked: Registration) -> ModelVersion:
         name, number = unpacked.name, unpacked.version

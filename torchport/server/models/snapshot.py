@@ -42,7 +42,12 @@ class Snapshots:
         for model_name, model in self._registry.models.items():
             for number, version in model.versions.items():
                 models.setdefault(model_name, {})[number] = _entry(version, number == model.default)
-        snapshot = {"name": f"{name}.cfg", "modelCount": len(models), "models": models}
+        snapshot = {
+            "name": f"{name}.cfg",
+            "modelCount": len(models),
+            "models": models,
+            "archives": self._registry.known.to_json(),
+        }
         text = f"model_snapshot={_escaped(json.dumps(snapshot))}\n"
         try:
             write_bytes(self._folder / f"{name}.cfg", text.encode())

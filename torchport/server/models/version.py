@@ -267,7 +267,15 @@ class ModelVersion:
     def _blame(self, job: Job, reason: str) -> None:
         number = uuid.uuid4()
         self.statistics.failed += 1
-        logger.error("request %s, incident %s: worker died: %s", getattr(job.row, "id", ""), number, reason)
+        name = f"{self.model.name} {self.model.version}"
+        logger.error(
+            "request %s to %s, incident %s: worker died: %s",
+            job.row.id,
+            name,
+            number,
+            reason,
+            extra={"request_ids": [job.row.id], "model": name},
+        )
         job.fail(InternalError(f"Worker died. Incident {number}"))
 
     def pool_changed(self) -> None:

@@ -74,6 +74,7 @@ class ServerSettings:
 
     model_store: Path = Path("model_store")
     load_models: str = "all"
+    watch_store: bool = False
     models: Mapping[str, Any] = field(default_factory=dict)
     model_snapshot: Mapping[str, Any] | None = None
     allowed_urls: tuple[str, ...] = _DEFAULT_URLS
@@ -83,6 +84,7 @@ class ServerSettings:
     install_py_dep_from_anywhere: bool = False
     require_certificate: bool = False
     require_local_parity: bool = False
+    require_goals: bool = False
 
     default_workers_per_model: int | None = None
     max_workers_of_archive: int | None = None

@@ -8,7 +8,6 @@ whatever it is doing.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import select
 import socket
@@ -18,6 +17,7 @@ from typing import Any
 
 from torchport.child_process import end_with_parent
 from torchport.server.wire import HEADER, MAX_FRAME, Report, decode_order
+from torchport.server.worker.log_reports import WorkerLog
 from torchport.server.worker.sanitizing import safe_frame
 
 _READ_SIZE = 1 << 16
@@ -28,10 +28,11 @@ PENDING_EVERY_S = 0.05
 def main() -> None:
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
     end_with_parent(int(sys.argv[2]))
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    log = WorkerLog(channel.send)
+    log.install()
     from torchport.server.worker.serving import Models
 
-    models = Models(channel.send)
+    models = Models(channel.send, log)
     while True:
         while models.has_pending_metrics and not channel.has_order(PENDING_EVERY_S):
             models.send_pending_metrics()

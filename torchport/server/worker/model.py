@@ -69,6 +69,11 @@ class LoadedModel:
         return cls(order, entry, context, metrics)
 
     @property
+    def name(self) -> str:
+        """The model and its version, for the log."""
+        return f"{self._order.model} {self._order.version}"
+
+    @property
     def description(self) -> str:
         """The model's backends, or its handler's name, for the log."""
         if not self.signature:

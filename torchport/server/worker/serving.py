@@ -1,6 +1,6 @@
 """Carries out the front's orders on the models of this process.
 
-models = Models(send)
+models = Models(send, log)
 models.obey(order)                   # send(report) is called, once or more
 """
 
@@ -11,7 +11,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torchport.server.wire import (
     Answer,
     Answered,
     Infer,
+    InferRow,
     Load,
     Loaded,
     LoadFailed,
@@ -27,10 +28,12 @@ from torchport.server.wire import (
     Order,
     Partial,
     Predict,
+    Row,
     Sampled,
     Unload,
 )
 from torchport.server.worker.answers import failed
+from torchport.server.worker.log_reports import WorkerLog
 from torchport.server.worker.model import LoadedModel
 from torchport.server.worker.model_space import ModelSpace
 from torchport.server.worker.sanitizing import text_of
@@ -44,8 +47,8 @@ MEMORY_EVERY_S = 0.5
 class Models:
     """The loaded models, by slot."""
 
-    def __init__(self, send: Callable[[Any], None]) -> None:
-        self._send = send
+    def __init__(self, send: Callable[[Any], None], log: WorkerLog) -> None:
+        self._send, self._log = send, log
         self._models: dict[int, LoadedModel] = {}
         self._spaces: dict[int, ModelSpace] = {}
         self._memory, self._measured_at = 0, 0.0
@@ -81,7 +84,7 @@ class Models:
             else:
                 space.require_shareable()
                 self._spaces[order.slot] = space
-            with self._space(order.slot):
+            with self._space(order.slot), self._log.at(f"{order.model} {order.version}", order.slot):
                 model = self._models[order.slot] = LoadedModel.load(order)
                 loaded = Loaded(order.slot, model.description, model.signature)
             if space is not None:
@@ -113,7 +116,7 @@ class Models:
 
         samples: list[MetricValue] = []
         try:
-            with self._space(slot):
+            with self._space(slot), self._at(slot, order.rows):
                 model = self._models[slot]
                 if isinstance(order, Infer):
                     answers = model.infer(order.rows)
@@ -124,12 +127,15 @@ class Models:
             raise
         except BaseException as err:
             # What a handler gives may fail wherever it is looked at; that costs its batch, and nobody else's.
-            with suppress(Exception):
+            with suppress(Exception), self._at(slot, order.rows):
                 logger.error("the batch failed", exc_info=err)
             answers = failed(503, "Prediction failed", len(order.rows))
         if time.monotonic() - self._measured_at > MEMORY_EVERY_S:
             self._memory, self._measured_at = resident_bytes(), time.monotonic()
         self._send(Answered(slot, batch, answers, samples, self._memory))
+
+    def _at(self, slot: int, rows: Sequence[Row | InferRow]) -> AbstractContextManager[None]:
+        return self._log.at(self._models[slot].name, slot, [row.id for row in rows])
 
     def _space(self, slot: int) -> AbstractContextManager[None]:
         space = self._spaces.get(slot)
