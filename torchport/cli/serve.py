@@ -51,6 +51,10 @@ def serve(
     ] = False,
     access_log: Annotated[bool, typer.Option("--access-log", help="a line for every request")] = False,
     log_format: Annotated[str | None, typer.Option(help="text or json")] = None,
+    drain_time: Annotated[
+        float | None,
+        typer.Option("--drain-time", min=0, help="seconds for which it still listens after SIGTERM"),
+    ] = None,
     run: Annotated[
         Path | None, typer.Option(help="folder of its state; .run/serve-PORT unless given")
     ] = None,
@@ -75,13 +79,14 @@ def serve(
         insecure=insecure or None,
         access_log=access_log or None,
         log_format=log_format,
+        drain_time=drain_time,
     )
     settings = settings_from(properties, os.environ, given | _addresses(properties, ports, host))
     folder = run or Path(".run") / f"serve-{settings.inference.port}"
     raise typer.Exit(run_server(settings, run_folder=folder, snapshots=not ncs))
 
 
-def _given(**options: Path | str | bool | None) -> dict[str, str]:
+def _given(**options: Path | str | float | bool | None) -> dict[str, str]:
     """The options that were given, as `config.properties` would write them; None: not given."""
     return {
         name: str(value).lower() if isinstance(value, bool) else str(value)

@@ -39,7 +39,7 @@ def test_health_checks(server, port):
 def test_an_ending_server_says_so_and_answers_what_it_took(store, tmp_path):
     gate = tmp_path / "gate"
     health, serving = health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse
-    with start(store, tmp_path / "run") as server:
+    with start(store, tmp_path / "run", settings={"drain_time": "4"}) as server:
         address = f"127.0.0.1:{server.ports['grpc_inference']}"
         with grpc.insecure_channel(address) as channel:
             client, stub = Client(channel), health_pb2_grpc.HealthStub(channel)

@@ -100,6 +100,11 @@ class Calls:
         self._access, self._kind, self._counts, self._access_log = access, kind, counts, access_log
         self.stopping = asyncio.Event()
         """Set when the server ends; streams that wait for their client end then."""
+        self.begun = 0
+        """Number of all calls so far."""
+        self.may_end = asyncio.Event()
+        """Cleared while the ends of calls are held back, so that clients begin no new ones."""
+        self.may_end.set()
 
     def service(
         self,
@@ -173,11 +178,13 @@ class Calls:
         context.set_trailing_metadata(tuple(trailing))
         code = grpc.StatusCode.CANCELLED
         error: ApiError | None = None
+        self.begun += 1
         try:
             try:
                 if self._kind is not None and self._access.enabled:
                     self._access.require(self._kind, call.header(b"authorization"))
                 yield call
+                await self.may_end.wait()
                 code = grpc.StatusCode.OK
                 self._counts.add(200)
             except ApiError as err:
@@ -189,6 +196,7 @@ class Calls:
                 code = code_of(error)
                 self._counts.add(error.http_status)
                 trailing += [(name.lower(), value) for name, value in error.headers.items()]
+                await self.may_end.wait()
                 await context.abort(code, details_of(error), tuple(trailing))
         finally:
             if self._access_log:

@@ -51,6 +51,7 @@ class Registry:
         gpus: int = 0,
         changed: Callable[[], None] = lambda: None,
         samples_taken: Callable[[ModelVersion, list[MetricValue]], None] = lambda version, samples: None,
+        work: WorkFolder | None = None,
     ) -> None:
         self.settings = settings
         self.models: dict[str, Model] = {}
@@ -66,7 +67,7 @@ class Registry:
         """Snapshot entries that failed to load, by model and version; the next snapshot keeps them."""
         self._worker_defaults = WorkerDefaults.of(settings, gpus)
         self.changed, self._samples_taken = changed, samples_taken
-        self._work = WorkFolder()
+        self._work = work or WorkFolder()
         self._hosts = SharedHosts()
         self._locks: dict[str, asyncio.Lock] = {}
         self._leaving: set[ModelVersion] = set()

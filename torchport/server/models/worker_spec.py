@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from torchport.server.dispatch.worker import WorkerSpec
+from torchport.server.models.restoring import restore
 from torchport.server.models.settings import ModelSettings
 from torchport.server.models.unpacked import UnpackedModel
 from torchport.server.settings.settings import ServerSettings
@@ -23,13 +25,14 @@ class WorkerDefaults:
     """Settings of the server that hold for the workers of every model.
 
     `gpus` is the number of devices. Workers do not get the environment variables whose names match
-    `hidden_environment`, a regular expression.
+    `hidden_environment`, a regular expression. `restore` unpacks what is missing of a model's folder.
     """
 
     gpus: int = 0
     hidden_environment: str = ""
     limit_max_image_pixels: bool = True
     decode_input: bool = True
+    restore: Callable[[UnpackedModel], None] = lambda model: None
 
     @classmethod
     def of(cls, server: ServerSettings, gpus: int) -> WorkerDefaults:
@@ -39,6 +42,7 @@ class WorkerDefaults:
             hidden_environment=server.blacklist_env_vars,
             limit_max_image_pixels=server.limit_max_image_pixels,
             decode_input=server.decode_input_request,
+            restore=partial(restore, settings=server),
         )
 
 
@@ -68,6 +72,7 @@ def worker_spec(
         environment=environment,
         hidden=defaults.hidden_environment,
         share=share,
+        prepare=partial(defaults.restore, model),
     )
 
 
