@@ -174,6 +174,8 @@ class Calls:
     @contextlib.asynccontextmanager
     async def _answering(self, path: str, context: Any) -> AsyncIterator[Call]:
         call, started = Call(context), time.perf_counter()
+        # Asked now: once the client has cancelled the call, gRPC ends the process in answer to it.
+        client = context.peer() if self._access_log else ""
         trailing = [("x-request-id", call.id)]
         context.set_trailing_metadata(tuple(trailing))
         code = grpc.StatusCode.CANCELLED
@@ -200,10 +202,10 @@ class Calls:
                 await context.abort(code, details_of(error), tuple(trailing))
         finally:
             if self._access_log:
-                self._log(call, path, code, time.perf_counter() - started)
+                self._log(call, client, path, code, time.perf_counter() - started)
 
-    def _log(self, call: Call, path: str, code: grpc.StatusCode, seconds: float) -> None:
-        client, milliseconds = call.context.peer(), seconds * 1000
+    def _log(self, call: Call, client: str, path: str, code: grpc.StatusCode, seconds: float) -> None:
+        milliseconds = seconds * 1000
         access_logger.info(
             '%s "gRPC %s" %s %.2f ms %s',
             client,
