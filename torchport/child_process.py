@@ -20,10 +20,12 @@ def end_with_parent(lifeline: int) -> None:
     """End this process, and the group that it leads, when its parent ends.
 
     A parent's end by SIGKILL counts too. `lifeline` is a pipe's reading end, whose other end the parent
-    alone holds. On Linux the kernel also ends this process, when the thread that started it ends.
+    alone holds. On Linux the kernel kills the group, also one that is stopped, or a process whose threads
+    cannot run because a library keeps the interpreter's lock.
     """
-    if sys.platform == "linux":
-        # For a process whose threads cannot run: a library that keeps the interpreter's lock.
+    os.set_inheritable(lifeline, False)
+    if sys.platform == "linux" and not _killed_by(lifeline):
+        # The second best: this process alone ends, perhaps before its thread has ended the group.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
     def watch() -> None:
@@ -33,6 +35,19 @@ def end_with_parent(lifeline: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="lifeline", daemon=True).start()
+
+
+def _killed_by(lifeline: int) -> bool:
+    """Have the kernel send SIGKILL to this process's group when the pipe closes. Whether it can."""
+    import fcntl  # Windows has none.
+
+    try:
+        fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
+        fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+    except OSError:
+        return False
+    return True
 
 
 def how_it_ended(code: int) -> str:

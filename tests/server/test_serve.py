@@ -101,18 +101,19 @@ def test_an_onnx_archive_is_served_with_neither_torch_nor_java(linear_archive, t
 def test_sigint_ends_it_too_and_leaves_nothing_behind(linear_archive, tmp_path):
     (tmp_path / "model_store").mkdir()
     shutil.copy(linear_archive, tmp_path / "model_store")
-    unpacked = tmp_path / "tmp"
-    unpacked.mkdir()
-    process = serve("--ncs", cwd=tmp_path, environment={"TMPDIR": str(unpacked)})
+    temporary, unpacked = tmp_path / "tmp", tmp_path / ".run" / "serve-0" / "unpacked"
+    temporary.mkdir()
+    process = serve("--ncs", cwd=tmp_path, environment={"TMPDIR": str(temporary)})
     addresses(process, tmp_path)
     workers = psutil.Process(process.pid).children(recursive=True)
     assert workers
-    assert list(unpacked.glob("torchport-serve-*"))
+    assert [path.name.rpartition("-")[0] for path in unpacked.iterdir()] == ["linear-1.0"]
     code, output = ended(process, signal.SIGINT)
     assert code == 0, output
     assert "Traceback" not in output
     assert psutil.wait_procs(workers, timeout=5)[1] == []
-    assert list(unpacked.glob("torchport*")) == []
+    assert not unpacked.exists()
+    assert list(temporary.glob("torchport*")) == []
     assert not (tmp_path / ".run" / "serve-0" / "server.json").exists()
 
 
@@ -304,25 +305,54 @@ def test_models_do_not_wait_for_each_other(tmp_path):
 
 
 def test_what_a_killed_server_left_unpacked_is_removed_by_the_next(tmp_path):
-    store = Store(tmp_path / "store")
+    store, run = Store(tmp_path / "store"), tmp_path / "run"
     write_archive(store.path, "echo", ECHO, config={"minWorkers": 1, "maxWorkers": 1})
-    unpacked = tmp_path / "tmp"
-    unpacked.mkdir()
-    options = {"settings": {"enable_grpc": "false"}, "environment": {"TMPDIR": str(unpacked)}}
-    first = start(store, tmp_path / "first", **options)
-    (left,) = unpacked.glob("torchport-serve-*")
+    options = {"settings": {"enable_grpc": "false"}}
+    first = start(store, run, **options)
+    (left,) = (run / "unpacked").iterdir()
     os.kill(first.pid, signal.SIGKILL)
     first.stop()
     assert left.is_dir()
-    with start(store, tmp_path / "second", **options):
-        assert left.is_dir()  # Young: its server might be starting.
-    os.utime(left, (0, 0))
-    with start(store, tmp_path / "third", **options):
-        assert not left.exists()
-        (own,) = unpacked.glob("torchport-serve-*")
-        os.utime(own, (0, 0))
-        with start(store, tmp_path / "fourth", **options):
-            assert own.is_dir()
+    with start(store, run, **options):
+        (own,) = (run / "unpacked").iterdir()
+        assert own != left
+
+
+def test_a_run_folder_has_one_server(echo, tmp_path):
+    (tmp_path / "model_store").mkdir()
+    process = serve("--run", str(echo.run), cwd=tmp_path)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert f"another server (process {echo.pid}, {echo.urls['inference']}) uses the run folder" in output
+    assert "--run" in output
+    assert ask(echo, "echo")["model"] == "echo"
+    assert json.loads((echo.run / "server.json").read_text())["pid"] == echo.pid
+
+
+def test_what_was_removed_of_an_unpacked_model_is_unpacked_again(tmp_path):
+    store, run = Store(tmp_path / "store"), tmp_path / "run"
+    write_archive(store.path, "echo", ECHO, config={"minWorkers": 1, "maxWorkers": 1})
+    write_archive(store.path, "late", ECHO, config={"minWorkers": 0, "maxWorkers": 1})
+    with start(store, run, settings={"enable_grpc": "false", "enable_model_api": "true"}) as server:
+        scale = f"{server.urls['management']}/models/{{}}?synchronous=true&min_worker={{}}"
+        before = ask(server, "echo")["pid"]
+        shutil.rmtree(run / "unpacked")
+        assert requests.put(scale.format("late", 1), timeout=60).status_code == 200
+        assert ask(server, "late")["model"] == "late"
+        os.kill(before, signal.SIGKILL)
+        assert ask(server, "echo")["pid"] != before
+        assert len(lines_with(server.log, "are gone from")) == 2
+        assert sorted(path.name.rpartition("-")[0] for path in (run / "unpacked").iterdir()) == [
+            "echo-1.0",
+            "late-1.0",
+        ]
+        # Never another model by the same name.
+        shutil.rmtree(run / "unpacked")
+        write_archive(store.path, "late", ECHO, files={"more.txt": b"other"})
+        requests.put(scale.format("late", 0), timeout=60)
+        refused = requests.put(scale.format("late", 1), timeout=60)
+        assert refused.status_code == 500
+        assert "is another archive by now" in refused.json()["message"]
 
 
 @pytest.mark.parametrize(

@@ -272,21 +272,22 @@ def test_workers_do_not_outlive_a_front_that_is_killed(tmp_path):
 def test_on_sigterm_what_was_taken_is_answered(tmp_path):
     store = Store(tmp_path / "store")
     write_archive(store.path, "hangs", HANGS, config={"minWorkers": 1, "maxWorkers": 1})
-    server = start(store, tmp_path / "run", settings=QUIET)
-    workers = psutil.Process(server.pid).children(recursive=True)
-    answers = []
-    held = f"hold {tmp_path / 'gate'}"
-    waiting = [threading.Thread(target=lambda: answers.append(ask(server, held))) for _ in range(3)]
-    for thread in waiting:
-        thread.start()
-    wait_until(lambda: queue(server)["batch"] > 0)
-    os.kill(server.pid, signal.SIGTERM)
-    wait_until(lambda: "answering what was taken" in server.log())
-    health = requests.get(f"{server.urls['inference']}/ping", timeout=5)
-    (tmp_path / "gate").touch()
-    for thread in waiting:
-        thread.join()
-    assert server.stop() == 0
+    with start(store, tmp_path / "run", settings={**QUIET, "drain_time": "3"}) as server:
+        workers = psutil.Process(server.pid).children(recursive=True)
+        answers = []
+        held = f"hold {tmp_path / 'gate'}"
+        waiting = [threading.Thread(target=lambda: answers.append(ask(server, held))) for _ in range(3)]
+        for thread in waiting:
+            thread.start()
+        wait_until(lambda: queue(server)["batch"] > 0)
+        os.kill(server.pid, signal.SIGTERM)
+        wait_until(lambda: "answering what was taken" in server.log())
+        health = requests.get(f"{server.urls['inference']}/ping", timeout=5)
+        (tmp_path / "gate").touch()
+        for thread in waiting:
+            thread.join()
+        # The signal of `stop` would be the second one.
+        assert server.process.wait(30) == 0
     assert health.status_code == 503
     assert [answer.status_code for answer in answers] == [200] * 3
     _, alive = psutil.wait_procs(workers, timeout=5)

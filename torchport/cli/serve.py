@@ -55,6 +55,10 @@ def serve(
     watch: Annotated[
         bool, typer.Option("--watch", help="pick up new and changed archives of the store by itself")
     ] = False,
+    drain_time: Annotated[
+        float | None,
+        typer.Option("--drain-time", min=0, help="seconds for which it still listens after SIGTERM"),
+    ] = None,
     run: Annotated[
         Path | None, typer.Option(help="folder of its state; .run/serve-PORT unless given")
     ] = None,
@@ -81,6 +85,7 @@ def serve(
         access_log=access_log or None,
         watch_store=watch or None,
         log_format=log_format,
+        drain_time=drain_time,
     )
     settings = settings_from(properties, os.environ, given | _addresses(properties, ports, host))
     if config is None and model_store is None:
@@ -92,7 +97,7 @@ def serve(
     )
 
 
-def _given(**options: Path | str | bool | None) -> dict[str, str]:
+def _given(**options: Path | str | float | bool | None) -> dict[str, str]:
     """The options that were given, as `config.properties` would write them; None: not given."""
     return {
         name: str(value).lower() if isinstance(value, bool) else str(value)

@@ -2,8 +2,8 @@
 
     run(settings, run_folder=Path(".run/serve-8080"), snapshots=True)
 
-On SIGTERM or SIGINT the health check turns 503, accepted requests are answered, and the exit code is 0. A
-second signal ends the server at once.
+On SIGTERM or SIGINT the health check turns 503. The server still listens for `drain_time` seconds, then
+answers what it took and ends with exit code 0. A second signal ends it at once.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import contextlib
 import gc
 import logging
 import os
-import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +37,10 @@ from torchport.server.models.startup import Start, load_models
 from torchport.server.models.statistics import RequestCounts
 from torchport.server.models.version import ModelVersion
 from torchport.server.models.watching import watch
+from torchport.server.models.work_folder import WorkFolder
 from torchport.server.settings.address import Address
 from torchport.server.settings.settings import ServerSettings
+from torchport.server.signals import Signals
 from torchport.server.wire import MetricValue
 from torchport.store.files import write_json
 from torchport.version import __version__
@@ -49,8 +51,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LIFELINE = "TORCHPORT_SERVER_LIFELINE"
-"""Variable with the number of a file descriptor: the server ends when its other side is closed."""
+WORKERS_END_S = 2.0
+"""Seconds that idle workers have to end by themselves when the server ends."""
+
+REFUSALS_S = 1.0
+"""Seconds for sending the refusals of requests that were not answered in time."""
 
 
 def run(settings: ServerSettings, *, run_folder: Path, snapshots: bool, models_named: bool = False) -> int:
@@ -66,12 +71,25 @@ def run(settings: ServerSettings, *, run_folder: Path, snapshots: bool, models_n
     settings.require_safe()
     if settings.ignored:
         logger.warning("config.properties: not known here, ignored: %s", ", ".join(settings.ignored))
+    work = WorkFolder(run_folder)
     folder = run_folder / "config"
     last = read_last(folder) if snapshots and settings.model_snapshot is None else None
     start = Start(last=last, folder=folder, named=models_named)
     _allow_connections(settings)
     with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
-        return runner.run(_Server(settings, run_folder, snapshots, start).run())
+        code = runner.run(_Server(settings, run_folder, snapshots, start, work).run())
+        _leave_threads(code)
+    return code
+
+
+def _leave_threads(code: int) -> None:
+    """End the process now if there are threads that the interpreter would wait for.
+
+    Nothing depends on them any more, and the inspection of an archive in one of them may take for ever.
+    """
+    if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+        logging.shutdown()
+        os._exit(code)
 
 
 def _allow_connections(settings: ServerSettings) -> None:
@@ -91,7 +109,9 @@ def _allow_connections(settings: ServerSettings) -> None:
 class _Server:
     """One server. Its constructor refuses bad settings; nothing has been started then."""
 
-    def __init__(self, settings: ServerSettings, run_folder: Path, snapshots: bool, start: Start) -> None:
+    def __init__(
+        self, settings: ServerSettings, run_folder: Path, snapshots: bool, start: Start, work: WorkFolder
+    ) -> None:
         self.settings, self._run_folder, self._keeps_snapshots = settings, run_folder, snapshots
         self._start = start
         self._access = Access(settings)
@@ -102,7 +122,11 @@ class _Server:
         if settings.number_of_gpu is not None:
             gpus = min(gpus, settings.number_of_gpu)
         self._registry = Registry(
-            settings, gpus=gpus, changed=self._save_snapshot, samples_taken=self._add_samples
+            settings,
+            gpus=gpus,
+            changed=self._save_snapshot,
+            samples_taken=self._add_samples,
+            work=work,
         )
         self._collector = ServerCollector(
             self._registry, counts, system_metrics=not settings.disable_system_metrics
@@ -111,8 +135,10 @@ class _Server:
         self._inference = InferenceApi(settings, self._access, counts, self._registry, self._tracing)
         self._management = ManagementApi(settings, self._access, counts, self._registry)
         self._metrics = MetricsApi(settings, self._access, counts, self._collector)
-        self._stop = asyncio.Event()
-        self._hurry = asyncio.Event()
+        self._signals = Signals(begun=self._begin_ending, left=self._remove_record)
+        self._threads = ThreadPoolExecutor(thread_name_prefix="server")
+        self._is_closing = False
+        """Whether models are being removed because the server ends."""
         self._servers: list[HttpServer] = []
         self._grpc: GrpcServers | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -122,7 +148,8 @@ class _Server:
         """The content of `server.json`, for the process that started the server."""
 
     async def run(self) -> int:
-        self._listen_to_signals()
+        asyncio.get_running_loop().set_default_executor(self._threads)
+        self._signals.listen(self.settings.drain_time + self.settings.shutdown_timeout + 10)
         if self._access.enabled:
             logger.info("tokens are on: the keys are in %s", self._access.path)
         try:
@@ -131,7 +158,7 @@ class _Server:
             loading.add_done_callback(_tell_failure)
             await self._start_grpc()
             self._announce()
-            await self._stop.wait()
+            await self._signals.received.wait()
             loading.cancel()
             if self._watching is not None:
                 self._watching.cancel()
@@ -212,7 +239,7 @@ class _Server:
 
     def _save_snapshot(self) -> None:
         # Not before all is there again: a server that is killed meanwhile must not have forgotten the rest.
-        if self._keeps_snapshots and self._is_restored and not self._stop.is_set():
+        if self._keeps_snapshots and self._is_restored and not self._is_closing:
             self._snapshots.save()
 
     def _add_samples(self, version: ModelVersion, samples: list[MetricValue]) -> None:
@@ -220,49 +247,41 @@ class _Server:
 
     # The end.
 
-    def _listen_to_signals(self) -> None:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._signalled, number)
-        if LIFELINE in os.environ:
-            descriptor = int(os.environ.pop(LIFELINE))
-
-            def watch() -> None:
-                with contextlib.suppress(OSError):
-                    os.read(descriptor, 1)
-                with contextlib.suppress(RuntimeError):
-                    loop.call_soon_threadsafe(self._signalled, signal.SIGTERM)
-                # Should the event loop be stuck, nobody is there any more to end this.
-                time.sleep(self.settings.shutdown_timeout + 10)
-                os._exit(1)
-
-            threading.Thread(target=watch, name="lifeline", daemon=True).start()
-
-    def _signalled(self, number: int) -> None:
-        if self._stop.is_set():
-            self._hurry.set()
-            return
-        logger.info("%s: answering what was taken, then ending", signal.Signals(number).name)
-        self._stop.set()
+    def _begin_ending(self) -> None:
+        """Turn health checks to 503 and let clients go; listen and answer as before."""
+        self._registry.draining = True
+        for server in self._servers:
+            server.begin_ending()
 
     async def _end(self) -> None:
-        """Answer the requests at hand within `shutdown_timeout`, then stop and clean up."""
-        self._registry.draining = True
-        deadline = time.monotonic() + self.settings.shutdown_timeout
-        while not self._hurry.is_set() and time.monotonic() < deadline and self._is_busy():
-            await asyncio.sleep(0.02)
-        grace = 0.0 if self._hurry.is_set() else max(0.0, deadline - time.monotonic())
+        """Listen for the drain time, answer what was taken, then stop and clean up."""
+        self._begin_ending()
+        if self._signals.received.is_set():
+            # Who sends requests here may not have heard yet that it must not.
+            await asyncio.sleep(self.settings.drain_time)
+        limit = self.settings.shutdown_timeout
+        loop = asyncio.get_running_loop()
+        ending = [loop.create_task(server.end()) for server in self._servers]
         if self._grpc is not None:
-            await self._grpc.stop(grace)
-        await asyncio.gather(*(server.stop(grace) for server in self._servers))
-        await self._registry.close(grace)
+            ending.append(loop.create_task(self._grpc.stop(limit + WORKERS_END_S + REFUSALS_S)))
+        _, late = await asyncio.wait(ending, timeout=limit) if ending else (set(), set())
+        self._is_closing = True
+        self._remove_record()
+        # Without their workers, requests that are not answered by now are refused.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2 * WORKERS_END_S):
+                await self._registry.close(0.0 if late else WORKERS_END_S)
+        if late:
+            await asyncio.wait(late, timeout=REFUSALS_S)
+        for server in self._servers:
+            server.close()
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.close)
-        (self._run_folder / "server.json").unlink(missing_ok=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
         logger.info("ended")
 
-    def _is_busy(self) -> bool:
-        return any(version.in_flight or len(version.queue) for version in self._registry.serving())
+    def _remove_record(self) -> None:
+        (self._run_folder / "server.json").unlink(missing_ok=True)
 
 
 def _tell_failure(task: asyncio.Task[None]) -> None:

@@ -36,10 +36,20 @@ def test_health_checks(server, port):
         watch.cancel()
 
 
+def test_calls_that_are_cancelled_do_not_end_a_server_that_logs_them(server):
+    for _ in range(200):
+        with grpc.insecure_channel(f"127.0.0.1:{server.ports['grpc_inference']}") as channel:
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=30)
+            next(watch)
+            watch.cancel()
+    assert server.process.poll() is None
+    assert "gRPC /grpc.health.v1.Health/Watch" in server.log()
+
+
 def test_an_ending_server_says_so_and_answers_what_it_took(store, tmp_path):
     gate = tmp_path / "gate"
     health, serving = health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse
-    with start(store, tmp_path / "run") as server:
+    with start(store, tmp_path / "run", settings={"drain_time": "4"}) as server:
         address = f"127.0.0.1:{server.ports['grpc_inference']}"
         with grpc.insecure_channel(address) as channel:
             client, stub = Client(channel), health_pb2_grpc.HealthStub(channel)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -81,6 +82,21 @@ def test_only_the_last_ones_are_kept(tmp_path: Path) -> None:
     assert left[: KEPT - 1] == names[-KEPT + 1 :]
     assert len(left) == KEPT + 1
     assert "mine.cfg" in left
+
+
+@pytest.mark.parametrize("future", ["20991231-235959999", "99991231-235959999", "99999999-999999999"])
+def test_a_clock_that_was_set_back_loses_no_snapshot(tmp_path: Path, future: str) -> None:
+    for number in range(KEPT):
+        Snapshots(tmp_path, registry(**{f"old{number}": 1})).save()
+        time.sleep(0.002)
+    newest = max(tmp_path.iterdir())
+    newest.rename(tmp_path / f"{future}-snapshot.cfg")
+    for number in range(KEPT + 1):
+        Snapshots(tmp_path, registry(**{f"new{number}": 1})).save()
+        last = read_last(tmp_path)
+        assert last is not None
+        assert list(last["models"]["model"]) == [f"new{number}"]
+    assert len(list(tmp_path.iterdir())) == KEPT
 
 
 def test_a_disk_that_is_full_costs_the_snapshot_only(

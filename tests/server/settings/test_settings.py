@@ -164,6 +164,7 @@ BAD = {
     "header_timeout": ["0", "nan", "inf", "-1", "1e9", "0x1"],
     "body_timeout": ["0"],
     "keep_alive_timeout": ["0"],
+    "drain_time": ["-1", "nan", "soon"],
     "shutdown_timeout": ["-1"],
     "token_expiration_min": ["0", "-5"],
     "allowed_urls": ["file://(", "a,b)", "*"],

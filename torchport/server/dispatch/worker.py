@@ -13,7 +13,8 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
@@ -55,7 +56,8 @@ class WorkerSpec:
     """How to start a worker. Times are in seconds.
 
     `environment` is added to the front's own, from which variables whose names match `hidden` are removed.
-    Workers with the same `share` live in one process; with "" a worker has its own.
+    Workers with the same `share` live in one process; with "" a worker has its own. `prepare` is called in a
+    thread of its own before the process starts; if it raises, the start has failed.
     """
 
     load: Load
@@ -65,6 +67,7 @@ class WorkerSpec:
     hidden: str = ""
     python: str = sys.executable
     share: str = ""
+    prepare: Callable[[], None] = lambda: None
 
 
 class Owner(Protocol):
@@ -128,6 +131,7 @@ class WorkerProcess:
 
         Does nothing if the worker was stopped before.
         """
+        await _in_own_thread(self.spec.prepare)
         if self.state is not State.STARTING:
             self._gone("")
             return
@@ -286,3 +290,12 @@ class WorkerProcess:
         if reason:
             logger.warning("%s, pid %d, is gone: %s", self.description, self.pid, reason)
         self.owner.worker_gone(self, jobs, reason)
+
+
+async def _in_own_thread(function: Callable[[], None]) -> None:
+    """Call a function that may take long, whatever keeps the threads of the event loop busy."""
+    thread = ThreadPoolExecutor(1)
+    try:
+        await asyncio.get_running_loop().run_in_executor(thread, function)
+    finally:
+        thread.shutdown(wait=False)

@@ -101,6 +101,11 @@ class Calls:
         self._access, self._kind, self._counts, self._access_log = access, kind, counts, access_log
         self.stopping = asyncio.Event()
         """Set when the server ends; streams that wait for their client end then."""
+        self.begun = 0
+        """Number of all calls so far."""
+        self.may_end = asyncio.Event()
+        """Cleared while the ends of calls are held back, so that clients begin no new ones."""
+        self.may_end.set()
 
     def service(
         self,
@@ -171,15 +176,19 @@ class Calls:
     async def _answering(self, path: str, context: Any) -> AsyncIterator[Call]:
         call, started = Call(context), time.perf_counter()
         current_request.set(call.id)
+        # Asked now: once the client has cancelled the call, gRPC ends the process in answer to it.
+        client = context.peer() if self._access_log else ""
         trailing = [("x-request-id", call.id)]
         context.set_trailing_metadata(tuple(trailing))
         code = grpc.StatusCode.CANCELLED
         error: ApiError | None = None
+        self.begun += 1
         try:
             try:
                 if self._kind is not None and self._access.enabled:
                     self._access.require(self._kind, call.header(b"authorization"))
                 yield call
+                await self.may_end.wait()
                 code = grpc.StatusCode.OK
                 self._counts.add(200)
             except ApiError as err:
@@ -191,13 +200,14 @@ class Calls:
                 code = code_of(error)
                 self._counts.add(error.http_status)
                 trailing += [(name.lower(), value) for name, value in error.headers.items()]
+                await self.may_end.wait()
                 await context.abort(code, details_of(error), tuple(trailing))
         finally:
             if self._access_log:
-                self._log(call, path, code, time.perf_counter() - started)
+                self._log(call, client, path, code, time.perf_counter() - started)
 
-    def _log(self, call: Call, path: str, code: grpc.StatusCode, seconds: float) -> None:
-        client, milliseconds = call.context.peer(), seconds * 1000
+    def _log(self, call: Call, client: str, path: str, code: grpc.StatusCode, seconds: float) -> None:
+        milliseconds = seconds * 1000
         access_logger.info(
             '%s "gRPC %s" %s %.2f ms %s',
             client,

@@ -10,7 +10,9 @@ They run on the event loop of the front. A message may have as many bytes as an 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
+import time
 from typing import Any
 
 import grpc
@@ -29,8 +31,11 @@ from torchport.server.models.statistics import RequestCounts
 from torchport.server.settings.address import Address
 from torchport.server.settings.settings import ServerSettings
 
-STOP_S = 5.0
-"""Maximum seconds for sending answers when the server ends; connections are cut after that."""
+QUIET_S = 0.3
+"""Seconds without a new call after which the clients of an ending server are taken to wait for answers."""
+
+HELD_BACK_S = 3.0
+"""Maximum seconds for which answers are held back when the server ends."""
 
 _FRAMING = 1 << 16
 """Maximum bytes of a message beyond the answer in it; gRPC refuses larger messages."""
@@ -103,10 +108,39 @@ class GrpcServers:
         return int(port)
 
     async def stop(self, grace: float) -> None:
-        """Refuse new calls, send the answers at hand, close."""
+        """Refuse new calls, answer those at hand within `grace` seconds, close.
+
+        Calls that a client could keep open for ever are ended at once, with UNAVAILABLE.
+        """
         for calls in self._calls:
             calls.stopping.set()
-        await asyncio.gather(*(server.stop(min(grace, STOP_S)) for server in self._servers))
+        await self._hold_back()
+        stopping = asyncio.gather(*(server.stop(grace) for server in self._servers))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(stopping), QUIET_S)
+        for calls in self._calls:
+            calls.may_end.set()
+        await stopping
+
+    async def _hold_back(self) -> None:
+        """Answer nothing until no new calls come.
+
+        gRPC cancels calls that arrive between its stop and the client's notice of that. A client that waits
+        for an answer sends none.
+        """
+        begun, since = 0, time.monotonic()
+        latest = since + HELD_BACK_S
+        for calls in self._calls:
+            calls.may_end.clear()
+        while (now := time.monotonic()) < latest and (begun or self._begun()):
+            if begun != self._begun():
+                begun, since = self._begun(), now
+            elif now - since > QUIET_S:
+                return
+            await asyncio.sleep(0.02)
+
+    def _begun(self) -> int:
+        return sum(calls.begun for calls in self._calls)
 
 
 def _credentials(settings: ServerSettings) -> Any:

@@ -23,7 +23,10 @@ from torchport.server.http.reader import RequestReader
 from torchport.server.settings.settings import ServerSettings
 
 LINGER_S = 2.0
-"""Seconds for which a refused client's input is still read and dropped, so that it sees the answer."""
+"""Seconds for which input is still read and dropped after the last answer, so that the client sees that."""
+
+QUIET_S = 0.5
+"""Seconds without a request after which an ending server closes a connection."""
 
 
 class HttpConnection(asyncio.Protocol):
@@ -46,6 +49,9 @@ class HttpConnection(asyncio.Protocol):
         self._active: HttpRequest | None = None
         self._refusal = 0
         """HTTP status of a pending refusal; sent once the earlier requests have been answered. 0: none."""
+        self.is_ending = self._closes = False
+        """`is_ending`: whether the server is ending. The next answer is the last then, unless more requests
+        were sent ahead. `_closes`: whether that answer has said so."""
         self._owes_continue = self._chunked = self._bodiless = self._closing = self._paused = False
         self._idle_since: float | None = time.monotonic()
         self._can_write = asyncio.Event()
@@ -143,9 +149,7 @@ class HttpConnection(asyncio.Protocol):
             return
         bodiless = status in BODILESS
         framing = b"" if bodiless else b"content-length: %d\r\n" % len(body)
-        if not request.keep_alive:
-            framing += b"connection: close\r\n"
-        head = head_of(status, lines, framing)
+        head = head_of(status, lines, framing + self._persistence(request))
         self._write(head if bodiless or request.method == "HEAD" else head + body)
         self._finish(request)
 
@@ -158,9 +162,7 @@ class HttpConnection(asyncio.Protocol):
         # HTTP/1.0 knows no chunks: there the end of the connection is the end of the answer.
         self._chunked = request.chunks and not self._bodiless
         framing = b"transfer-encoding: chunked\r\n" if self._chunked else b""
-        if not request.keep_alive:
-            framing += b"connection: close\r\n"
-        self._write(head_of(status, lines, framing))
+        self._write(head_of(status, lines, framing + self._persistence(request)))
 
     async def send_chunk(self, piece: bytes) -> None:
         """Send one piece of the answer; wait for a slow client."""
@@ -185,11 +187,18 @@ class HttpConnection(asyncio.Protocol):
         self._written += len(data)
         self._transport.write(data)
 
+    def _persistence(self, request: HttpRequest) -> bytes:
+        """The header that says that the connection ends with this answer, if it does."""
+        self._closes = self.is_ending and not self._waiting and not self._refusal
+        return b"connection: close\r\n" if self._closes or not request.keep_alive else b""
+
     def _finish(self, request: HttpRequest) -> None:
         self._active = None
         self._idle_since = time.monotonic()
         if not request.keep_alive:
             self.close()
+        elif self._closes:
+            self._close_lingering()
         elif self._waiting or self._refusal or self._owes_continue or self._paused:
             self._go_on()
 
@@ -229,11 +238,18 @@ class HttpConnection(asyncio.Protocol):
 
     def _send_refusal(self) -> None:
         self._write(refusal_of(self._refusal))
+        self._close_lingering()
+
+    def _close_lingering(self) -> None:
+        """Close once the client has, or after `LINGER_S` seconds.
+
+        Closing at once would reset the connection if there is unread input, and the last answer with it.
+        """
         self._closing = True
+        self._reader.end()
         if self._paused:
             self._paused = False
             self._transport.resume_reading()
-        # Closing at once would reset the connection, and with it the answer that is on its way.
         if self._transport.can_write_eof():
             self._transport.write_eof()
         asyncio.get_running_loop().call_later(LINGER_S, self._transport.close)
@@ -264,15 +280,18 @@ class HttpConnection(asyncio.Protocol):
         allowed = self._settings.body_timeout + taken / self._settings.min_body_rate
         return now - self._unsent_since > allowed
 
-    def close_when_idle(self) -> None:
-        """Close now if idle, or with the current answer.
+    def close_when_idle(self, now: float) -> None:
+        """Close the connection if its client is quiet; else it closes with the last answer.
 
-        A request that is still being read is not cut off.
+        A request that is being read is not cut off, and one that may be on its way is waited for.
         """
-        if self._active is None and not self._reader.is_reading:
+        self.is_ending = True
+        if self._waiting:
+            self._reader.end()  # A client that always sends ahead would never have its last answer.
+        elif not (self._idle_since is None or self._reader.is_reading or self.is_gone) and (
+            now - self._idle_since > QUIET_S
+        ):
             self.close()
-        elif self._active is not None:
-            self._active.keep_alive = False
 
     def close(self) -> None:
         self._closing = True

@@ -33,6 +33,7 @@ class HttpServer:
         self._connections: set[HttpConnection] = set()
         self._server: asyncio.Server | None = None
         self._sweeper: asyncio.Task[None] | None = None
+        self._is_ending = False
 
     @property
     def url(self) -> str:
@@ -50,7 +51,7 @@ class HttpServer:
         """
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
-            lambda: HttpConnection(self._handle, self._settings, self._connections, self._hosts),
+            self._new_connection,
             self._host,
             self._port,
             ssl=self._tls,
@@ -61,19 +62,33 @@ class HttpServer:
         )
         self._sweeper = loop.create_task(self._sweep())
 
-    async def stop(self, grace: float) -> None:
-        """Accept no more connections, answer pending requests, then close.
+    def _new_connection(self) -> HttpConnection:
+        connection = HttpConnection(self._handle, self._settings, self._connections, self._hosts)
+        connection.is_ending = self._is_ending
+        return connection
 
-        Connections that are left after `grace` seconds are closed anyway.
-        """
-        if self._server is None:
-            return
-        self._server.close()
-        deadline = time.monotonic() + grace
-        for connection in list(self._connections):
-            connection.close_when_idle()
-        while self._connections and time.monotonic() < deadline:
-            await asyncio.sleep(0.01)
+    def begin_ending(self) -> None:
+        """Accept connections as before, but say `connection: close` in every answer from now on."""
+        self._is_ending = True
+        for connection in self._connections:
+            connection.is_ending = True
+
+    async def end(self) -> None:
+        """Accept no more connections, and return once the last one has been answered and closed."""
+        self.begin_ending()
+        await asyncio.sleep(0)  # Those that the system has accepted already are taken in this turn.
+        if self._server is not None:
+            self._server.close()
+        while self._connections:
+            now = time.monotonic()
+            for connection in list(self._connections):
+                connection.close_when_idle(now)
+            await asyncio.sleep(0.02)
+
+    def close(self) -> None:
+        """Close everything now, answered or not."""
+        if self._server is not None:
+            self._server.close()
         for connection in list(self._connections):
             connection.close()
         if self._sweeper is not None:

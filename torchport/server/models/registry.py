@@ -54,6 +54,7 @@ class Registry(RegisteredModels):
         gpus: int = 0,
         changed: Callable[[], None] = lambda: None,
         samples_taken: Callable[[ModelVersion, list[MetricValue]], None] = lambda version, samples: None,
+        work: WorkFolder | None = None,
     ) -> None:
         super().__init__()
         self.settings = settings
@@ -67,7 +68,7 @@ class Registry(RegisteredModels):
         """Held while the models of the start, or news of the store, are registered."""
         self._worker_defaults = WorkerDefaults.of(settings, gpus)
         self.changed, self._samples_taken = changed, samples_taken
-        self._work = WorkFolder()
+        self._work = work or WorkFolder()
         self._hosts = SharedHosts()
         self._changes: set[asyncio.Task[Any]] = set()
         """Changes that have begun: they go on to their end, even if the one who asked leaves."""

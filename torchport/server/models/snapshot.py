@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import logging
-from datetime import UTC, datetime
+import re
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ KEPT = 5
 """Number of snapshots that are kept; older ones are deleted."""
 
 
+_NAME = re.compile(r"([0-9]{8}-[0-9]{9})-snapshot\.cfg")
+
+
 class Snapshots:
     """Writes snapshots of a registry into a folder."""
 
@@ -36,8 +40,7 @@ class Snapshots:
 
     def save(self) -> None:
         """Write a snapshot; if that fails, log it and go on."""
-        # Names sort by time: in local time an hour comes twice.
-        name = f"{datetime.now(UTC):%Y%m%d-%H%M%S%f}"[:-3] + "-snapshot"
+        name = f"{_new_time(_written(self._folder))}-snapshot"
         models: dict[str, Any] = {model: dict(found) for model, found in self._registry.unrestored.items()}
         for model_name, model in self._registry.models.items():
             for number, version in model.versions.items():
@@ -51,7 +54,7 @@ class Snapshots:
         text = f"model_snapshot={_escaped(json.dumps(snapshot))}\n"
         try:
             write_bytes(self._folder / f"{name}.cfg", text.encode())
-            for old in sorted(self._folder.glob("*-snapshot.cfg"))[:-KEPT]:
+            for old in _written(self._folder)[:-KEPT]:
                 old.unlink(missing_ok=True)
         except (OSError, TorchportError) as err:
             logger.warning("no snapshot was written: %s", err)
@@ -71,7 +74,7 @@ def _entry(version: ModelVersion, is_default: bool) -> dict[str, Any]:
 
 def read_last(folder: Path) -> dict[str, Any] | None:
     """Content of the newest snapshot that can be read; None without any."""
-    for path in sorted(folder.glob("*-snapshot.cfg"), reverse=True):
+    for path in reversed(_written(folder)):
         try:
             value: dict[str, Any] = json.loads(read_properties(path).get("model_snapshot", ""))
             require_snapshot(path.name, value)
@@ -80,6 +83,31 @@ def read_last(folder: Path) -> dict[str, Any] | None:
             continue
         return value
     return None
+
+
+def _written(folder: Path) -> list[Path]:
+    """The snapshots in a folder, the oldest first."""
+    return sorted(path for path in folder.glob("*-snapshot.cfg") if _NAME.fullmatch(path.name))
+
+
+def _new_time(written: list[Path]) -> str:
+    """The time in the name of a new snapshot, which sorts behind all others.
+
+    It is the clock's, in UTC because an hour comes twice in local time. If the clock was set back since the
+    last snapshot, it is the next millisecond after that one's.
+    """
+    now = _in_name(datetime.now(UTC))
+    last = written[-1].name.removesuffix("-snapshot.cfg") if written else ""
+    if now > last:
+        return now
+    try:
+        return _in_name(datetime.strptime(f"{last}000", "%Y%m%d-%H%M%S%f") + timedelta(milliseconds=1))
+    except (ValueError, OverflowError):
+        return last  # No time at all, or the last of all: the file is replaced.
+
+
+def _in_name(time: datetime) -> str:
+    return f"{time:%Y%m%d-%H%M%S%f}"[:-3]
 
 
 def _escaped(text: str) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from torchport.archive.contents import Entry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,6 +15,7 @@ class UnpackedModel:
     """An archive that was inspected and unpacked into `folder`.
 
     `url` is as it was registered. `thread_count` is that of its config; 0 leaves it to the server.
+    `entries` are the archive's, `files` the names of what lies in the folder.
     """
 
     name: str
@@ -26,3 +30,11 @@ class UnpackedModel:
     certified: bool
     handler_given: bool = False
     """Whether the registration named a handler, instead of the archive's own."""
+    entries: tuple[Entry, ...] = ()
+    files: tuple[str, ...] = ()
+    restoring: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
+    """Held while missing files are unpacked again."""
+
+    def missing(self) -> list[str]:
+        """Names of the files that are not in the folder any more."""
+        return [name for name in self.files if not (self.folder / name).is_file()]

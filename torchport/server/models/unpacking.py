@@ -147,6 +147,8 @@ def unpack(
         thread_count=threads,
         certified=certified,
         handler_given=handler is not None,
+        entries=contents.entries,
+        files=tuple(sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())),
     )
 
 

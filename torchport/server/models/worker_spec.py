@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from torchport.server.dispatch.worker import WorkerSpec
+from torchport.server.models.restoring import restore
 from torchport.server.models.settings import ModelSettings
 from torchport.server.models.unpacked import UnpackedModel
 from torchport.server.settings.settings import ServerSettings
@@ -24,6 +26,7 @@ class WorkerDefaults:
 
     `gpus` is the number of devices. Workers do not get the environment variables whose names match
     `hidden_environment`, a regular expression. `max_response_size` is in bytes; 0: without limit.
+    `hidden_environment`, a regular expression. `restore` unpacks what is missing of a model's folder.
     """
 
     gpus: int = 0
@@ -31,6 +34,7 @@ class WorkerDefaults:
     limit_max_image_pixels: bool = True
     decode_input: bool = True
     max_response_size: int = 0
+    restore: Callable[[UnpackedModel], None] = lambda model: None
 
     @classmethod
     def of(cls, server: ServerSettings, gpus: int) -> WorkerDefaults:
@@ -41,6 +45,7 @@ class WorkerDefaults:
             limit_max_image_pixels=server.limit_max_image_pixels,
             decode_input=server.decode_input_request,
             max_response_size=server.max_response_size,
+            restore=partial(restore, settings=server),
         )
 
 
@@ -71,6 +76,7 @@ def worker_spec(
         environment=environment,
         hidden=defaults.hidden_environment,
         share=share,
+        prepare=partial(defaults.restore, model),
     )
 
 

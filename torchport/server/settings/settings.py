@@ -47,6 +47,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "min_body_rate": (1, 1 << 30),
     "keep_alive_timeout": (0.1, _YEARS),
     "max_connections": (1, 1_000_000),
+    "drain_time": (0, _YEARS),
     "shutdown_timeout": (0, _YEARS),
     "token_expiration_min": (0.001, _YEARS),
 }
@@ -102,7 +103,8 @@ class ServerSettings:
     min_body_rate: int = 1024
     keep_alive_timeout: float = 120.0
     max_connections: int = 10_000
-    shutdown_timeout: float = 60.0
+    drain_time: float = 0.0
+    shutdown_timeout: float = 20.0
     limit_max_image_pixels: bool = True
     decode_input_request: bool = True
     blacklist_env_vars: str = ""

@@ -12,7 +12,7 @@ from torchport.targets.torchport_serve import ServerProcess
 
 def unpacked(place: Path) -> list[str]:
     """Folders of the models that the server has unpacked, and whatever else is beside them."""
-    return sorted(path.name for path in (place / "tmp").glob("torchport-serve-*/*"))
+    return sorted(path.name for path in (place / "run" / "unpacked").iterdir())
 
 
 def register(server: ServerProcess, **asked: Any) -> requests.Response:
