@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from torchport.server.wire import HEADER, Answered, Field, Load, Loaded, Partial, Predict, Row, decode_report
+from torchport.server.worker.log_reports import WorkerLog
 from torchport.server.worker.sanitizing import safe_frame
 from torchport.server.worker.serving import Models
 
@@ -39,7 +40,7 @@ class Worker:
         (folder / "MAR-INF" / "MANIFEST.json").write_text(json.dumps({"model": {}}))
         self._rows = [Row(f"id{n}", [], [Field("body", "text/plain", bytearray(b"x"))]) for n in range(rows)]
         self.reports: list[Any] = []
-        self._models = Models(self._send)
+        self._models = Models(self._send, WorkerLog(self._send))
         load = Load("m", "1.0", str(folder), "model_handler.py", "", rows, None, True, True, 1, True)
         load.max_response_size = max_response_size
         self._models.obey(load)

@@ -26,7 +26,7 @@ class WorkerDefaults:
 
     `gpus` is the number of devices. Workers do not get the environment variables whose names match
     `hidden_environment`, a regular expression. `max_response_size` is in bytes; 0: without limit.
-    `hidden_environment`, a regular expression. `restore` unpacks what is missing of a model's folder.
+    `restore` unpacks what is missing of a model's folder.
     """
 
     gpus: int = 0

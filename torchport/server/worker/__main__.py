@@ -49,7 +49,7 @@ class Channel:
         self._socket = sock
         self._buffer = memoryview(bytearray(_READ_SIZE))
         self._filled = 0
-        # A handler's threads may send pieces of a stream: a report must not begin inside another one.
+        # A handler's threads may log, and send pieces of a stream: no report must begin inside another one.
         self._sending = threading.Lock()
 
     def send(self, report: Report) -> None:

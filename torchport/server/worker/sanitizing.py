@@ -26,6 +26,7 @@ from torchport.server.wire import (
     Answered,
     Loaded,
     LoadFailed,
+    Logged,
     MetricValue,
     Partial,
     Report,
@@ -63,6 +64,10 @@ def sanitized(report: Report) -> Report:
         report.reason = text_of(report.reason)
         # The end of a traceback says most.
         report.traceback = text_of(report.traceback[-MAX_MESSAGE:])
+    elif isinstance(report, Logged):
+        report.model, report.message = text_of(report.model), text_of(report.message)
+        report.traceback = text_of(report.traceback[-MAX_MESSAGE:])
+        report.requests = [text_of(id) for id in report.requests]
     return report
 
 
