@@ -23,12 +23,14 @@ from typing import TYPE_CHECKING, Any
 from torchport.errors import ServerError
 from torchport.server import logs
 from torchport.server.api.inference import InferenceApi
+from torchport.server.api.loop_lag import LoopLag
 from torchport.server.api.management import ManagementApi
 from torchport.server.api.metrics import MetricsApi
 from torchport.server.api.prometheus import ServerCollector
 from torchport.server.api.routing import by_address
 from torchport.server.api.tokens import Access
 from torchport.server.api.tracing import Tracing
+from torchport.server.http.body_memory import BodyMemory
 from torchport.server.http.event_loop import event_loop_factory
 from torchport.server.http.server import HttpServer
 from torchport.server.http.tls import tls_context
@@ -100,7 +102,11 @@ class _Server:
         if settings.number_of_gpu is not None:
             gpus = min(gpus, settings.number_of_gpu)
         self._registry = Registry(
-            settings, gpus=gpus, changed=self._save_snapshot, samples_taken=self._add_samples
+            settings,
+            gpus=gpus,
+            changed=self._save_snapshot,
+            recorded=self._snapshot_written,
+            samples_taken=self._add_samples,
         )
         self._collector = ServerCollector(
             self._registry, counts, system_metrics=not settings.disable_system_metrics
@@ -108,7 +114,9 @@ class _Server:
         self._snapshots = Snapshots(run_folder / "config", self._registry)
         self._inference = InferenceApi(settings, self._access, counts, self._registry, self._tracing)
         self._management = ManagementApi(settings, self._access, counts, self._registry)
-        self._metrics = MetricsApi(settings, self._access, counts, self._collector)
+        self._loop_lag = LoopLag()
+        self._metrics = MetricsApi(settings, self._access, counts, self._collector, self._loop_lag)
+        self._memory = BodyMemory(settings.request_memory)
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._servers: list[HttpServer] = []
@@ -120,6 +128,7 @@ class _Server:
 
     async def run(self) -> int:
         self._listen_to_signals()
+        self._loop_lag.start()
         if self._access.enabled:
             logger.info("tokens are on: the keys are in %s", self._access.path)
         try:
@@ -158,7 +167,7 @@ class _Server:
         apis = (self._inference, self._management, self._metrics)
         for address, handle in by_address(self.settings.http_addresses, apis):
             tls = self._tls if address.scheme == "https" else None
-            server = HttpServer(handle, address.host, address.port, self.settings, tls)
+            server = HttpServer(handle, address.host, address.port, self.settings, tls, self._memory)
             try:
                 await server.start()
             except OSError as err:
@@ -173,7 +182,7 @@ class _Server:
             return
         from torchport.server.grpc.server import GrpcServers
 
-        self._grpc = GrpcServers(self.settings, self._access, self._registry, self._counts)
+        self._grpc = GrpcServers(self.settings, self._access, self._registry, self._counts, self._memory)
         await self._grpc.start()
 
     def _announce(self) -> None:
@@ -203,7 +212,10 @@ class _Server:
     def _save_snapshot(self) -> None:
         # Not before all is there again: a server that is killed meanwhile must not have forgotten the rest.
         if self._keeps_snapshots and self._is_restored and not self._stop.is_set():
-            self._snapshots.save()
+            self._snapshots.save_soon()
+
+    async def _snapshot_written(self) -> None:
+        await self._snapshots.written()
 
     def _add_samples(self, version: ModelVersion, samples: list[MetricValue]) -> None:
         self._collector.add_samples(version, samples)

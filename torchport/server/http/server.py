@@ -11,13 +11,17 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from torchport.server.http.body_memory import BodyMemory
 from torchport.server.http.connection import HttpConnection
 from torchport.server.http.message import HttpRequest
 from torchport.server.settings.settings import ServerSettings
 
 
 class HttpServer:
-    """One listening address; `handle` is called with every request."""
+    """One listening address; `handle` is called with every request.
+
+    Servers with the same `memory` share the bound on the bodies in flight.
+    """
 
     def __init__(
         self,
@@ -26,7 +30,9 @@ class HttpServer:
         port: int,
         settings: ServerSettings,
         tls: Any = None,
+        memory: BodyMemory | None = None,
     ) -> None:
+        self._memory = memory or BodyMemory(settings.request_memory)
         self._handle, self._host, self._port, self._settings, self._tls = handle, host, port, settings, tls
         self._connections: set[HttpConnection] = set()
         self._server: asyncio.Server | None = None
@@ -48,7 +54,7 @@ class HttpServer:
         """
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
-            lambda: HttpConnection(self._handle, self._settings, self._connections),
+            lambda: HttpConnection(self._handle, self._settings, self._connections, self._memory),
             self._host,
             self._port,
             ssl=self._tls,

@@ -110,7 +110,9 @@ async def register(registry: Registry, registration: Registration) -> Outcome:
     if registration.initial_workers is None:
         workers = registry.settings.default_workers_per_model or 0
         registration = replace(registration, initial_workers=workers)
-    return await registry.register(registration)
+    outcome = await registry.register(registration)
+    await registry.recorded()
+    return outcome
 
 
 async def describe(
@@ -184,6 +186,7 @@ async def scale(
     found = registry.find(name, version)
     found.scale(workers, most)
     registry.changed()
+    await registry.recorded()
     if not synchronous:
         return Outcome(message="Processing worker updates...", progress=Progress.STARTED)
     limit = found.settings.startup_timeout + 5 if timeout is None or timeout < 0 else timeout
@@ -213,6 +216,7 @@ async def set_default(registry: Registry, name: str, version: str) -> Outcome:
         raise ModelVersionNotFound(name, version)
     model.default = version
     registry.changed()
+    await registry.recorded()
     return Outcome(message=f'Default version successfully updated for model "{name}" to "{version}"')
 
 
@@ -224,4 +228,5 @@ async def unregister(registry: Registry, name: str, version: str | None = None) 
         InvalidModelVersion: it is the default one, and there are others.
     """
     await registry.unregister(name, version)
+    await registry.recorded()
     return Outcome(message=f'Model "{name}" unregistered')

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 from torchport.server.dispatch.host import SharedHosts
@@ -23,6 +23,7 @@ from torchport.server.errors import (
     ModelNotFound,
     ModelVersionNotFound,
 )
+from torchport.server.models.own_thread import in_own_thread
 from torchport.server.models.registration import Model, Outcome, Progress, Registration
 from torchport.server.models.settings import model_settings
 from torchport.server.models.statistics import ModelStatistics, RouteStatistics
@@ -38,6 +39,10 @@ from torchport_runtime.options import available_cores
 logger = logging.getLogger(__name__)
 
 
+async def _nothing_to_record() -> None:
+    """Return at once: there are no snapshots."""
+
+
 class Registry:
     """All models of a server. `changed` is called after every change that a snapshot records.
 
@@ -50,6 +55,7 @@ class Registry:
         *,
         gpus: int = 0,
         changed: Callable[[], None] = lambda: None,
+        recorded: Callable[[], Awaitable[None]] = _nothing_to_record,
         samples_taken: Callable[[ModelVersion, list[MetricValue]], None] = lambda version, samples: None,
     ) -> None:
         self.settings = settings
@@ -66,6 +72,8 @@ class Registry:
         """Snapshot entries that failed to load, by model and version; the next snapshot keeps them."""
         self._worker_defaults = WorkerDefaults.of(settings, gpus)
         self.changed, self._samples_taken = changed, samples_taken
+        self.recorded = recorded
+        """Returns when the last change is where a snapshot keeps it."""
         self._work = WorkFolder()
         self._hosts = SharedHosts()
         self._locks: dict[str, asyncio.Lock] = {}
@@ -153,12 +161,10 @@ class Registry:
             ApiError: the archive is missing or refused, the version is registered already, or its workers
                 did not start; then the message has the handler's traceback.
         """
-        loop = asyncio.get_running_loop()
-        unpacked = await loop.run_in_executor(
-            None,
+        unpacked = await in_own_thread(
             lambda: unpack(
                 asked.url, self.settings, self._work.path, name=asked.model_name, handler=asked.handler
-            ),
+            )
         )
         name, number = unpacked.name, unpacked.version
         try:

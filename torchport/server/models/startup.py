@@ -19,6 +19,9 @@ from torchport.store.folders import Store, version_key
 
 logger = logging.getLogger(__name__)
 
+AT_ONCE = 8
+"""Maximum number of archives that are unpacked at once when the server starts."""
+
 
 async def load_models(registry: Registry, settings: ServerSettings) -> None:
     """Register the models of the start; a failure does not stop the rest.
@@ -33,7 +36,13 @@ async def load_models(registry: Registry, settings: ServerSettings) -> None:
         return
     asked = startup_registrations(settings, registry.default_workers)
     # Unpacked side by side; registered in order, so that the first version is the default.
-    await asyncio.gather(*(_register(registry, entry) for entry in asked))
+    places = asyncio.Semaphore(AT_ONCE)
+
+    async def register(entry: Registration) -> None:
+        async with places:
+            await _register(registry, entry)
+
+    await asyncio.gather(*map(register, asked))
     await _newest_as_default(registry)
 
 
