@@ -22,12 +22,14 @@ from typing import TYPE_CHECKING, Any
 from torchport.errors import ServerError
 from torchport.server import logs
 from torchport.server.api.inference import InferenceApi
+from torchport.server.api.loop_lag import LoopLag
 from torchport.server.api.management import ManagementApi
 from torchport.server.api.metrics import MetricsApi
 from torchport.server.api.prometheus import ServerCollector
 from torchport.server.api.routing import by_address
 from torchport.server.api.tokens import Access
 from torchport.server.api.tracing import Tracing
+from torchport.server.http.body_memory import BodyMemory
 from torchport.server.http.event_loop import event_loop_factory
 from torchport.server.http.server import HttpServer
 from torchport.server.http.tls import tls_context
@@ -53,6 +55,9 @@ logger = logging.getLogger(__name__)
 
 WORKERS_END_S = 2.0
 """Seconds that idle workers have to end by themselves when the server ends."""
+
+SNAPSHOT_S = 2.0
+"""Seconds for the last snapshot to reach the disk."""
 
 REFUSALS_S = 1.0
 """Seconds for sending the refusals of requests that were not answered in time."""
@@ -125,6 +130,7 @@ class _Server:
             settings,
             gpus=gpus,
             changed=self._save_snapshot,
+            recorded=self._snapshot_written,
             samples_taken=self._add_samples,
             work=work,
         )
@@ -134,7 +140,9 @@ class _Server:
         self._snapshots = Snapshots(run_folder / "config", self._registry)
         self._inference = InferenceApi(settings, self._access, counts, self._registry, self._tracing)
         self._management = ManagementApi(settings, self._access, counts, self._registry)
-        self._metrics = MetricsApi(settings, self._access, counts, self._collector)
+        self._loop_lag = LoopLag()
+        self._metrics = MetricsApi(settings, self._access, counts, self._collector, self._loop_lag)
+        self._memory = BodyMemory(settings.request_memory)
         self._signals = Signals(begun=self._begin_ending, left=self._remove_record)
         self._threads = ThreadPoolExecutor(thread_name_prefix="server")
         self._is_closing = False
@@ -150,6 +158,7 @@ class _Server:
     async def run(self) -> int:
         asyncio.get_running_loop().set_default_executor(self._threads)
         self._signals.listen(self.settings.drain_time + self.settings.shutdown_timeout + 10)
+        self._loop_lag.start()
         if self._access.enabled:
             logger.info("tokens are on: the keys are in %s", self._access.path)
         try:
@@ -193,7 +202,7 @@ class _Server:
         apis = (self._inference, self._management, self._metrics)
         for address, handle in by_address(self.settings.http_addresses, apis):
             tls = self._tls if address.scheme == "https" else None
-            server = HttpServer(handle, address.host, address.port, self.settings, tls)
+            server = HttpServer(handle, address.host, address.port, self.settings, tls, self._memory)
             try:
                 await server.start()
             except OSError as err:
@@ -208,7 +217,7 @@ class _Server:
             return
         from torchport.server.grpc.server import GrpcServers
 
-        self._grpc = GrpcServers(self.settings, self._access, self._registry, self._counts)
+        self._grpc = GrpcServers(self.settings, self._access, self._registry, self._counts, self._memory)
         await self._grpc.start()
 
     def _announce(self) -> None:
@@ -240,7 +249,10 @@ class _Server:
     def _save_snapshot(self) -> None:
         # Not before all is there again: a server that is killed meanwhile must not have forgotten the rest.
         if self._keeps_snapshots and self._is_restored and not self._is_closing:
-            self._snapshots.save()
+            self._snapshots.save_soon()
+
+    async def _snapshot_written(self) -> None:
+        await self._snapshots.written()
 
     def _add_samples(self, version: ModelVersion, samples: list[MetricValue]) -> None:
         self._collector.add_samples(version, samples)
@@ -267,6 +279,9 @@ class _Server:
         _, late = await asyncio.wait(ending, timeout=limit) if ending else (set(), set())
         self._is_closing = True
         self._remove_record()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SNAPSHOT_S):
+                await self._snapshots.written()
         # Without their workers, requests that are not answered by now are refused.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(2 * WORKERS_END_S):

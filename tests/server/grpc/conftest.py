@@ -37,6 +37,10 @@ OBEDIENT = """
             for number in range(int(rest) - 1):
                 context.cl_socket.sendall(piece(context.get_request_id(index), str(number).encode()))
             return str(int(rest) - 1)
+        if verb == "pour":
+            for _ in range(int(rest)):
+                context.cl_socket.sendall(piece(context.get_request_id(index), bytes(1 << 16)))
+            return "poured"
         if verb == "break":
             context.cl_socket.sendall(piece(context.get_request_id(index), b"a piece"))
             raise ValueError("broken")

@@ -3,6 +3,7 @@
 import time
 from functools import partial
 
+import grpc
 import pytest
 
 from tests.server.grpc.calls import Code, fp32, refused
@@ -10,6 +11,7 @@ from tests.server.grpc_client import (
     INFERENCE,
     prediction,
 )
+from tests.server.http.connections import MIB, Peak
 from tests.server.metrics import metric
 from tests.server.waiting import wait_until
 
@@ -74,3 +76,19 @@ def test_the_metrics_tell_how_long_the_last_request_waited(server, client, hold)
     # By the Open Inference Protocol too: its worker has nothing else to do.
     client.infer(model_name="linear", inputs=[fp32([1.0], (1, 1))])
     assert metric(server, "QueueTime") < waited_ms
+
+
+def test_pieces_that_the_client_does_not_read_take_no_memory_without_end(server, client):
+    peak = Peak(server.pid)
+    completed = partial(metric, server, "torchport_completed_requests_total", model_name="obedient")
+    before = completed()
+    stream = client.method(f"/{INFERENCE}/StreamPredictions", "unary_stream")
+    call = stream(prediction("obedient", data=b"pour 1024"), timeout=60)
+    # The model has written all 64 MiB, and nothing of it was read.
+    wait_until(lambda: completed() == before + 1)
+    assert peak.growth < 40 * MIB
+    received = []
+    with pytest.raises(grpc.RpcError) as caught:
+        received.extend(len(piece.prediction) for piece in call)
+    assert caught.value.code() is Code.RESOURCE_EXHAUSTED
+    assert 0 < len(received) < 1024

@@ -68,7 +68,8 @@ def lenient(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 def strict(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A server whose limits are met soon."""
     limits = dict.fromkeys(("header_timeout", "body_timeout", "keep_alive_timeout"), "1")
-    with started(folder, tmp_path_factory.mktemp("strict"), max_connections="20", **limits) as server:
+    limits |= {"max_connections": "20", "max_request_memory": str(20 * MIB)}
+    with started(folder, tmp_path_factory.mktemp("strict"), **limits) as server:
         yield server
 
 

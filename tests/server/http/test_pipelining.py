@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import selectors
+import threading
 
 import pytest
 
 from tests.server.http.connections import MIB, Peak, is_cut_off, refused, wire
 from tests.server.http.raw_requests import PING, POST, odd, post
+from tests.server.loop_lag import holds_the_loop
 from tests.server.wire import PATIENCE_S
 from torchport.targets.torchport_serve import ServerProcess
 
@@ -57,6 +59,20 @@ def test_requests_sent_ahead_are_answered_in_their_order(server: ServerProcess) 
         for number in numbers:
             assert raw.answer().body.decode() == str(number)
             assert json.loads(raw.answer().body) == {"status": "Healthy"}
+
+
+def test_thousands_sent_ahead_keep_nobody_waiting(server: ServerProcess) -> None:
+    count = 6_000
+
+    def ask() -> None:
+        with wire(server) as raw:
+            sender = threading.Thread(target=raw.try_to_send, args=(PING * count,))
+            sender.start()
+            for _ in range(count):
+                assert raw.answer().status == 200
+            sender.join()
+
+    assert not holds_the_loop(server.urls["metrics"], ask)
 
 
 def test_more_of_them_than_fit_into_any_buffer_are_answered_all(server: ServerProcess) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 from tests.server.http.connections import MIB, Peak, refused, wire
-from tests.server.http.raw_requests import CHUNKED, POST
+from tests.server.http.raw_requests import CHUNKED, POST, post
 from torchport.targets.torchport_serve import ServerProcess
 
 pytestmark = pytest.mark.server
@@ -25,6 +27,25 @@ def test_chunks_that_become_too_much_are_refused_before_they_end(server: ServerP
     chunk = b"100000\r\n" + bytes(MIB) + b"\r\n"
     assert refused(server, CHUNKED + chunk * 8).status == 413
     assert peak.growth < 48 * MIB
+
+
+def test_all_bodies_together_are_bounded_and_those_that_do_not_end_give_way(impatient: ServerProcess) -> None:
+    """Its `max_request_memory` is 20 MiB."""
+    peak = Peak(impatient.pid)
+    begun = POST + b"Content-Length: 6000000\r\n\r\n" + bytes(5_900_000)
+    with contextlib.ExitStack() as stack:
+        unended = [stack.enter_context(wire(impatient)) for _ in range(8)]
+        for raw in unended:
+            raw.try_to_send(begun)
+        whole = stack.enter_context(wire(impatient))
+        assert whole.send(post(b"[4.0]" + b" " * 5_000_000)).answer().status == 200
+        refused = unended[0].answer()
+        assert (refused.status, refused.headers["retry-after"]) == (503, "1")
+    assert peak.growth < 64 * MIB
+    # What they took is given back.
+    for _ in range(6):
+        with wire(impatient) as raw:
+            assert raw.send(post(b"[4.0]" + b" " * 5_000_000)).answer().status == 200
 
 
 def test_chunks_of_one_byte_cost_no_more_memory_than_the_body(server: ServerProcess) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -105,6 +107,37 @@ def test_a_disk_that_is_full_costs_the_snapshot_only(
     (tmp_path / "file").write_text("no folder")
     Snapshots(tmp_path / "file", registry(v1=1)).save()
     assert "no snapshot was written" in caplog.text
+
+
+def test_a_slow_disk_holds_no_event_loop_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[bytes] = []
+    begun, release = threading.Event(), threading.Event()
+
+    def write_slowly(path: Path, content: bytes) -> None:
+        begun.set()
+        assert release.wait(60)
+        written.append(content)
+
+    monkeypatch.setattr("torchport.server.models.snapshot.write_bytes", write_slowly)
+    known = registry(v1=1)
+    snapshots = Snapshots(tmp_path, known)
+
+    async def change() -> None:
+        snapshots.save_soon()
+        assert await asyncio.to_thread(begun.wait, 60)
+        for workers in (2, 3, 4):
+            known.models = registry(v1=workers).models
+            snapshots.save_soon()
+        waiting = asyncio.create_task(snapshots.written())
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+        release.set()
+        await waiting
+
+    asyncio.run(change())
+    # The first one, and of those that came while it was written the last one.
+    assert [b'"minWorkers": 1' in content for content in written] == [True, False]
+    assert b'"minWorkers": 4' in written[-1]
 
 
 DAMAGED = [

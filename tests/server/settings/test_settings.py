@@ -157,6 +157,7 @@ BAD = {
     "default_startup_timeout": ["0"],
     "number_of_gpu": ["-1", "all"],
     "max_request_size": ["0", "999999999999"],
+    "max_request_memory": ["0"],
     "max_response_size": ["0"],
     "max_header_size": ["0", "10"],
     "min_body_rate": ["0"],

@@ -69,17 +69,22 @@ class Reply:
     @classmethod
     def of_error(cls, error: ApiError) -> Reply:
         """An error in the form of TorchServe's."""
-        return cls(*_error(error.http_status, error.kind, str(error), tuple(error.headers.items())))
+        message = str(error)
+        make = _usual_error if len(message) <= _USUAL_MESSAGE else _error
+        return cls(*make(error.http_status, error.kind, message, tuple(error.headers.items())))
 
 
-# A server that refuses many requests says the same to all of them.
-@lru_cache(maxsize=64)
 def _error(
     status: int, kind: str, message: str, headers: tuple[tuple[str, str], ...]
 ) -> tuple[int, bytes, bytes]:
     body = json_body({"code": status, "type": kind, "message": message})
     lines = header_lines((name.lower().encode(), text.encode()) for name, text in headers)
     return status, body, JSON_LINE + lines
+
+
+# A server that refuses many requests says the same to all of them. Long messages are not worth the memory.
+_usual_error = lru_cache(maxsize=64)(_error)
+_USUAL_MESSAGE = 1000
 
 
 class Request:
@@ -184,7 +189,7 @@ class Api:
         self._cors = [(name, text.encode("latin-1")) for name, text in pairs if text]
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def answer(self, request: Request) -> Reply | Coroutine[Any, Any, Reply] | None:
+    def answer(self, request: Request) -> Reply | Coroutine[Any, Any, Reply | None] | None:
         """Answer one request, now or later: None says that `send` will be called."""
         raise NotImplementedError
 
@@ -220,13 +225,14 @@ class Api:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _answer_later(self, request: Request, coroutine: Coroutine[Any, Any, Reply]) -> None:
+    async def _answer_later(self, request: Request, coroutine: Coroutine[Any, Any, Reply | None]) -> None:
         current_request.set(request.id)
         try:
             reply = await coroutine
         except Exception as err:
             reply = self.reply_to(request, err)
-        self.send(request, reply)
+        if reply is not None:
+            self.send(request, reply)
 
     def reply_to(self, request: Request, error: Exception) -> Reply:
         """The reply to an error: an `ApiError` keeps its message, others become a 500.

@@ -1,19 +1,43 @@
 """Splits a request's body into named fields for handlers, as TorchServe does.
 
 fields_of(b"...", "multipart/form-data; boundary=x")       # [Field("data", "image/png", ...), ...]
+
+A large form is read in the parsing thread (`http/parsing.py`), if `is_long_to_read` says so.
 """
 
 from __future__ import annotations
 
 from urllib.parse import unquote_to_bytes
 
+import numpy as np
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from torchport.server.errors import InvalidRequest
+from torchport.server.http.parsing import INLINE_BYTES
 from torchport.server.wire import Field
 
 MAX_FIELDS = 1000
+
+_FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
+
+_DIGIT_VALUES = bytes(
+    int(chr(byte), 16) if chr(byte) in "0123456789abcdefABCDEF" else 16 for byte in range(256)
+)
+"""Value of each hexadecimal digit; 16 for every other byte."""
+
+_SPACES = bytes.maketrans(b"+", b" ")
+
+_SHORT = 1024
+"""Bytes up to which the standard library reads escapes faster."""
+
+_PIECE = 1 << 17
+"""Bytes whose escapes are read at once: 2 ms."""
+
+
+def is_long_to_read(body: bytes, content_type: str) -> bool:
+    """Whether `fields_of` would hold the event loop up: a large form. Other bodies are only copied."""
+    return len(body) > INLINE_BYTES and content_type.strip().lower().startswith(_FORMS)
 
 
 def fields_of(body: bytes, content_type: str) -> list[Field]:
@@ -34,15 +58,49 @@ def fields_of(body: bytes, content_type: str) -> list[Field]:
 
 
 def _urlencoded(body: bytes) -> list[Field]:
-    parts = [part for part in body.split(b"&", MAX_FIELDS + 1) if part]
+    # One more mark than that many parts have, if a mark follows the last one.
+    if body.count(b"&") > MAX_FIELDS:
+        raise InvalidRequest(f"a form of more than {MAX_FIELDS} parts")
+    parts = [part for part in body.split(b"&") if part]
     if len(parts) > MAX_FIELDS:
         raise InvalidRequest(f"a form of more than {MAX_FIELDS} parts")
-    pairs = [part.replace(b"+", b" ").partition(b"=") for part in parts]
+    pairs = [part.translate(_SPACES).partition(b"=") for part in parts]
     # Values are bytes to the handler, of whatever encoding the client chose.
     return [
-        Field(unquote_to_bytes(name).decode("utf-8", "replace"), "", bytearray(unquote_to_bytes(value)))
+        Field(_unquoted(name).decode("utf-8", "replace"), "", bytearray(_unquoted(value)))
         for name, _, value in pairs
     ]
+
+
+def _unquoted(text: bytes) -> bytes:
+    """The text with `%41` read as `A`; a sign that no two digits follow stays."""
+    if len(text) <= _SHORT or b"%" not in text:
+        return unquote_to_bytes(text)
+    pieces, start = [], 0
+    while start < len(text):
+        end = start + _PIECE
+        # No escape is cut in two.
+        sign = text.rfind(b"%", end - 2, end)
+        end = sign if sign > start else end
+        pieces.append(_unquoted_at_once(text[start:end]))
+        start = end
+    return b"".join(pieces)
+
+
+def _unquoted_at_once(text: bytes) -> bytes:
+    """The same, of all escapes at once.
+
+    The standard library reads them one after another: seconds for some millions of them.
+    """
+    given = np.frombuffer(text, np.uint8)
+    digits = np.frombuffer(text.translate(_DIGIT_VALUES), np.uint8)
+    high, low = digits[1:-1], digits[2:]
+    is_escape = (given[:-2] == ord("%")) & (high < 16) & (low < 16)
+    found, kept = given.copy(), np.ones(len(given), np.bool_)
+    found[:-2][is_escape] = ((high << 4) | low)[is_escape]
+    kept[1:-1] &= ~is_escape
+    kept[2:] &= ~is_escape
+    return found[kept].tobytes()
 
 
 def _multipart(body: bytes, content_type: str) -> list[Field]:

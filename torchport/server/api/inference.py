@@ -8,21 +8,23 @@ Requests come as bodies of any type, as forms with named parts, or as JSON; see 
 from __future__ import annotations
 
 import re
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from typing import Any
 
 from torchport.server.api.base import Api, Reply, Request
 from torchport.server.api.descriptions import model_ready_reply
-from torchport.server.api.forms import fields_of
+from torchport.server.api.forms import fields_of, is_long_to_read
 from torchport.server.api.open_inference import OipApi
 from torchport.server.api.openapi import inference_description
 from torchport.server.api.predictions import Predictions
 from torchport.server.api.tokens import Access, KeyKind
 from torchport.server.api.tracing import Tracing
 from torchport.server.errors import InvalidRequest, ResourceNotFound, ServiceUnavailable
+from torchport.server.http.parsing import in_parsing_thread
 from torchport.server.models.registry import Registry
 from torchport.server.models.statistics import RequestCounts
 from torchport.server.settings.settings import ServerSettings
+from torchport.server.wire import Field
 
 _V1 = re.compile(r"(?P<model>[^:]+):(?P<verb>predict|explain)")
 _EXPLAIN = {True: (b"explain", b"True"), False: (b"explain", b"False")}
@@ -46,7 +48,7 @@ class InferenceApi(Api):
         self._predictions = Predictions(self, registry, tracing)
         self._oip = OipApi(self, self._predictions, registry)
 
-    def answer(self, request: Request) -> Reply | Coroutine[Any, Any, Reply] | None:
+    def answer(self, request: Request) -> Reply | Coroutine[Any, Any, Reply | None] | None:
         segments = request.segments
         first = segments[0]
         if first in ("predictions", "explanations") and len(segments) >= 2:
@@ -66,7 +68,7 @@ class InferenceApi(Api):
         if first == "v1":
             return self._kserve_v1(request, segments)
         if first == "invocations" and len(segments) == 1:
-            return self._predictions.predict(request, self._only_model(request), None, with_query=True)
+            return self._invoke(request)
         if first == "models" and len(segments) == 3 and segments[2] == "invoke":
             return self._predictions.predict(request, segments[1], None, with_query=True)
         if len(segments) in (2, 3) and segments[-1] == "predict":
@@ -81,20 +83,37 @@ class InferenceApi(Api):
             return Reply.of_json({"status": "Healthy"})
         return Reply.of_json({"status": "Unhealthy"}, 500)
 
-    def _only_model(self, request: Request) -> str:
+    def _invoke(self, request: Request) -> Reply | Coroutine[Any, Any, Reply | None] | None:
+        """Answer SageMaker's path, which names no model: the query or a field of the form may."""
         name = request.query.get("model_name")
+        if not name and len(self._registry.models) == 1 and self._registry.expected.is_over:
+            name = next(iter(self._registry.models))
         if name:
-            return name
-        if len(self._registry.models) == 1 and self._registry.expected.is_over:
-            return next(iter(self._registry.models))
-        for field in fields_of(request.http.body, request.content_type):
+            return self._predictions.predict(request, name, None, with_query=True)
+        body, content_type = request.http.body, request.content_type
+        if not is_long_to_read(body, content_type):
+            return self._invoke_named(request, fields_of(body, content_type))
+
+        async def read_and_invoke() -> Reply | None:
+            answered = self._invoke_named(request, await in_parsing_thread(fields_of, body, content_type))
+            return await answered if isinstance(answered, Coroutine) else answered
+
+        return read_and_invoke()
+
+    def _invoke_named(
+        self, request: Request, fields: Iterable[Field]
+    ) -> Reply | Coroutine[Any, Any, None] | None:
+        for field in fields:
             if field.name == "model_name":
-                return field.value.decode("utf-8", "replace")
+                name = field.value.decode("utf-8", "replace")
+                return self._predictions.predict(request, name, None, with_query=True)
         if not self._registry.expected.is_over:
             raise ServiceUnavailable("the server is loading its models: try again later")
         raise InvalidRequest("Parameter model_name is required.")
 
-    def _kserve_v1(self, request: Request, segments: tuple[str, ...]) -> Reply | None:
+    def _kserve_v1(
+        self, request: Request, segments: tuple[str, ...]
+    ) -> Reply | Coroutine[Any, Any, None] | None:
         if len(segments) != 3 or segments[1] != "models":
             raise ResourceNotFound
         match = _V1.fullmatch(segments[2])

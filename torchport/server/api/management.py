@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Coroutine, Mapping
@@ -34,6 +35,9 @@ from torchport.server.settings.settings import ServerSettings
 RUNTIMES = ("python", "python3")
 """Names that a registration may give as the runtime; both mean the same one."""
 
+MAX_BODY = 1 << 16
+"""Maximum bytes of a registration in JSON."""
+
 _STATUSES = {Progress.DONE: 200, Progress.STARTED: 202, Progress.PARTIAL: 206}
 
 
@@ -48,7 +52,7 @@ class ManagementApi(Api):
         super().__init__(settings, access, counts, management_description())
         self._registry = registry
 
-    def answer(self, request: Request) -> Reply | Coroutine[Any, Any, Reply] | None:
+    def answer(self, request: Request) -> Reply | Coroutine[Any, Any, Reply | None] | None:
         refuse_web_pages(self.settings, request.http.by_name.get(b"origin"))
         segments = request.segments
         if segments == ("token",) and self._access.enabled:
@@ -137,13 +141,13 @@ class ManagementApi(Api):
         done = require_no_failure(await reload(self._registry, names, retire=retire))
         return Reply.of_json({"status": str(done), **asdict(done)})
 
-    def _renew_key(self, request: Request) -> Reply:
+    async def _renew_key(self, request: Request) -> Reply:
         self._access.require(KeyKind.API, request.http.by_name.get(b"authorization"))
         kinds = {"management": KeyKind.MANAGEMENT, "inference": KeyKind.INFERENCE}
         kind = kinds.get(request.query.get("type", ""))
         if kind is None:
             raise InvalidKey
-        self._access.renew(kind)
+        await asyncio.to_thread(self._access.renew, kind)
         return Reply.of_json({"status": f"{kind.value} key renewed: see the key file"})
 
 
@@ -159,6 +163,8 @@ def _registration(request: Request) -> Registration:
     """
     given: dict[str, Any] = dict(request.query)
     if request.content_type.partition(";")[0].strip().lower() == "application/json":
+        if len(request.http.body) > MAX_BODY:
+            raise InvalidRequest(f"a registration of {len(request.http.body)} bytes: at most {MAX_BODY}")
         try:
             given = json.loads(request.http.body)
         except (ValueError, RecursionError) as err:

@@ -29,11 +29,12 @@ class MetricsApi(Api):
     key_kind = KeyKind.INFERENCE
 
     def __init__(
-        self, settings: ServerSettings, access: Access, counts: RequestCounts, collector: Collector
+        self, settings: ServerSettings, access: Access, counts: RequestCounts, *collectors: Collector
     ) -> None:
         super().__init__(settings, access, counts, metrics_description())
         self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(collector)
+        for collector in collectors:
+            self._registry.register(collector)
 
     def answer(self, request: Request) -> Reply:
         segments = request.segments

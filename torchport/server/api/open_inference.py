@@ -17,9 +17,11 @@ from torchport.server.api.open_inference_requests import LENGTH_HEADER, Inferenc
 from torchport.server.api.predictions import Predictions
 from torchport.server.dispatch.job import Job, Kind
 from torchport.server.errors import AnswerTooLarge, ResourceNotFound
+from torchport.server.http.parsing import INLINE_BYTES, in_parsing_thread
 from torchport.server.models.registry import Registry
 from torchport.server.models.version import ModelVersion
 from torchport.server.open_inference.metadata import model_metadata, server_metadata
+from torchport.server.open_inference.tensors import require_size
 from torchport.server.wire import Answer
 
 
@@ -29,7 +31,7 @@ class OipApi:
     def __init__(self, api: Api, predictions: Predictions, registry: Registry) -> None:
         self._api, self._predictions, self._registry = api, predictions, registry
 
-    def answer(self, request: Request) -> Reply | Coroutine[Any, Any, Reply] | None:
+    def answer(self, request: Request) -> Reply | Coroutine[Any, Any, Reply | None] | None:
         """Answer one request; None if the answer is sent later.
 
         Raises:
@@ -50,7 +52,9 @@ class OipApi:
                 return self._model(request, name, more)
         raise ResourceNotFound
 
-    def _model(self, request: Request, name: str, more: list[str]) -> Reply | None:
+    def _model(
+        self, request: Request, name: str, more: list[str]
+    ) -> Reply | Coroutine[Any, Any, Reply | None] | None:
         number = None
         if len(more) >= 2 and more[0] == "versions":
             number, more = more[1], more[2:]
@@ -67,16 +71,31 @@ class OipApi:
                 return self._infer(request, name, number)
         raise ResourceNotFound
 
-    def _infer(self, request: Request, name: str, number: str | None) -> Reply | None:
+    def _infer(
+        self, request: Request, name: str, number: str | None
+    ) -> Reply | Coroutine[Any, Any, Reply | None] | None:
         version = self._registry.find(name, number)
         if not takes_tensors(version):
             # A handler of TorchServe's reads the protocol by itself, or by the kservev2 envelope.
             return self._predictions.predict(request, name, number, more=[(b"explain", b"False")])
-        asked = read_request(request.http.body, request.http.by_name.get(LENGTH_HEADER))
+        version.require_room()
+        body, length = request.http.body, request.http.by_name.get(LENGTH_HEADER)
+        if len(body) > INLINE_BYTES:
+
+            async def read_and_submit() -> None:
+                self._submit(request, name, number, await in_parsing_thread(read_request, body, length))
+
+            return read_and_submit()
+        self._submit(request, name, number, read_request(body, length))
+        return None
+
+    def _submit(self, request: Request, name: str, number: str | None, asked: InferenceRequest) -> None:
+        require_size(asked.row.inputs, self._api.settings.max_request_size)
+        # Looked for again: while the request was read, another may have become the default.
+        version = self._registry.find(name, number)
         route = self._registry.model(name).route(number)
         caller = _Inference(self._predictions, request, asked, version)
         version.submit(Kind.TENSORS, asked.row, caller, request.timeout(), route=route)
-        return None
 
 
 def takes_tensors(version: ModelVersion) -> bool:
@@ -106,8 +125,19 @@ class _Inference:
         return self._request.http.responder.is_gone
 
     def answered(self, job: Job, answer: Answer) -> None:
+        if sum(len(tensor.data) for tensor in answer.tensors) > INLINE_BYTES:
+            self._api.in_background(self._answer_later(answer))
+            return
         try:
             reply = self._reply(answer)
+        except Exception as err:
+            reply = self._api.reply_to(self._request, err)
+        self._api.send(self._request, reply)
+
+    async def _answer_later(self, answer: Answer) -> None:
+        """Write a large answer in the parsing thread."""
+        try:
+            reply = await in_parsing_thread(self._reply, answer)
         except Exception as err:
             reply = self._api.reply_to(self._request, err)
         self._api.send(self._request, reply)

@@ -18,6 +18,7 @@ import msgspec
 from torchport.server.api.base import Reply
 from torchport.server.errors import InvalidRequest
 from torchport.server.http.message import header_lines
+from torchport.server.open_inference.json_data import json_of_pieces
 from torchport.server.open_inference.metadata import MAIN_GRAPH
 from torchport.server.open_inference.tensors import (
     MAX_DIMENSIONS,
@@ -40,30 +41,43 @@ be wrong."""
 _Name = Annotated[str, msgspec.Meta(min_length=1)]
 _Size = Annotated[int, msgspec.Meta(ge=1, lt=1 << 40)]
 _Shape = Annotated[list[_Size], msgspec.Meta(max_length=MAX_DIMENSIONS)]
-_Parameters = dict[str, Any] | None
+_Raw = msgspec.Raw
+_NONE = msgspec.Raw(b"null")
+
+MAX_PARAMETERS = 1 << 14
+"""Maximum bytes of the JSON of one object of parameters."""
+
+MAX_SHAPE = 1 << 12
+"""Maximum bytes of the JSON of one shape."""
+
+MAX_OBJECTS = 10 * MAX_TENSORS
+"""Maximum number of objects in the JSON of a request. A brace in a text counts as one."""
 
 
 class _Input(msgspec.Struct):
     name: _Name
-    shape: _Shape
+    shape: _Raw
     datatype: str
-    parameters: _Parameters = None
-    data: Any = None
+    parameters: _Raw = _NONE
+    data: _Raw = _NONE
 
 
 class _Output(msgspec.Struct):
     name: _Name
-    parameters: _Parameters = None
+    parameters: _Raw = _NONE
 
 
 class _Request(msgspec.Struct):
     inputs: Annotated[list[_Input], msgspec.Meta(min_length=1, max_length=MAX_TENSORS)]
     id: str | None = None
-    parameters: _Parameters = None
+    parameters: _Raw = _NONE
     outputs: Annotated[list[_Output], msgspec.Meta(max_length=MAX_TENSORS)] | None = None
 
 
+# What may be long is left as bytes, to be read a piece at a time.
 _decode = msgspec.json.Decoder(_Request).decode
+_decode_shape = msgspec.json.Decoder(_Shape).decode
+_decode_parameters = msgspec.json.Decoder(dict[str, Any] | None).decode
 _encode = msgspec.json.Encoder().encode
 
 
@@ -101,7 +115,7 @@ class InferenceRequest:
                 tail.append(tensor.data)
             else:
                 require_finite(tensor)
-                output["data"] = values_of(tensor)
+                output["data"] = msgspec.Raw(json_of_pieces(values_of(tensor)))
             outputs.append(output)
         answer["outputs"] = outputs
         head = _encode(answer)
@@ -123,27 +137,37 @@ def read_request(body: bytes, header_length: bytes | None) -> InferenceRequest:
         InvalidRequest: the body is not a valid request.
     """
     head, tail = _split(body, header_length)
+    if head.count(b"{") > MAX_OBJECTS:
+        raise InvalidRequest(f"the request's JSON has more than {MAX_OBJECTS} objects")
     try:
-        asked = _decode(head)
+        return _read(_decode(head), tail)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
         raise InvalidRequest(f"the request is no inference request: {err}") from err
+
+
+def _read(asked: _Request, tail: bytes) -> InferenceRequest:
     outputs = asked.outputs or []
     require_distinct("input", [given.name for given in asked.inputs])
     require_distinct("output", [wanted.name for wanted in outputs])
     tensors, place = [], 0
     for given in asked.inputs:
+        if len(given.shape) > MAX_SHAPE:
+            raise InvalidRequest(
+                f"input {given.name[:40]!r}: a shape of more than {MAX_DIMENSIONS} dimensions"
+            )
+        shape = _decode_shape(given.shape)
         size = _binary_size(given, len(tail) - place)
         if size is None:
-            tensors.append(tensor_of_json(given.name, given.datatype, given.shape, given.data))
+            tensors.append(tensor_of_json(given.name, given.datatype, shape, bytes(given.data)))
             continue
         data = tail[place : place + size]
-        tensors.append(tensor_of_bytes(given.name, given.datatype, given.shape, data))
+        tensors.append(tensor_of_bytes(given.name, given.datatype, shape, data))
         place += size
     if place != len(tail):
         raise InvalidRequest(
             f"{len(tail)} bytes come after the request's JSON, its inputs' binary_data_size add up to {place}"
         )
-    parameters = asked.parameters or {}
+    parameters = _parameters(asked.parameters)
     graph = parameters.get("graph", MAIN_GRAPH)
     if not isinstance(graph, str):
         raise InvalidRequest("parameters.graph: a graph's name is expected")
@@ -153,6 +177,12 @@ def read_request(body: bytes, header_length: bytes | None) -> InferenceRequest:
         binary=_binary_outputs(outputs),
         binary_default=_flag(parameters, "binary_data_output") or False,
     )
+
+
+def _parameters(text: msgspec.Raw) -> dict[str, Any]:
+    if len(text) > MAX_PARAMETERS:
+        raise InvalidRequest(f"parameters of {len(text)} bytes: at most {MAX_PARAMETERS} are expected")
+    return _decode_parameters(text) or {}
 
 
 def _split(body: bytes, header_length: bytes | None) -> tuple[bytes, bytes]:
@@ -169,17 +199,19 @@ def _split(body: bytes, header_length: bytes | None) -> tuple[bytes, bytes]:
 
 def _binary_size(given: _Input, available: int) -> int | None:
     """Number of the input's bytes after the JSON; None without any."""
-    size = (given.parameters or {}).get("binary_data_size")
+    size = _parameters(given.parameters).get("binary_data_size")
     if size is None:
-        if given.data is None:
-            raise InvalidRequest(f"input {given.name!r} has neither data nor parameters.binary_data_size")
+        if given.data == _NONE:
+            raise InvalidRequest(
+                f"input {given.name[:40]!r} has neither data nor parameters.binary_data_size"
+            )
         return None
-    if given.data is not None:
-        raise InvalidRequest(f"input {given.name!r} has both data and parameters.binary_data_size")
+    if given.data != _NONE:
+        raise InvalidRequest(f"input {given.name[:40]!r} has both data and parameters.binary_data_size")
     if type(size) is not int or not 0 <= size <= available:
         raise InvalidRequest(
-            f"input {given.name!r}: binary_data_size: a whole number of at most {available} is expected: so "
-            "many bytes come after the request's JSON, whose length Inference-Header-Content-Length says"
+            f"input {given.name[:40]!r}: binary_data_size: a whole number up to {available} is expected: "
+            "so many bytes come after the request's JSON, whose length Inference-Header-Content-Length says"
         )
     return size
 
@@ -187,10 +219,10 @@ def _binary_size(given: _Input, available: int) -> int | None:
 def _binary_outputs(outputs: Sequence[_Output]) -> dict[str, bool]:
     found = {}
     for wanted in outputs:
-        parameters = wanted.parameters or {}
+        parameters = _parameters(wanted.parameters)
         for name in _UNSUPPORTED:
             if name in parameters:
-                raise InvalidRequest(f"output {wanted.name!r}: {name} is not supported")
+                raise InvalidRequest(f"output {wanted.name[:40]!r}: {name} is not supported")
         flag = _flag(parameters, "binary_data")
         if flag is not None:
             found[wanted.name] = flag

@@ -9,17 +9,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from typing import Any
 from urllib.parse import parse_qsl
 
 from torchport.server.api.base import JSON_LINE, Api, Reply, Request
-from torchport.server.api.forms import fields_of
+from torchport.server.api.forms import fields_of, is_long_to_read
 from torchport.server.api.openapi import model_description
 from torchport.server.api.tracing import Tracing
 from torchport.server.dispatch.job import Job, Kind
 from torchport.server.errors import AnswerTooLarge, ApiError
 from torchport.server.http.message import header_lines
+from torchport.server.http.parsing import in_parsing_thread
 from torchport.server.models.registry import Registry
 from torchport.server.wire import Answer, Field, Row
 
@@ -59,8 +60,8 @@ class Predictions:
         explain: bool = False,
         more: Iterable[tuple[bytes, bytes]] = (),
         with_query: bool = False,
-    ) -> Reply | None:
-        """Queue a request to a model.
+    ) -> Reply | Coroutine[Any, Any, None] | None:
+        """Queue a request to a model; a large form is read first, which the coroutine does.
 
         Args:
             more: headers for the handler, after the client's.
@@ -71,7 +72,31 @@ class Predictions:
         if request.method == "OPTIONS":
             return Reply.of_json(model_description(version))
         version.require_room()
-        fields = fields_of(request.http.body, request.content_type)
+        body, content_type = request.http.body, request.content_type
+        if is_long_to_read(body, content_type):
+
+            async def read_and_submit() -> None:
+                fields = await in_parsing_thread(fields_of, body, content_type)
+                self._submit(request, name, number, fields, explain=explain, more=more, with_query=with_query)
+
+            return read_and_submit()
+        fields = fields_of(body, content_type)
+        self._submit(request, name, number, fields, explain=explain, more=more, with_query=with_query)
+        return None
+
+    def _submit(
+        self,
+        request: Request,
+        name: str,
+        number: str | None,
+        fields: list[Field],
+        *,
+        explain: bool,
+        more: Iterable[tuple[bytes, bytes]],
+        with_query: bool,
+    ) -> None:
+        # Looked for again: while the fields were read, another may have become the default.
+        version = self._registry.find(name, number)
         if with_query:
             pairs = parse_qsl(request.http.query.decode("latin-1"), keep_blank_values=True)
             fields = [*(Field(key, "", bytearray(text.encode())) for key, text in pairs), *fields]
@@ -84,7 +109,6 @@ class Predictions:
         explain = explain or (with_query and request.http.by_name.get(b"explain") == b"True")
         kind = Kind.EXPLAIN if explain else Kind.PREDICT
         version.submit(kind, row, prediction, request.timeout(), route=route)
-        return None
 
     def reply_of(self, answer: Answer) -> Reply:
         """A worker's answer as a reply to the client."""

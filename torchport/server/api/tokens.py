@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import stat
+import threading
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -51,6 +52,7 @@ class Access:
         self.enabled = settings.tokens
         self.path = settings.key_file or Path("key_file.json")
         self._lifetime = settings.token_expiration_min * 60
+        self._renewing = threading.Lock()
         self._keys: dict[KeyKind, str] = {}
         self._expires: dict[KeyKind, float] = {}
         if self.enabled:
@@ -77,19 +79,20 @@ class Access:
             raise InvalidKey
 
     def renew(self, kind: KeyKind, *, write: bool = True) -> None:
-        """Make a new key and write it to the key file.
+        """Make a new key and write it to the key file, which may take a slow disk seconds.
 
         Raises:
             TorchportError: the file cannot be written. The old key stays valid, because the new one could
             not be read.
         """
-        keys, expires = dict(self._keys), dict(self._expires)
-        keys[kind] = secrets.token_urlsafe(24)
-        if kind is not KeyKind.API:
-            expires[kind] = time.time() + self._lifetime
-        if write:
-            self._write(keys, expires)
-        self._keys, self._expires = keys, expires
+        with self._renewing:
+            keys, expires = dict(self._keys), dict(self._expires)
+            keys[kind] = secrets.token_urlsafe(24)
+            if kind is not KeyKind.API:
+                expires[kind] = time.time() + self._lifetime
+            if write:
+                self._write(keys, expires)
+            self._keys, self._expires = keys, expires
 
     def _write(self, keys: Mapping[KeyKind, str], expires: Mapping[KeyKind, float]) -> None:
         content: dict[str, Any] = {}

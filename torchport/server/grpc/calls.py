@@ -23,6 +23,9 @@ from google.protobuf.message import DecodeError
 from torchport.server.api.base import access_logger, new_request_id
 from torchport.server.api.tokens import Access, KeyKind
 from torchport.server.errors import ApiError, InternalError, InvalidKey, InvalidRequest, ServiceUnavailable
+from torchport.server.grpc.reading import require_few_fields
+from torchport.server.http.body_memory import UNCOUNTED, BodyMemory
+from torchport.server.http.parsing import INLINE_BYTES, in_parsing_thread
 from torchport.server.logs import current_request
 from torchport.server.models.statistics import RequestCounts
 
@@ -96,9 +99,16 @@ class Calls:
     """
 
     def __init__(
-        self, access: Access, kind: KeyKind | None, counts: RequestCounts, *, access_log: bool
+        self,
+        access: Access,
+        kind: KeyKind | None,
+        counts: RequestCounts,
+        *,
+        memory: BodyMemory,
+        access_log: bool,
     ) -> None:
         self._access, self._kind, self._counts, self._access_log = access, kind, counts, access_log
+        self._memory = memory
         self.stopping = asyncio.Event()
         """Set when the server ends; streams that wait for their client end then."""
         self.begun = 0
@@ -135,8 +145,9 @@ class Calls:
     def _unary(self, path: str, message: Any, method: Callable[[Any, Call], Awaitable[Any]]) -> Any:
         async def answer(data: bytes, context: Any) -> bytes:
             async with self._answering(path, context) as call:
-                answered = await method(_read(message, data), call)
-                return bytes(answered.SerializeToString())
+                with self._hold(data):
+                    answered = await method(await _read(message, data), call)
+                    return bytes(answered.SerializeToString())
 
         return answer
 
@@ -144,14 +155,31 @@ class Calls:
         self, path: str, read: Callable[[Any], Any], method: Callable[[Any, Call], AsyncGenerator[Any, None]]
     ) -> Any:
         async def answer(given: Any, context: Any) -> AsyncGenerator[bytes, None]:
-            async with (
-                self._answering(path, context) as call,
-                contextlib.aclosing(method(read(given), call)) as pieces,
-            ):
-                async for piece in pieces:
-                    yield piece.SerializeToString()
+            async with self._answering(path, context) as call:
+                with self._hold(given if isinstance(given, bytes) else b""):
+                    request = read(given)
+                    if isinstance(request, Awaitable):
+                        request = await request
+                    async with contextlib.aclosing(method(request, call)) as pieces:
+                        async for piece in pieces:
+                            yield piece.SerializeToString()
 
         return answer
+
+    def _hold(self, data: bytes) -> contextlib.AbstractContextManager[object]:
+        """Count a large message in the memory of all bodies.
+
+        Raises:
+            ServiceUnavailable: they take too much already.
+        """
+        if len(data) <= UNCOUNTED:
+            return contextlib.nullcontext()
+        held = self._memory.hold(len(data))
+        if held is None:
+            raise ServiceUnavailable(
+                "the messages of all requests take max_request_memory already: try again later"
+            )
+        return held
 
     async def _requests(self, message: Any, messages: AsyncIterator[bytes]) -> AsyncGenerator[Any, None]:
         """The client's messages, until it sends no more or the server ends."""
@@ -168,7 +196,8 @@ class Calls:
                 data = reading.result()
                 if data is None:
                     return
-                yield _read(message, data)
+                with self._hold(data):
+                    yield await _read(message, data)
         finally:
             stopping.cancel()
 
@@ -203,6 +232,8 @@ class Calls:
                 await self.may_end.wait()
                 await context.abort(code, details_of(error), tuple(trailing))
         finally:
+            # Its traceback leads back here: together they would keep the message until a garbage collection.
+            error = None
             if self._access_log:
                 self._log(call, client, path, code, time.perf_counter() - started)
 
@@ -239,7 +270,23 @@ def details_of(error: ApiError) -> str:
     return f"{text[: MAX_DETAILS // 4]}\n...\n{text[-MAX_DETAILS * 3 // 4 :]}"
 
 
-def _read(message: Any, data: bytes) -> Any:
+async def _read(message: Any, data: bytes) -> Any:
+    """The message in these bytes; a large one is read in the parsing thread.
+
+    Raises:
+        InvalidRequest: they are no such message, or one of too many fields.
+    """
+    if len(data) <= INLINE_BYTES:
+        return _parse(message, data)
+    return await in_parsing_thread(_parse_large, message, data)
+
+
+def _parse_large(message: Any, data: bytes) -> Any:
+    require_few_fields(data, message.DESCRIPTOR)
+    return _parse(message, data)
+
+
+def _parse(message: Any, data: bytes) -> Any:
     try:
         return message.FromString(data)
     except DecodeError as err:

@@ -114,6 +114,17 @@ management = _messages(
     },
 )
 
+_asked = """
+    string model_name = 1; string model_version = 2; string id = 3;
+    map<string, InferParameter> parameters = 4; repeated InferInputTensor inputs = 5;
+    repeated InferRequestedOutputTensor outputs = 6; repeated bytes raw_input_contents = 7
+"""
+# One of these is set; as a oneof it would be sent the same.
+_parameter = """
+    optional bool bool_param = 1; optional int64 int64_param = 2; optional string string_param = 3;
+    optional double double_param = 4; optional uint64 uint64_param = 5
+"""
+_requested = "string name = 1; map<string, InferParameter> parameters = 2"
 _tensor = """
     string name = 1; string datatype = 2; repeated int64 shape = 3;
     map<string, InferParameter> parameters = 4; InferTensorContents contents = 5
@@ -135,11 +146,7 @@ open_inference = _messages(
             string name = 1; repeated string versions = 2; string platform = 3;
             repeated TensorMetadata inputs = 4; repeated TensorMetadata outputs = 5
         """,
-        # One of these is set; as a oneof it would be sent the same.
-        "InferParameter": """
-            optional bool bool_param = 1; optional int64 int64_param = 2; optional string string_param = 3;
-            optional double double_param = 4; optional uint64 uint64_param = 5
-        """,
+        "InferParameter": _parameter,
         "InferTensorContents": """
             repeated bool bool_contents = 1; repeated int32 int_contents = 2;
             repeated int64 int64_contents = 3; repeated uint32 uint_contents = 4;
@@ -148,17 +155,24 @@ open_inference = _messages(
         """,
         "InferInputTensor": _tensor,
         "InferOutputTensor": _tensor,
-        "InferRequestedOutputTensor": "string name = 1; map<string, InferParameter> parameters = 2",
-        "ModelInferRequest": """
-            string model_name = 1; string model_version = 2; string id = 3;
-            map<string, InferParameter> parameters = 4; repeated InferInputTensor inputs = 5;
-            repeated InferRequestedOutputTensor outputs = 6; repeated bytes raw_input_contents = 7
-        """,
+        "InferRequestedOutputTensor": _requested,
+        "ModelInferRequest": _asked,
         "ModelInferResponse": """
             string model_name = 1; string model_version = 2; string id = 3;
             map<string, InferParameter> parameters = 4; repeated InferOutputTensor outputs = 5;
             repeated bytes raw_output_contents = 6
         """,
+    },
+)
+
+# The request as the server reads it: contents stay bytes, which are read a piece at a time.
+open_inference_read = _messages(
+    f"{OPEN_INFERENCE[0]}.read",
+    {
+        "InferParameter": _parameter,
+        "InferInputTensor": _tensor.replace("InferTensorContents contents", "optional bytes contents"),
+        "InferRequestedOutputTensor": _requested,
+        "ModelInferRequest": _asked,
     },
 )
 

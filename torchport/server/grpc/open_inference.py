@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torchport.server.dispatch.job import Kind
 from torchport.server.errors import InvalidRequest
 from torchport.server.grpc.calls import Call, Calls
-from torchport.server.grpc.messages import OPEN_INFERENCE, open_inference
+from torchport.server.grpc.messages import OPEN_INFERENCE, open_inference, open_inference_read
 from torchport.server.grpc.predictions import PendingCall
+from torchport.server.grpc.reading import pieces_of_contents
+from torchport.server.http.parsing import INLINE_BYTES, in_parsing_thread
 from torchport.server.models.registry import Registry
 from torchport.server.open_inference.metadata import MAIN_GRAPH, model_metadata, server_metadata
 from torchport.server.open_inference.tensors import (
+    MAX_DIMENSIONS,
+    MAX_TENSORS,
     datatype_of,
     require_distinct,
+    require_size,
     tensor_of_bytes,
-    tensor_of_json,
+    tensor_of_values,
     values_of,
 )
 from torchport.server.wire import InferRow, Tensor
@@ -51,7 +57,7 @@ class OpenInferenceService:
             "ServerMetadata": (messages.ServerMetadataRequest, self._server),
             "ModelReady": (messages.ModelReadyRequest, self._model_ready),
             "ModelMetadata": (messages.ModelMetadataRequest, self._model),
-            "ModelInfer": (messages.ModelInferRequest, self._infer),
+            "ModelInfer": (open_inference_read.ModelInferRequest, self._infer),
         }
         return [calls.service(f"{package}.GRPCInferenceService", unary=methods) for package in OPEN_INFERENCE]
 
@@ -73,19 +79,21 @@ class OpenInferenceService:
         return open_inference.ModelMetadataResponse(**metadata)
 
     async def _infer(self, request: Any, call: Call) -> Any:
-        row = InferRow(_graph(request), _tensors(request), [wanted.name for wanted in request.outputs])
-        require_distinct("output", row.outputs)
         name, number = _named(request.model_name), request.model_version
+        is_large = request.ByteSize() > INLINE_BYTES
+        row = await in_parsing_thread(_row, request) if is_large else _row(request)
+        require_size(row.inputs, self._registry.settings.max_request_size)
         asked = PendingCall(self._registry, call, Kind.TENSORS, name, number, row)
         answer = await asked.answer()
         response = open_inference.ModelInferResponse(
             model_name=name, model_version=asked.version.model.version, id=request.id
         )
-        datatypes = {datatype_of(tensor.dtype) for tensor in answer.tensors}
         # A client that sends bytes gets bytes.
-        raw = bool(request.raw_input_contents) or not datatypes <= set(_CONTENTS)
-        for tensor in answer.tensors:
-            _write(response, tensor, raw)
+        raw = bool(request.raw_input_contents)
+        if sum(len(tensor.data) for tensor in answer.tensors) > INLINE_BYTES:
+            await in_parsing_thread(_write, response, answer.tensors, raw)
+        else:
+            _write(response, answer.tensors, raw)
         return response
 
 
@@ -104,33 +112,52 @@ def _graph(request: Any) -> str:
     return str(parameter.string_param)
 
 
+def _row(request: Any) -> InferRow:
+    """The tensors that a request asks about."""
+    outputs = request.outputs
+    if len(outputs) > MAX_TENSORS:
+        raise InvalidRequest(f"{len(outputs)} outputs: at most {MAX_TENSORS} are expected")
+    row = InferRow(_graph(request), _tensors(request), [wanted.name for wanted in outputs])
+    require_distinct("output", row.outputs)
+    return row
+
+
 def _tensors(request: Any) -> list[Tensor]:
     inputs, raw = request.inputs, request.raw_input_contents
-    require_distinct("input", [given.name for given in inputs])
     if not inputs:
         raise InvalidRequest("the request has no inputs")
+    if len(inputs) > MAX_TENSORS:
+        raise InvalidRequest(f"{len(inputs)} inputs: at most {MAX_TENSORS} are expected")
+    require_distinct("input", [given.name for given in inputs])
     if raw and len(raw) != len(inputs):
         raise InvalidRequest(f"raw_input_contents has {len(raw)} entries for {len(inputs)} inputs")
     tensors = []
     for index, given in enumerate(inputs):
+        if len(given.shape) > MAX_DIMENSIONS:
+            raise InvalidRequest(f"input {given.name[:40]!r}: a shape of {len(given.shape)} dimensions")
         shape = list(given.shape)
         if raw:
-            if given.HasField("contents") and given.contents.ByteSize():
-                raise InvalidRequest(f"input {given.name!r} has contents beside raw_input_contents")
+            if given.contents:
+                raise InvalidRequest(f"input {given.name[:40]!r} has contents beside raw_input_contents")
             tensors.append(tensor_of_bytes(given.name, given.datatype, shape, raw[index]))
             continue
         field = _CONTENTS.get(given.datatype)
         if field is None and given.datatype == "FP16":
-            raise InvalidRequest(f"input {given.name!r}: FP16 is expected in raw_input_contents")
-        values = list(getattr(given.contents, field)) if field else []
-        tensors.append(tensor_of_json(given.name, given.datatype, shape, values))
+            raise InvalidRequest(f"input {given.name[:40]!r}: FP16 is expected in raw_input_contents")
+        pieces = pieces_of_contents(given.contents, field) if field else ()
+        tensors.append(tensor_of_values(given.name, given.datatype, shape, pieces))
     return tensors
 
 
-def _write(response: Any, tensor: Tensor, raw: bool) -> None:
-    datatype = datatype_of(tensor.dtype)
-    output = response.outputs.add(name=tensor.name, datatype=datatype, shape=tensor.shape)
-    if raw:
-        response.raw_output_contents.append(tensor.data)
-    else:
-        getattr(output.contents, _CONTENTS[datatype]).extend(values_of(tensor))
+def _write(response: Any, tensors: Sequence[Tensor], raw: bool) -> None:
+    """Add the tensors to a response, as bytes or in fields for their datatypes if these have one."""
+    datatypes = [datatype_of(tensor.dtype) for tensor in tensors]
+    raw = raw or not set(datatypes) <= set(_CONTENTS)
+    for tensor, datatype in zip(tensors, datatypes, strict=True):
+        output = response.outputs.add(name=tensor.name, datatype=datatype, shape=tensor.shape)
+        if raw:
+            response.raw_output_contents.append(tensor.data)
+            continue
+        contents = getattr(output.contents, _CONTENTS[datatype])
+        for values in values_of(tensor):
+            contents.extend(values)

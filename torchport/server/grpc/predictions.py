@@ -11,13 +11,36 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator
 
-from torchport.server.dispatch.job import Kind, Waiter
+from torchport.server.dispatch.job import Job, Kind, Waiter
 from torchport.server.errors import AnswerTooLarge, ApiError
 from torchport.server.grpc.calls import Call
 from torchport.server.models.registry import Registry
 from torchport.server.wire import Answer, InferRow, Row
 
 _END = Answer(status=200, body=b"")
+
+
+class _Unread(Waiter):
+    """A waiter whose pieces may only take so many bytes before the client reads them."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self._limit = limit
+        self.waiting_bytes = 0
+        """Bytes of pieces that have not been sent."""
+
+    def streamed(self, job: Job, piece: Answer) -> None:
+        self.waiting_bytes += len(piece.body)
+        if self.waiting_bytes > self._limit:
+            self.failed(
+                job,
+                ApiError(
+                    "the client reads the pieces slower than they come, and max_response_size of them wait",
+                    http_status=429,
+                ),
+            )
+        elif not self.answer.done():
+            super().streamed(job, piece)
 
 
 class PendingCall:
@@ -33,7 +56,7 @@ class PendingCall:
         self.version = registry.find(name, number or None)
         route = registry.model(name).route(number or None)
         self._limit = registry.settings.max_response_size
-        self._waiter = Waiter()
+        self._waiter = _Unread(self._limit)
         row.id = call.id
         self.version.submit(kind, row, self._waiter, call.timeout(), route=route)
 
@@ -56,6 +79,7 @@ class PendingCall:
         try:
             while (piece := await waiter.pieces.get()) is not _END:
                 yield self._checked(piece)
+                waiter.waiting_bytes -= len(piece.body)
             yield await self.answer()
         finally:
             waiter.answer.cancel()

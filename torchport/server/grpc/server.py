@@ -26,6 +26,7 @@ from torchport.server.grpc.inference import InferenceService
 from torchport.server.grpc.management import ManagementService
 from torchport.server.grpc.messages import INFERENCE, MANAGEMENT, OPEN_INFERENCE
 from torchport.server.grpc.open_inference import OpenInferenceService
+from torchport.server.http.body_memory import BodyMemory
 from torchport.server.models.registry import Registry
 from torchport.server.models.statistics import RequestCounts
 from torchport.server.settings.address import Address
@@ -45,13 +46,18 @@ class GrpcServers:
     """Both servers. `inference_port` and `management_port` are 0 until they listen."""
 
     def __init__(
-        self, settings: ServerSettings, access: Access, registry: Registry, counts: RequestCounts
+        self,
+        settings: ServerSettings,
+        access: Access,
+        registry: Registry,
+        counts: RequestCounts,
+        memory: BodyMemory | None = None,
     ) -> None:
         self._settings = settings
-        log = settings.access_log
-        asking = Calls(access, KeyKind.INFERENCE, counts, access_log=log)
-        managing = Calls(access, KeyKind.MANAGEMENT, counts, access_log=log)
-        probing = Calls(access, None, counts, access_log=log)
+        memory, log = memory or BodyMemory(settings.request_memory), settings.access_log
+        asking = Calls(access, KeyKind.INFERENCE, counts, memory=memory, access_log=log)
+        managing = Calls(access, KeyKind.MANAGEMENT, counts, memory=memory, access_log=log)
+        probing = Calls(access, None, counts, memory=memory, access_log=log)
         names = [f"{INFERENCE}.InferenceAPIsService", f"{MANAGEMENT}.ManagementAPIsService"]
         names += [f"{package}.GRPCInferenceService" for package in OPEN_INFERENCE]
         health = HealthService(probing, lambda: registry.is_ready, names).handler()

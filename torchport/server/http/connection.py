@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import cast
 
+from torchport.server.http.body_memory import BodyMemory
 from torchport.server.http.host_rule import HostRule
 from torchport.server.http.message import BODILESS, HttpRequest, head_of, refusal_of
 from torchport.server.http.reader import RequestReader
@@ -27,6 +28,14 @@ LINGER_S = 2.0
 
 QUIET_S = 0.5
 """Seconds without a request after which an ending server closes a connection."""
+
+PER_TURN = 4
+"""Maximum number of requests that one connection begins at once; the others wait for the next turns of the
+event loop. So thousands that are sent ahead keep nobody waiting."""
+
+SLICE = 1 << 12
+SLICE_OF_CHUNKS = 1 << 15
+"""Bytes of a read that are parsed at once: it may hold thousands of requests, or of chunks."""
 
 
 class HttpConnection(asyncio.Protocol):
@@ -41,9 +50,10 @@ class HttpConnection(asyncio.Protocol):
         settings: ServerSettings,
         connections: set[HttpConnection],
         hosts: HostRule,
+        memory: BodyMemory,
     ) -> None:
         self._handle, self._settings, self._connections = handle, settings, connections
-        self._reader = RequestReader(settings, self, hosts)
+        self._reader = RequestReader(settings, self, hosts, memory)
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
         self._waiting: deque[HttpRequest] = deque()
         self._active: HttpRequest | None = None
@@ -56,6 +66,11 @@ class HttpConnection(asyncio.Protocol):
         self._idle_since: float | None = time.monotonic()
         self._can_write = asyncio.Event()
         self._can_write.set()
+        self._begun = 0
+        """Number of requests begun since the last turn of the event loop."""
+        self._unparsed = memoryview(b"")
+        """The rest of a read, whose turn has not come. Nothing more is read meanwhile."""
+        self._next_turn: asyncio.Handle | None = None
         self._written = 0
         self._unsent_since: float | None = None
 
@@ -75,12 +90,51 @@ class HttpConnection(asyncio.Protocol):
         self._connections.discard(self)
         self._closing = True
         self._waiting.clear()
+        self._unparsed = memoryview(b"")
         self._active = None
         self._can_write.set()
         self._reader.release()
 
     def data_received(self, data: bytes) -> None:
-        self._reader.feed(data)
+        if self._closing or self._refusal:
+            return
+        if self._unparsed:
+            # Bytes that TLS had decrypted when reading was paused.
+            self._unparsed = memoryview(bytes(self._unparsed) + data)
+        elif len(data) <= SLICE:
+            self._begun = 0
+            self._reader.feed(data)
+        else:
+            self._unparsed = memoryview(data)
+            self._parse()
+
+    def _parse(self) -> None:
+        """Parse a slice of what was read, and all that is there of a body whose length is known."""
+        self._begun = 0
+        self._feed(SLICE_OF_CHUNKS if self._reader.is_in_body else SLICE)
+        if self._reader.expected:
+            self._feed(self._reader.expected)
+        self._go_on_later()
+        self._control_reading()
+
+    def _feed(self, size: int) -> None:
+        piece, self._unparsed = self._unparsed[:size], self._unparsed[size:]
+        if piece:
+            self._reader.feed(bytes(piece))
+
+    def _go_on_later(self) -> None:
+        """Parse what is left, or begin a request that waits, in the next turn of the event loop."""
+        if self._next_turn is None and (self._unparsed or self._waiting):
+            self._next_turn = asyncio.get_running_loop().call_soon(self._take_turn)
+
+    def _take_turn(self) -> None:
+        self._next_turn = None
+        if self.is_gone or not self._can_write.is_set():
+            return
+        if self._waiting:
+            self._go_on()
+        elif self._unparsed:
+            self._parse()
 
     def eof_received(self) -> None:
         """Close the connection, by returning None.
@@ -101,12 +155,16 @@ class HttpConnection(asyncio.Protocol):
     def taken(self, request: HttpRequest) -> None:
         """Begin a complete request, or let it wait for its turn."""
         self._owes_continue = False
-        if self._active is None and not self._waiting and self._can_write.is_set():
+        is_next = self._active is None and not self._waiting and self._can_write.is_set()
+        if is_next and self._begun < PER_TURN:
+            self._begun += 1
             self._begin(request)
-        else:
-            # Sent ahead: no more is read until its turn has come.
-            self._waiting.append(request)
-            self._control_reading()
+            return
+        # Sent ahead: no more is read until its turn has come.
+        self._waiting.append(request)
+        if is_next:
+            self._go_on_later()
+        self._control_reading()
 
     def expected(self) -> None:
         """Send `100 Continue` once the earlier requests have been answered."""
@@ -118,6 +176,7 @@ class HttpConnection(asyncio.Protocol):
         if self._refusal or self.is_gone:
             return
         self._refusal = status
+        self._unparsed = memoryview(b"")
         self._reader.end()
         self._go_on()
 
@@ -189,7 +248,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _persistence(self, request: HttpRequest) -> bytes:
         """The header that says that the connection ends with this answer, if it does."""
-        self._closes = self.is_ending and not self._waiting and not self._refusal
+        self._closes = self.is_ending and not (self._waiting or self._unparsed or self._refusal)
         return b"connection: close\r\n" if self._closes or not request.keep_alive else b""
 
     def _finish(self, request: HttpRequest) -> None:
@@ -214,6 +273,8 @@ class HttpConnection(asyncio.Protocol):
             elif self._owes_continue:
                 self._owes_continue = False
                 self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            if not self._waiting:
+                self._go_on_later()
         self._control_reading()
 
     def _begin_waiting(self, request: HttpRequest) -> None:
@@ -227,7 +288,7 @@ class HttpConnection(asyncio.Protocol):
         """
         if self.is_gone:
             return
-        wanted = self._can_write.is_set() and not self._waiting and not self._refusal
+        wanted = self._can_write.is_set() and not (self._waiting or self._unparsed or self._refusal)
         if wanted and self._paused:
             self._paused = False
             self._reader.restart_clock()
@@ -286,7 +347,9 @@ class HttpConnection(asyncio.Protocol):
         A request that is being read is not cut off, and one that may be on its way is waited for.
         """
         self.is_ending = True
-        if self._waiting:
+        if self._unparsed:
+            pass  # What it sent ahead is answered; no more is read meanwhile.
+        elif self._waiting:
             self._reader.end()  # A client that always sends ahead would never have its last answer.
         elif not (self._idle_since is None or self._reader.is_reading or self.is_gone) and (
             now - self._idle_since > QUIET_S

@@ -34,7 +34,10 @@ _REFUSALS = {
     431: ("BadRequestException", "The request's headers are larger than max_header_size."),
     500: ("InternalServerException", "The server failed; its log says more."),
     501: ("BadRequestException", "Transfer-Encoding: chunked is all that is understood."),
-    503: ("ServiceUnavailableException", "Too many connections: try again later."),
+    503: (
+        "ServiceUnavailableException",
+        "Too many connections or bytes of bodies at once: try again.",
+    ),
 }
 
 
@@ -79,6 +82,7 @@ class HttpRequest:
         "by_name",
         "chunks",
         "headers",
+        "held",
         "keep_alive",
         "method",
         "path",
@@ -93,6 +97,8 @@ class HttpRequest:
         self.path = b""
         self.query = b""
         self.body = b""
+        self.held: object = None
+        """What counts the body's bytes in the memory of all bodies, as long as the request lives."""
         self.keep_alive = self.chunks = True
 
     @property

@@ -16,6 +16,7 @@ from typing import Any, Protocol, cast
 
 import httptools
 
+from torchport.server.http.body_memory import UNCOUNTED, BodyMemory, Held
 from torchport.server.http.host_rule import HostRule
 from torchport.server.http.message import HttpRequest, Responder
 from torchport.server.settings.settings import ServerSettings
@@ -24,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 _METHODS = {name.encode(): name for name in ("POST", "GET", "PUT", "HEAD", "DELETE", "OPTIONS", "PATCH")}
 _SHORT_TARGET = 256
+
+COUNTED_AHEAD = 1 << 16
+"""Bytes of a body that are counted at once: it may come in millions of chunks."""
 
 
 def _parse_target(target: bytes) -> tuple[bytes, bytes]:
@@ -49,14 +53,18 @@ class Owner(Responder, Protocol):
 
 
 class RequestReader:
-    """Parses what one client sends."""
+    """Parses what one client sends; `memory` counts its bodies."""
 
-    def __init__(self, settings: ServerSettings, owner: Owner, hosts: HostRule) -> None:
-        self._settings, self._owner, self._hosts = settings, owner, hosts
+    def __init__(self, settings: ServerSettings, owner: Owner, hosts: HostRule, memory: BodyMemory) -> None:
+        self._settings, self._owner, self._hosts, self._memory = settings, owner, hosts, memory
         self._parser = httptools.HttpRequestParser(self)
         self._incoming: HttpRequest | None = None
         self._url = b""
         self._body: bytes | bytearray = b""
+        self._held: Held | None = None
+        self._allowed = UNCOUNTED
+        """Bytes up to which the body needs no other look at the memory of all."""
+        self._length = 0
         self._read = self._framing = self._span = 0
         """`_read`: bytes of the last read. `_framing`: bytes since the request began, or since its last
         body bytes. `_span`: bytes of all reads that hold a part of the request."""
@@ -67,6 +75,16 @@ class RequestReader:
     def is_reading(self) -> bool:
         """Whether a request has begun and is incomplete."""
         return self._since is not None
+
+    @property
+    def is_in_body(self) -> bool:
+        """Whether a request's head has come, and its body is incomplete."""
+        return self._in_body
+
+    @property
+    def expected(self) -> int:
+        """Bytes that the current body's announced length leaves to come; 0 without a body or a length."""
+        return max(0, self._length - len(self._body)) if self._in_body else 0
 
     def is_late(self, now: float) -> bool:
         """Whether the incomplete request has exceeded its time limit."""
@@ -86,7 +104,22 @@ class RequestReader:
     def end(self) -> None:
         """Ignore all further input."""
         self._ended = True
+        self._drop()
+
+    def _drop(self) -> None:
+        """Forget the request that is being read."""
         self._incoming, self._body, self._since = None, b"", None
+        if self._held is not None:
+            self._memory.uploads.discard(self)
+            self._held = None
+
+    def occupation(self) -> float:
+        """Bytes of the incomplete body, times the seconds since it began."""
+        return len(self._body) * (time.monotonic() - (self._since or 0.0))
+
+    def give_way(self) -> None:
+        """Refuse the incomplete body, because all bodies take too much memory."""
+        self._refuse(503)
 
     def release(self) -> None:
         """Drop the parser, which refers back to this reader.
@@ -154,6 +187,8 @@ class RequestReader:
             return
         self._incoming = HttpRequest(self._owner)
         self._url = self._body = b""
+        self._length = 0
+        self._allowed = UNCOUNTED
         self._span = self._read
         self._since = time.monotonic()
 
@@ -193,6 +228,8 @@ class RequestReader:
                 self._refuse(400)
             elif int(length) > settings.max_request_size:
                 self._refuse(413)
+            else:
+                self._length = int(length)
         if encoding is not None and self._is_encoded_otherwise(request):
             self._refuse(501)
         if request.method == "CONNECT":
@@ -242,6 +279,8 @@ class RequestReader:
             return
         if len(self._body) + len(body) > self._settings.max_request_size:
             self._refuse(413)
+        elif len(self._body) + len(body) > self._allowed and not self._has_room(len(body)):
+            self._refuse(503)
         elif not self._body:
             self._body = body
         elif isinstance(self._body, bytearray):
@@ -249,12 +288,24 @@ class RequestReader:
         else:
             self._body = bytearray(self._body) + body
 
+    def _has_room(self, size: int) -> bool:
+        """Whether so many bytes more may be kept; they are counted then, and some ahead."""
+        if self._held is None:
+            self._held = self._memory.hold(0)
+            self._memory.uploads.add(self)
+            self._allowed = 0
+        more = max(len(self._body) + size - self._allowed, COUNTED_AHEAD)
+        self._allowed += more
+        # It may be this one that has to give way.
+        return self._held is not None and self._memory.grow(self._held, more) and not self._ended
+
     def on_message_complete(self) -> None:
         request = self._incoming
-        if request is None or self._skips_body:
+        if request is None or self._skips_body or self._ended:
             return
         body = self._body
         request.body = body if isinstance(body, bytes) else bytes(body)
-        self._incoming, self._body, self._since = None, b"", None
+        request.held = self._held
+        self._drop()
         self._in_body, self._framing = False, 0
         self._owner.taken(request)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from torchport.server.http.body_memory import BodyMemory
 from torchport.server.http.connection import HttpConnection
 from torchport.server.http.host_rule import HostRule
 from torchport.server.http.message import HttpRequest
@@ -18,7 +19,10 @@ from torchport.server.settings.settings import ServerSettings
 
 
 class HttpServer:
-    """One listening address; `handle` is called with every request."""
+    """One listening address; `handle` is called with every request.
+
+    Servers with the same `memory` share the bound on the bodies in flight.
+    """
 
     def __init__(
         self,
@@ -27,7 +31,9 @@ class HttpServer:
         port: int,
         settings: ServerSettings,
         tls: Any = None,
+        memory: BodyMemory | None = None,
     ) -> None:
+        self._memory = memory or BodyMemory(settings.request_memory)
         self._handle, self._host, self._port, self._settings, self._tls = handle, host, port, settings, tls
         self._hosts = HostRule.of(settings, host)
         self._connections: set[HttpConnection] = set()
@@ -63,7 +69,9 @@ class HttpServer:
         self._sweeper = loop.create_task(self._sweep())
 
     def _new_connection(self) -> HttpConnection:
-        connection = HttpConnection(self._handle, self._settings, self._connections, self._hosts)
+        connection = HttpConnection(
+            self._handle, self._settings, self._connections, self._hosts, self._memory
+        )
         connection.is_ending = self._is_ending
         return connection
 

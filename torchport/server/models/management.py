@@ -117,6 +117,8 @@ async def register(registry: Registry, registration: Registration) -> Outcome:
     outcome = await registry.register(registration)
     registry.known.note(registration.url, identity)
     logger.info("registered %s: %s", registration.url, outcome.message)
+    registry.changed()
+    await registry.recorded()
     return outcome
 
 
@@ -198,6 +200,7 @@ async def scale(
         extra={"model": f"{name} {found.model.version}"},
     )
     registry.changed()
+    await registry.recorded()
     if not synchronous:
         return Outcome(message="Processing worker updates...", progress=Progress.STARTED)
     limit = found.settings.startup_timeout + 5 if timeout is None or timeout < 0 else timeout
@@ -229,6 +232,7 @@ async def set_default(registry: Registry, name: str, version: str) -> Outcome:
     logger.info(
         "default version of %s: %s, before %s", name, version, before, extra={"model": f"{name} {version}"}
     )
+    await registry.recorded()
     return Outcome(message=f'Default version successfully updated for model "{name}" to "{version}"')
 
 
@@ -242,4 +246,5 @@ async def unregister(registry: Registry, name: str, version: str | None = None) 
     number = version or registry.model(name).default
     await registry.unregister(name, version)
     logger.info("unregistered %s %s", name, number, extra={"model": f"{name} {number}"})
+    await registry.recorded()
     return Outcome(message=f'Model "{name}" unregistered')

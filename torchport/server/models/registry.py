@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from torchport.server.dispatch.host import SharedHosts
@@ -23,6 +23,7 @@ from torchport.server.errors import (
     ServiceUnavailable,
 )
 from torchport.server.models.known_archives import KnownArchives
+from torchport.server.models.own_thread import in_own_thread
 from torchport.server.models.registered import RegisteredModels
 from torchport.server.models.registration import Model, Outcome, Progress, Registration
 from torchport.server.models.settings import model_settings
@@ -41,6 +42,10 @@ logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
+async def _nothing_to_record() -> None:
+    """Return at once: there are no snapshots."""
+
+
 class Registry(RegisteredModels):
     """All models of a server. `changed` is called after every change that a snapshot records.
 
@@ -53,6 +58,7 @@ class Registry(RegisteredModels):
         *,
         gpus: int = 0,
         changed: Callable[[], None] = lambda: None,
+        recorded: Callable[[], Awaitable[None]] = _nothing_to_record,
         samples_taken: Callable[[ModelVersion, list[MetricValue]], None] = lambda version, samples: None,
         work: WorkFolder | None = None,
     ) -> None:
@@ -68,6 +74,8 @@ class Registry(RegisteredModels):
         """Held while the models of the start, or news of the store, are registered."""
         self._worker_defaults = WorkerDefaults.of(settings, gpus)
         self.changed, self._samples_taken = changed, samples_taken
+        self.recorded = recorded
+        """Returns when the last change is where a snapshot keeps it."""
         self._work = work or WorkFolder()
         self._hosts = SharedHosts()
         self._changes: set[asyncio.Task[Any]] = set()
@@ -99,11 +107,10 @@ class Registry(RegisteredModels):
         return await self._to_its_end(self._register(asked))
 
     async def _register(self, asked: Registration) -> Outcome:
-        unpacked = await asyncio.get_running_loop().run_in_executor(
-            None,
+        unpacked = await in_own_thread(
             lambda: unpack(
                 asked.url, self.settings, self._work.path, name=asked.model_name, handler=asked.handler
-            ),
+            )
         )
         try:
             version = self._add(unpacked, asked)
@@ -153,8 +160,7 @@ class Registry(RegisteredModels):
         name, number = old.model.name, old.model.version
         handler = old.model.handler if old.model.handler_given else None
         asked = Registration(url=old.model.url, model_name=name, handler=handler)
-        unpacked = await asyncio.get_running_loop().run_in_executor(
-            None,
+        unpacked = await in_own_thread(
             lambda: unpack(asked.url, self.settings, self._work.path, name=name, handler=handler),
         )
         try:

@@ -9,9 +9,12 @@ read_last(folder)
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -37,23 +40,56 @@ class Snapshots:
 
     def __init__(self, folder: Path, registry: Registry) -> None:
         self._folder, self._registry = folder, registry
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="snapshots")
+        self._lock = threading.Lock()
+        self._pending: dict[str, Any] | None = None
+        self._writing: Future[None] | None = None
 
     def save(self) -> None:
         """Write a snapshot; if that fails, log it and go on."""
-        name = f"{_new_time(_written(self._folder))}-snapshot"
+        self._write(self._snapshot())
+
+    def save_soon(self) -> None:
+        """Write a snapshot of what is now, in a thread: a disk may take seconds.
+
+        Of several that wait for the disk only the last one is written.
+        """
+        snapshot = self._snapshot()
+        with self._lock:
+            self._pending = snapshot
+            if self._writing is None:
+                self._writing = self._thread.submit(self._write_pending)
+
+    async def written(self) -> None:
+        """Return when the last snapshot has been written, or could not be."""
+        with self._lock:
+            writing = self._writing
+        if writing is not None:
+            await asyncio.shield(asyncio.wrap_future(writing))
+
+    def _write_pending(self) -> None:
+        while True:
+            with self._lock:
+                snapshot, self._pending = self._pending, None
+                if snapshot is None:
+                    self._writing = None
+                    return
+            self._write(snapshot)
+
+    def _snapshot(self) -> dict[str, Any]:
+        """A snapshot's content but its name."""
         models: dict[str, Any] = {model: dict(found) for model, found in self._registry.unrestored.items()}
         for model_name, model in self._registry.models.items():
             for number, version in model.versions.items():
                 models.setdefault(model_name, {})[number] = _entry(version, number == model.default)
-        snapshot = {
-            "name": f"{name}.cfg",
-            "modelCount": len(models),
-            "models": models,
-            "archives": self._registry.known.to_json(),
-        }
-        text = f"model_snapshot={_escaped(json.dumps(snapshot))}\n"
+        return {"modelCount": len(models), "models": models, "archives": self._registry.known.to_json()}
+
+    def _write(self, snapshot: dict[str, Any]) -> None:
+        # The name is the time of writing, and comes after that of the file that was written before.
+        name = f"{_new_time(_written(self._folder))}-snapshot.cfg"
+        text = f"model_snapshot={_escaped(json.dumps({'name': name, **snapshot}))}\n"
         try:
-            write_bytes(self._folder / f"{name}.cfg", text.encode())
+            write_bytes(self._folder / name, text.encode())
             for old in _written(self._folder)[:-KEPT]:
                 old.unlink(missing_ok=True)
         except (OSError, TorchportError) as err:

@@ -27,6 +27,9 @@ from torchport.store.folders import Store, version_key
 
 logger = logging.getLogger(__name__)
 
+AT_ONCE = 8
+"""Maximum number of archives that are unpacked at once when the server starts."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
@@ -171,7 +174,13 @@ def _registration(name: str, entry: Mapping[str, Any]) -> Registration:
 
 async def _register_all(registry: Registry, asked: Iterable[Registration]) -> None:
     # Unpacked side by side; registered in order, so that the first version is the default.
-    await asyncio.gather(*(_register(registry, entry) for entry in asked))
+    places = asyncio.Semaphore(AT_ONCE)
+
+    async def register(entry: Registration) -> None:
+        async with places:
+            await _register(registry, entry)
+
+    await asyncio.gather(*map(register, asked))
 
 
 async def _register(registry: Registry, asked: Registration) -> ModelVersion | None:

@@ -1,6 +1,6 @@
 """Tensors of the Open Inference Protocol: datatype, shape, JSON or bytes.
 
-    tensor_of_json("x", "FP32", [2, 1], [1.0, 2.0])
+    tensor_of_json("x", "FP32", [2, 1], b"[1.0, 2.0]")
     tensor_of_bytes("x", "FP16", [2], b"...")          # row-major, little-endian
 
 A tensor made here has exactly the bytes that its shape asks for. The worker relies on that.
@@ -9,13 +9,13 @@ A tensor made here has exactly the bytes that its shape asks for. The worker rel
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from itertools import chain
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from torchport.server.errors import ApiError, InvalidRequest
+from torchport.server.errors import ApiError, InvalidRequest, RequestTooLarge
+from torchport.server.open_inference.json_data import PIECE, pieces_of_json
 from torchport.server.wire import Tensor
 
 DATATYPES = {
@@ -36,6 +36,9 @@ DATATYPES = {
 
 _DATATYPE_OF = {dtype: datatype for datatype, dtype in DATATYPES.items()}
 
+EXPANSION = 4
+"""Maximum size of a request's tensors, over `max_request_size`: `1,` in JSON becomes eight bytes of INT64."""
+
 MAX_DIMENSIONS = 32
 MAX_TENSORS = 1000
 
@@ -52,17 +55,43 @@ def datatype_of(dtype: str) -> str:
     return _DATATYPE_OF.get(dtype, dtype)
 
 
-def tensor_of_json(name: str, datatype: str, shape: Sequence[int], data: Any) -> Tensor:
-    """Make a tensor from numbers in row-major order.
+def tensor_of_json(name: str, datatype: str, shape: Sequence[int], data: bytes) -> Tensor:
+    """Make a tensor from JSON: numbers in row-major order.
 
-    `data` is one list, or lists nested as the shape says.
+    `data` is one array, or arrays nested as the shape says.
 
     Raises:
         InvalidRequest: the datatype is unknown, the shape is invalid or does not fit, or the datatype
             cannot hold the values.
     """
+    dtype, _ = _dtype(name, datatype), _count(name, shape)
+    return _joined(name, datatype, dtype, shape, pieces_of_json(name, shape, data))
+
+
+def tensor_of_values(name: str, datatype: str, shape: Sequence[int], pieces: Iterable[list[Any]]) -> Tensor:
+    """Make a tensor from values in row-major order, some thousands at a time.
+
+    Raises:
+        InvalidRequest: as `tensor_of_json`.
+    """
     dtype, count = _dtype(name, datatype), _count(name, shape)
-    values = _flat(name, shape, count, data)
+    tensor = _joined(name, datatype, dtype, shape, pieces)
+    found = len(tensor.data) // dtype.itemsize
+    if found != count:
+        raise InvalidRequest(
+            f"input {name[:40]!r}: its shape {list(shape)} asks for {count} values, its contents have {found}"
+        )
+    return tensor
+
+
+def _joined(
+    name: str, datatype: str, dtype: np.dtype[Any], shape: Sequence[int], pieces: Iterable[list[Any]]
+) -> Tensor:
+    data = b"".join(_bytes_of(name, datatype, dtype, values) for values in pieces)
+    return Tensor(name, dtype.name, list(shape), data)
+
+
+def _bytes_of(name: str, datatype: str, dtype: np.dtype[Any], values: list[Any]) -> bytes:
     kinds = set(map(type, values))
     if dtype.kind == "b":
         expected = "true and false"
@@ -82,8 +111,8 @@ def tensor_of_json(name: str, datatype: str, shape: Sequence[int], data: Any) ->
         except OverflowError:  # Of a whole number that no float can hold.
             pass
     if array is None or (dtype.kind == "f" and not np.isfinite(array).all()):
-        raise InvalidRequest(f"input {name!r}: {expected} are expected in its data, which is {datatype}")
-    return Tensor(name, dtype.name, list(shape), array.tobytes())
+        raise InvalidRequest(f"input {name[:40]!r}: {expected} are expected in its data, which is {datatype}")
+    return array.tobytes()
 
 
 def tensor_of_bytes(name: str, datatype: str, shape: Sequence[int], data: bytes) -> Tensor:
@@ -95,18 +124,19 @@ def tensor_of_bytes(name: str, datatype: str, shape: Sequence[int], data: bytes)
     dtype, count = _dtype(name, datatype), _count(name, shape)
     if len(data) != count * dtype.itemsize:
         raise InvalidRequest(
-            f"input {name!r}: {len(data)} bytes, its shape {list(shape)} of {datatype} asks for "
+            f"input {name[:40]!r}: {len(data)} bytes, its shape {list(shape)} of {datatype} asks for "
             f"{count * dtype.itemsize}"
         )
     if dtype.kind == "b" and data.translate(None, b"\0\1"):
-        raise InvalidRequest(f"input {name!r}: a byte of BOOL is 0 or 1")
+        raise InvalidRequest(f"input {name[:40]!r}: a byte of BOOL is 0 or 1")
     return Tensor(name, dtype.name, list(shape), data)
 
 
-def values_of(tensor: Tensor) -> list[Any]:
-    """A tensor's values in row-major order, as Python's numbers."""
-    values: list[Any] = np.frombuffer(tensor.data, np.dtype(tensor.dtype)).tolist()
-    return values
+def values_of(tensor: Tensor) -> Iterator[list[Any]]:
+    """A tensor's values in row-major order, as Python's numbers, some thousands at a time."""
+    array = np.frombuffer(tensor.data, np.dtype(tensor.dtype))
+    for start in range(0, len(array), PIECE):
+        yield array[start : start + PIECE].tolist()
 
 
 def require_finite(tensor: Tensor) -> None:
@@ -119,19 +149,31 @@ def require_finite(tensor: Tensor) -> None:
         )
 
 
+def require_size(tensors: Sequence[Tensor], max_request_size: int) -> None:
+    """Raise `RequestTooLarge` if the tensors are much larger than the message that they came in."""
+    size, limit = sum(len(tensor.data) for tensor in tensors), EXPANSION * max_request_size
+    if size > limit:
+        raise RequestTooLarge(
+            f"the inputs have {size} bytes as tensors: at most {limit}, {EXPANSION} times max_request_size, "
+            "are expected"
+        )
+
+
 def require_distinct(kind: str, names: Sequence[str]) -> None:
     """Raise `InvalidRequest` if a name comes twice or there are too many."""
     if len(names) > MAX_TENSORS:
         raise InvalidRequest(f"{len(names)} {kind}s: at most {MAX_TENSORS} are expected")
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InvalidRequest(f"{kind} {twice!r} comes twice")
+    seen = set[str]()
+    for name in names:
+        if name in seen:
+            raise InvalidRequest(f"{kind} {name[:40]!r} comes twice")
+        seen.add(name)
 
 
 def _dtype(name: str, datatype: str) -> np.dtype[Any]:
     if datatype not in DATATYPES:
         raise InvalidRequest(
-            f"input {name!r}: datatype {datatype[:40]!r}: one of {', '.join(DATATYPES)} is expected"
+            f"input {name[:40]!r}: datatype {datatype[:40]!r}: one of {', '.join(DATATYPES)} is expected"
         )
     return np.dtype(DATATYPES[datatype])
 
@@ -140,25 +182,8 @@ def _count(name: str, shape: Sequence[int]) -> int:
     """Number of elements of a shape."""
     if len(shape) > MAX_DIMENSIONS:
         raise InvalidRequest(
-            f"input {name!r}: a shape of {len(shape)} dimensions: at most {MAX_DIMENSIONS} are expected"
+            f"input {name[:40]!r}: a shape of {len(shape)} dimensions: at most {MAX_DIMENSIONS} are expected"
         )
     if any(size < 1 for size in shape):
-        raise InvalidRequest(f"input {name!r}: shape {list(shape)}: sizes of at least 1 are expected")
+        raise InvalidRequest(f"input {name[:40]!r}: shape {list(shape)}: sizes of at least 1 are expected")
     return math.prod(shape)
-
-
-def _flat(name: str, shape: Sequence[int], count: int, data: Any) -> list[Any]:
-    """The values of a flat or nested list, checked against the shape."""
-    if not isinstance(data, list):
-        raise InvalidRequest(f"input {name!r}: its data is to be an array")
-    if len(data) == count and not isinstance(data[0], list):
-        return data
-    lists = [data]
-    for depth, size in enumerate(shape):
-        if any(not isinstance(part, list) or len(part) != size for part in lists):
-            raise InvalidRequest(
-                f"input {name!r}: its shape {list(shape)} asks for {count} values, in one array or in arrays "
-                f"nested as it says; its data is not so (dimension {depth})"
-            )
-        lists = list(chain.from_iterable(lists))
-    return lists

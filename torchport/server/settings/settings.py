@@ -40,6 +40,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "job_queue_size": (1, 1_000_000),
     "number_of_gpu": (0, 1024),
     "max_request_size": (1, _BYTES),
+    "max_request_memory": (1, 1 << 40),
     "max_response_size": (1, _BYTES),
     "max_header_size": (1024, 1 << 24),
     "header_timeout": (0.1, _YEARS),
@@ -96,6 +97,7 @@ class ServerSettings:
     number_of_gpu: int | None = None
 
     max_request_size: int = 6_553_500
+    max_request_memory: int = 1 << 30
     max_response_size: int = 6_553_500
     max_header_size: int = 65_536
     header_timeout: float = 10.0
@@ -155,6 +157,11 @@ class ServerSettings:
         if self.disable_token_authorization is not None:
             return not self.disable_token_authorization
         return bool(self.open_addresses) and not self.insecure
+
+    @property
+    def request_memory(self) -> int:
+        """Maximum bytes of all requests' bodies together: at least of one as large as may be."""
+        return max(self.max_request_memory, self.max_request_size)
 
     @property
     def http_addresses(self) -> tuple[Address, Address, Address]:
