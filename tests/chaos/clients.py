@@ -29,7 +29,9 @@ from torchport.targets.torchport_serve import ServerProcess
 
 JSON = {"content-type": "application/json"}
 PREDICTED = (ECHO, ECHO, SLOW, BATCHING, BATCHING, *SHARED, ROLLED, ROLLED, VISITOR)
-THINKING_S = 0.03
+TURNS = (1, 3, 10)
+"""How often a client asks by one door before it takes another."""
+THINKING_S = 0.02
 """Maximum seconds that a client waits between an answer and its next request."""
 
 STATUSES = {
@@ -151,11 +153,12 @@ class Client:
         doors = (self._predict, self._predict, self._predict_by_grpc, self._infer, self._infer_by_grpc)
         async with GrpcClient(self._server.ports["grpc_inference"]) as self._grpc:
             while not stop.is_set():
-                door = self._random.choice([*doors, self._fail])
-                await door()
+                door = self._random.choice([*doors, *doors, *doors, self._fail])
+                for _ in range(self._random.choice(TURNS)):
+                    await door()
+                    await asyncio.sleep(self._random.random() * THINKING_S)
                 if self._random.random() < 0.02:
                     await self._rest.close()
-                await asyncio.sleep(self._random.random() * THINKING_S)
             await self._rest.close()
 
     async def _predict(self) -> None:

@@ -163,7 +163,7 @@ class Chaos:
         stopped = disturbances.counts["stops for good"]
         if self.ledger.hung > stopped:
             self.ledger.fault(
-                f"lost: {self.ledger.hung} requests died with their workers, whom nobody had killed so often; "
+                f"lost: {self.ledger.hung} requests died with workers that the run had not killed so often; "
                 f"{stopped} may have, for workers stopped for good"
             )
 
@@ -212,7 +212,12 @@ class Chaos:
         try:
             after = await Operator(restarted, self.ledger).models()
             if after != before:
-                self.ledger.fault(f"the restart serves other models: {before} before, {after} now")
+                differ = {
+                    name: (before.get(name), after.get(name))
+                    for name in sorted(before.keys() | after.keys())
+                    if before.get(name) != after.get(name)
+                }
+                self.ledger.fault(f"the restart serves other models: before and now: {differ}")
             await self._ask_each(restarted)
         finally:
             code = await asyncio.to_thread(restarted.stop)
