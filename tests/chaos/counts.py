@@ -15,11 +15,17 @@ from tests.chaos.models import LEFT, Model
 CLASSES = ("2XX", "4XX", "5XX")
 
 
-def differences(ledger: Ledger, samples: Iterable[Any], models: Iterable[Model]) -> Iterator[str]:
-    """Where the metrics and the clients' counts differ. `samples` were read when all had been answered."""
+def differences(
+    ledger: Ledger, before: Iterable[Any], after: Iterable[Any], models: Iterable[Model]
+) -> Iterator[str]:
+    """Where the metrics and the clients' counts differ.
+
+    `before` are the samples from before the first request. `after` were read when all had been answered.
+    """
     counted: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for sample in samples:
-        counted[sample.name][sample.labels.get("model_name", "")] += sample.value
+    for samples, sign in ((before, -1), (after, 1)):
+        for sample in samples:
+            counted[sample.name][sample.labels.get("model_name", "")] += sign * sample.value
     yield from _statuses(ledger, counted)
     for model in models:
         yield from _requests(ledger, counted, model)

@@ -98,6 +98,7 @@ class Chaos:
     async def _disturb_and_compare(self, server: ServerProcess, seconds: float, report: Report) -> None:
         operator, ledger = Operator(server, self.ledger), self.ledger
         disturbances = Disturbances(operator, self._store, self._seen, str(self._seed))
+        before = await operator.metrics()
         await self._round("first", operator, disturbances, seconds * WARMING_UP)
         steady = await self._settle(operator)
         await self._round("second", operator, disturbances, seconds * (1 - WARMING_UP))
@@ -107,7 +108,7 @@ class Chaos:
         samples = await operator.metrics()
         # The scrape itself is counted after its answer has been written.
         ledger.statuses["2XX"] -= 1
-        for difference in differences(ledger, samples, MODELS):
+        for difference in differences(ledger, before, samples, MODELS):
             ledger.fault(f"metrics: {difference}")
         ledger.statuses["2XX"] += 1
         self._check_retries(samples, disturbances)
