@@ -16,7 +16,7 @@ from typing import Any
 from tests.server.archives import write_archive
 
 FIRST_VERSION = "1.0"
-RESPONSE_TIMEOUT_S = 8
+RESPONSE_TIMEOUT_S = 15
 """Seconds after which the server kills a worker that was stopped for good."""
 
 
@@ -55,7 +55,7 @@ BATCHING = Model(name="batching", batch_size=8, seconds=0.01)
 SHARED = (Model(name="shared-a", share="pair"), Model(name="shared-b", share="pair"))
 FAILING = Model(name="failing")
 ROLLED = Model(name="rolled")
-VISITOR = Model(name="visitor", loading_s=0.3, settings={"startupTimeout": 10})
+VISITOR = Model(name="visitor", loading_s=0.3, settings={"startupTimeout": 20})
 TENSORS = Model(name="tensors")
 LEFT = Model(name="left", batch_size=4, seconds=0.03)
 """The model whose clients leave before they have an answer."""

@@ -40,7 +40,7 @@ CLIENTS, RUDE_CLIENTS = 9, 3
 WARMING_UP = 0.2
 """Part of the time that is spent before the steady state is measured."""
 
-SETTLING_S = 30.0
+SETTLING_S = 60.0
 """Maximum seconds after the load until every model has its workers, and no process is too many."""
 
 SETTINGS = {"enable_model_api": "true"}

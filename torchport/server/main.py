@@ -158,7 +158,8 @@ class _Server:
         apis = (self._inference, self._management, self._metrics)
         for address, handle in by_address(self.settings.http_addresses, apis):
             tls = self._tls if address.scheme == "https" else None
-            server = HttpServer(handle, address.host, address.port, self.settings, tls)
+            count = self._counts.add
+            server = HttpServer(handle, address.host, address.port, self.settings, tls, refused=count)
             try:
                 await server.start()
             except OSError as err:

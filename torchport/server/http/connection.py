@@ -35,7 +35,7 @@ class HttpConnection(asyncio.Protocol):
         self,
         handle: Callable[[HttpRequest], None],
         settings: ServerSettings,
-        connections: set[HttpConnection],
+        connections: Connections,
     ) -> None:
         self._handle, self._settings, self._connections = handle, settings, connections
         self._reader = RequestReader(settings, self)
@@ -200,6 +200,7 @@ class HttpConnection(asyncio.Protocol):
                 asyncio.get_running_loop().call_soon(self._begin_waiting, self._active)
             elif self._refusal:
                 self._send_refusal()
+                self._connections.refused(self._refusal)
             elif self._owes_continue:
                 self._owes_continue = False
                 self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -276,3 +277,11 @@ class HttpConnection(asyncio.Protocol):
         self._closing = True
         self._reader.end()
         self._transport.close()
+
+
+class Connections(set["HttpConnection"]):
+    """The open connections of an address. `refused` is called with the status of each refusal sent."""
+
+    def __init__(self, refused: Callable[[int], None]) -> None:
+        super().__init__()
+        self.refused = refused
