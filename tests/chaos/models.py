@@ -123,7 +123,7 @@ TENSOR_HANDLER = """
 
 
     class Handler:
-        signatures = {"main": Signature()}
+        signatures, backends = {"main": Signature()}, {}
 
         def initialize(self, context):
             pass
