@@ -38,13 +38,11 @@ def _statuses(ledger: Ledger, counted: dict[str, Counter[str]]) -> Iterator[str]
     # A call that its client cancelled may have been completed by the worker without having been answered.
     unknown = {"2XX": (completed - ledger.cancelled, completed), "4XX": (0, 0), "5XX": (0, failed)}
     for name in CLASSES:
-        known = ledger.statuses[name] + (ledger.refused if name == "4XX" else 0)
-        low, high = (known + max(0, bound) for bound in unknown[name])
+        low, high = (ledger.statuses[name] + max(0, bound) for bound in unknown[name])
         got = int(sum(counted[f"Requests{name}_total"].values()))
         if not low <= got <= high:
             bounds = str(low) if low == high else f"{low} to {high}"
-            refused = f", {ledger.refused} refused requests among them" if name == "4XX" else ""
-            yield f"Requests{name} is {got}, the clients had {bounds}{refused}"
+            yield f"Requests{name} is {got}, the clients had {bounds}"
 
 
 def _requests(ledger: Ledger, counted: dict[str, Counter[str]], model: Model) -> Iterator[str]:

@@ -72,6 +72,7 @@ class RudeClient:
                 self._ledger.fault(f"not refused, but cut: {data[:80]!r}: {cut}")
                 return
         self._ledger.refused += 1
+        self._ledger.count(answer.status)
         if answer.status not in statuses or not answer.closes:
             self._ledger.fault(f"not refused: {data[:80]!r}: {answer.status} {answer.headers}")
 
