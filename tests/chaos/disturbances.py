@@ -46,6 +46,10 @@ class Disturbances:
     def _random(self, name: str) -> Random:
         return Random(f"{self._seed}/{name}")
 
+    def _done(self, name: str, what: object) -> None:
+        self.counts[name] += 1
+        self._ledger.note(f"{name}: {what}")
+
     # Signals.
 
     async def kill(self, stop: asyncio.Event) -> None:
@@ -59,7 +63,7 @@ class Disturbances:
                     self.killed.add(victim.pid)
                     victim.kill()
                     self._ledger.kills.append(time.monotonic())
-                    self.counts["kills"] += 1
+                    self._done("kills", victim.pid)
 
     async def stop(self, stop: asyncio.Event) -> None:
         """Stop a worker for a moment."""
@@ -70,7 +74,7 @@ class Disturbances:
                 victim = random.choice(workers)
                 with contextlib.suppress(psutil.NoSuchProcess):
                     victim.suspend()
-                    self.counts["stops"] += 1
+                    self._done("stops", victim.pid)
                     await asyncio.sleep(random.uniform(0.05, 2.0))
                 with contextlib.suppress(psutil.NoSuchProcess):
                     if victim.pid not in self.killed:
@@ -88,7 +92,7 @@ class Disturbances:
                     victim = psutil.Process(random.choice(pids))
                     self.killed.add(victim.pid)
                     victim.suspend()
-                    self.counts["stops for good"] += 1
+                    self._done("stops for good", victim.pid)
 
     # Management.
 
@@ -101,7 +105,7 @@ class Disturbances:
                 wanted, waits = random.randint(1, 4), random.random() < 0.1
                 path = f"/models/{model.name}?min_worker={wanted}&synchronous={str(waits).lower()}"
                 await self._operator.manage("PUT", path, *((200, 206) if waits else (202,)))
-                self.counts["scalings"] += 1
+                self._done("scalings", f"{model.name} to {wanted}")
                 await asyncio.sleep(random.choice([0, 0, 0.01, 0.2]))
         await self.scale_back()
 
@@ -124,7 +128,7 @@ class Disturbances:
                 return
             self._ledger.end_default(old)
             self._version = new
-            self.counts["rollouts"] += 1
+            self._done("rollouts", f"{old} to {new}")
             if await manage("DELETE", f"/models/{ROLLED.name}/{old}", 200) is not None:
                 (self._store / f"{ROLLED.name}-{old}.mar").unlink()
 
@@ -139,7 +143,7 @@ class Disturbances:
                 await self._change_its_mind()
             await self._register()
             self._ledger.away.end()
-            self.counts["comings and goings"] += 1
+            self._done("comings and goings", VISITOR.name)
         await asyncio.gather(*self._late)
 
     async def _register(self) -> None:
@@ -159,7 +163,7 @@ class Disturbances:
         while not await self._operator.describe(VISITOR.name) and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
         await self._operator.manage("DELETE", f"/models/{VISITOR.name}", 200)
-        self.counts["registrations cut short"] += 1
+        self._done("registrations cut short", VISITOR.name)
 
 
 async def _set_within(event: asyncio.Event, seconds: float) -> bool:

@@ -81,6 +81,8 @@ class Ledger:
 
     started: float = field(default_factory=time.monotonic)
     faults: list[str] = field(default_factory=list)
+    events: list[str] = field(default_factory=list)
+    """What the run did to the server, and the faults, in order."""
     ends: dict[str, Counter[Kind]] = field(default_factory=lambda: defaultdict(Counter))
     """How requests to each model ended."""
     statuses: Counter[str] = field(default_factory=Counter)
@@ -121,9 +123,14 @@ class Ledger:
             id=f"{door}-{next(self._numbers)}", model=model, door=door, sent=time.monotonic(), **more
         )
 
+    def note(self, text: str) -> None:
+        """Note an event, with its time."""
+        self.events.append(f"{time.monotonic() - self.started:8.2f} s  {text}")
+
     def fault(self, text: str) -> None:
         """Note what must not have happened."""
-        self.faults.append(f"{time.monotonic() - self.started:8.2f} s  {text}")
+        self.note(f"fault: {text}")
+        self.faults.append(self.events[-1].replace("fault: ", "", 1))
 
     def count(self, status: int) -> None:
         """Count an answer that `/metrics` must count too."""

@@ -21,6 +21,7 @@ MARK = "TORCHPORT_CHAOS"
 """Variable in the environment of the server, which all its processes inherit, orphans too."""
 
 MORE_DESCRIPTORS = 4
+"""Descriptors that may be more later: the server closes a connection a moment after its client has."""
 MORE_THREADS = 8
 """Threads that may be more later: those of pools, which are started when first needed."""
 MORE_MEMORY_MB = 48

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 SHOWN = 40
-"""Faults that are printed; all of them are in the run's folder."""
+"""Number of faults that are printed; all are among the events in the run's folder."""
 
 
 @dataclass
@@ -31,6 +31,6 @@ class Report:
             last = [f"{len(self.faults)} faults:", *(f"  {fault}" for fault in self.faults[:SHOWN])]
             if len(self.faults) > SHOWN:
                 last.append(f"  and {len(self.faults) - SHOWN} more")
-            last.append(f"log and faults: {self.folder}")
+            last.append(f"log and events: {self.folder}")
             last.append(f"again: python -m tests.chaos --minutes {self.minutes:g} --seed {self.seed}")
         return "\n".join([first, *(f"  {line}" for line in self.lines), *last])

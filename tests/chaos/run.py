@@ -22,6 +22,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import psutil
+
 import torchport
 from tests.chaos.clients import Client, RestClient, payload
 from tests.chaos.counts import differences, total
@@ -71,11 +73,15 @@ class Chaos:
         try:
             await self._disturb_and_compare(server, minutes * 60, report)
             await self._end_and_restart(server, report)
+        except (OSError, psutil.Error) as err:
+            if server.process.poll() is None:
+                raise
+            ledger.fault(f"the server ended by itself, exit code {server.process.returncode}: {err!r}")
         finally:
             if server.process.poll() is None:
                 server.stop()
+            (self._folder / "events.txt").write_text("\n".join([*report.lines, *ledger.events]) + "\n")
         report.faults = ledger.faults
-        (self._folder / "faults.txt").write_text("\n".join([*report.lines, *ledger.faults]) + "\n")
         return report
 
     async def _start(self) -> ServerProcess:
@@ -118,6 +124,7 @@ class Chaos:
     async def _round(self, name: str, operator: Operator, disturbances: Disturbances, seconds: float) -> None:
         """Load the server and disturb it for so long; returns when all have been answered."""
         stop, ledger, server = asyncio.Event(), self.ledger, operator.server
+        ledger.note(f"the {name} round")
         clients: list[Any] = [
             Client(server, ledger, Random(f"{self._seed}/{name}/client {n}")) for n in range(CLIENTS)
         ]
@@ -127,7 +134,7 @@ class Chaos:
         ]
         tasks = [asyncio.ensure_future(client.run(stop)) for client in clients]
         tasks += [asyncio.ensure_future(disturb(stop)) for disturb in disturbances.all()]
-        done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+        await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
         stop.set()
         await asyncio.gather(*tasks)
 
@@ -201,6 +208,7 @@ class Chaos:
 
     async def _end_and_restart(self, server: ServerProcess, report: Report) -> None:
         before = await Operator(server, self.ledger).models()
+        self.ledger.note("SIGTERM under load")
         ending = Ending(server, self.ledger, Random(f"{self._seed}/ending"))
         await ending.run()
         said = ", ".join(f"{number} {name}" for name, number in sorted(ending.counts.items()))

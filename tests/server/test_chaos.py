@@ -7,7 +7,7 @@ from tests.chaos.run import run
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 SEED = 14
-MINUTES = 0.75
+MINUTES = 0.5
 
 
 def test_chaos_loses_nothing_and_leaves_nothing_over(tmp_path):
