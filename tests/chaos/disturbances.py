@@ -22,8 +22,10 @@ import psutil
 from tests.chaos.models import ECHO, FIRST_VERSION, ROLLED, SCALED, SLOW, VISITOR, write_model
 from tests.chaos.operator import Operator
 
-GATHERING_S = 30.0
-"""Maximum seconds in which a stopped worker must have been given up by the server."""
+REGISTRATION = f"/models?url={VISITOR.name}-{FIRST_VERSION}.mar&initial_workers=1"
+
+KNOWN_S = 30.0
+"""Maximum seconds until a model is known whose registration has begun."""
 
 
 class Disturbances:
@@ -133,33 +135,32 @@ class Disturbances:
                 (self._store / f"{ROLLED.name}-{old}.mar").unlink()
 
     async def come_and_go(self, stop: asyncio.Event) -> None:
-        """Unregister a model and register it again; sometimes while it is being registered."""
+        """Unregister a model and register it again: sometimes twice at once, or before it was ready."""
         random = self._random("come and go")
         while not await _set_within(stop, random.uniform(1.0, 3.0)):
             self._ledger.away.begin()
-            await self._operator.manage("DELETE", f"/models/{VISITOR.name}", 200)
-            await asyncio.sleep(random.uniform(0.0, 0.5))
-            if random.random() < 0.4:
-                await self._change_its_mind()
-            await self._register()
+            if random.random() < 0.3:
+                await self._operator.manage_twice("DELETE", f"/models/{VISITOR.name}", 404)
+                await self._operator.manage_twice("POST", REGISTRATION, 409)
+            else:
+                await self._operator.manage("DELETE", f"/models/{VISITOR.name}", 200)
+                await asyncio.sleep(random.uniform(0.0, 0.5))
+                if random.random() < 0.5:
+                    await self._change_its_mind()
+                await self._operator.manage("POST", REGISTRATION, 200)
             self._ledger.away.end()
             self._done("comings and goings", VISITOR.name)
         await asyncio.gather(*self._late)
-
-    async def _register(self) -> None:
-        path = f"/models?url={VISITOR.name}-{FIRST_VERSION}.mar&initial_workers=1"
-        await self._operator.manage("POST", path, 200)
 
     async def _change_its_mind(self) -> None:
         """Register, and unregister as soon as the model is known, whether or not it is ready.
 
         The first registration is answered when it may; it must not touch the next one's model.
         """
-        path = f"/models?url={VISITOR.name}-{FIRST_VERSION}.mar&initial_workers=1"
         any_status = (200, 404, 409, 500, 503)
-        first = asyncio.ensure_future(self._operator.manage("POST", path, *any_status))
+        first = asyncio.ensure_future(self._operator.manage("POST", REGISTRATION, *any_status))
         self._late = [*(task for task in self._late if not task.done()), first]
-        deadline = time.monotonic() + GATHERING_S
+        deadline = time.monotonic() + KNOWN_S
         while not await self._operator.describe(VISITOR.name) and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
         await self._operator.manage("DELETE", f"/models/{VISITOR.name}", 200)

@@ -6,6 +6,7 @@ await operator.manage("PUT", "/models/echo?min_worker=3", 200, 202)
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -33,6 +34,14 @@ class Operator:
             self.ledger.fault(f"unexpected: {method} {path}: {answer.status} {answer.body[:600].decode()}")
             return None
         return answer
+
+    async def manage_twice(self, method: str, path: str, late: int) -> None:
+        """Send the same request twice at once: one must succeed, the other be answered with `late`."""
+        answers = await asyncio.gather(*(self._ask("management", method, path) for _ in range(2)))
+        statuses = sorted(answer.status for answer in answers if answer is not None)
+        if statuses != [200, late]:
+            said = [answer.body[:300].decode() for answer in answers if answer is not None]
+            self.ledger.fault(f"unexpected: {method} {path}, twice at once: {statuses} {said}")
 
     async def describe(self, name: str) -> list[dict[str, Any]]:
         """Every version of a model; empty if it is not there."""
