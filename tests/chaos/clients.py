@@ -145,13 +145,14 @@ class Client:
     """A client that asks by every door."""
 
     def __init__(self, server: ServerProcess, ledger: Ledger, random: Random) -> None:
-        self._server, self._ledger, self._random = server, ledger, random
+        self._ledger, self._random = ledger, random
         self._rest = RestClient(server.urls["inference"], ledger)
+        self._grpc = GrpcClient(server.ports["grpc_inference"])
 
     async def run(self, stop: asyncio.Event) -> None:
         """Ask until `stop` is set, then end the connections."""
         doors = (self._predict, self._predict, self._predict_by_grpc, self._infer, self._infer_by_grpc)
-        async with GrpcClient(self._server.ports["grpc_inference"]) as self._grpc:
+        async with self._grpc:
             while not stop.is_set():
                 door = self._random.choice([*doors, *doors, *doors, self._fail])
                 for _ in range(self._random.choice(TURNS)):

@@ -34,6 +34,7 @@ class Disturbances:
     def __init__(self, operator: Operator, store: Path, seen: Path, seed: str) -> None:
         self._operator, self._ledger = operator, operator.ledger
         self._store, self._seen, self._seed = store, seen, seed
+        self._dice: dict[str, Random] = {}
         self.counts: Counter[str] = Counter()
         self.killed: set[int] = set()
         """Processes that this run has killed, or stopped for good."""
@@ -46,7 +47,7 @@ class Disturbances:
         return [self.kill, self.stop, self.stop_for_good, self.scale, self.roll, self.come_and_go]
 
     def _random(self, name: str) -> Random:
-        return Random(f"{self._seed}/{name}")
+        return self._dice.setdefault(name, Random(f"{self._seed}/{name}"))
 
     def _done(self, name: str, what: object) -> None:
         self.counts[name] += 1

@@ -44,7 +44,9 @@ class Ending:
         self._signalled = float("inf")
         self._ended = asyncio.Event()
         self.counts: Counter[str] = Counter()
-        """Requests: answered before the signal, after it, refused."""
+        """Requests: answered before the signal, after it, refused, dropped."""
+        self.seconds = 0.0
+        """Time from the signal to the end."""
 
     async def run(self) -> None:
         """Load the server, send SIGTERM, wait for its end; faults are noted in the ledger."""
