@@ -158,8 +158,7 @@ class _Server:
         apis = (self._inference, self._management, self._metrics)
         for address, handle in by_address(self.settings.http_addresses, apis):
             tls = self._tls if address.scheme == "https" else None
-            count = self._counts.add
-            server = HttpServer(handle, address.host, address.port, self.settings, tls, refused=count)
+            server = HttpServer(handle, address.host, address.port, self.settings, tls)
             try:
                 await server.start()
             except OSError as err:

@@ -14,10 +14,9 @@ import contextlib
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
 from typing import cast
 
-from torchport.server.http.message import BODILESS, HttpRequest, head_of, refusal_of
+from torchport.server.http.message import BODILESS, Handler, HttpRequest, head_of, refusal_of
 from torchport.server.http.reader import RequestReader
 from torchport.server.settings.settings import ServerSettings
 
@@ -33,9 +32,9 @@ class HttpConnection(asyncio.Protocol):
 
     def __init__(
         self,
-        handle: Callable[[HttpRequest], None],
+        handle: Handler,
         settings: ServerSettings,
-        connections: Connections,
+        connections: set[HttpConnection],
     ) -> None:
         self._handle, self._settings, self._connections = handle, settings, connections
         self._reader = RequestReader(settings, self)
@@ -200,7 +199,7 @@ class HttpConnection(asyncio.Protocol):
                 asyncio.get_running_loop().call_soon(self._begin_waiting, self._active)
             elif self._refusal:
                 self._send_refusal()
-                self._connections.refused(self._refusal)
+                self._handle.refused(self._refusal)
             elif self._owes_continue:
                 self._owes_continue = False
                 self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -277,11 +276,3 @@ class HttpConnection(asyncio.Protocol):
         self._closing = True
         self._reader.end()
         self._transport.close()
-
-
-class Connections(set["HttpConnection"]):
-    """The open connections of an address. `refused` is called with the status of each refusal sent."""
-
-    def __init__(self, refused: Callable[[int], None]) -> None:
-        super().__init__()
-        self.refused = refused

@@ -8,31 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from typing import Any
 
-from torchport.server.http.connection import Connections, HttpConnection
-from torchport.server.http.message import HttpRequest
+from torchport.server.http.connection import HttpConnection
+from torchport.server.http.message import Handler
 from torchport.server.settings.settings import ServerSettings
 
 
 class HttpServer:
-    """One listening address; `handle` is called with every request.
-
-    `refused` is called with the status of each answer to what was no request that `handle` could take.
-    """
+    """One listening address; `handle` is called with every request."""
 
     def __init__(
         self,
-        handle: Callable[[HttpRequest], None],
+        handle: Handler,
         host: str,
         port: int,
         settings: ServerSettings,
         tls: Any = None,
-        refused: Callable[[int], None] = lambda status: None,
     ) -> None:
         self._handle, self._host, self._port, self._settings, self._tls = handle, host, port, settings, tls
-        self._connections = Connections(refused)
+        self._connections: set[HttpConnection] = set()
         self._server: asyncio.Server | None = None
         self._sweeper: asyncio.Task[None] | None = None
 
