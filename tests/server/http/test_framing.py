@@ -8,9 +8,18 @@ import pytest
 
 from tests.server.http.connections import refused, wire
 from tests.server.http.raw_requests import CHUNKED, LAST_PING, PING, POST, post
+from tests.server.metrics import metric
 from torchport.targets.torchport_serve import ServerProcess
 
 pytestmark = pytest.mark.server
+
+
+def test_refusals_are_counted_among_the_answers_with_their_status(server: ServerProcess) -> None:
+    before = metric(server, "Requests4XX_total")
+    assert refused(server, POST + b"Content-Length: 1000000000\r\n\r\n").status == 413
+    assert refused(server, b"GET /ping HTTP/1.1\r\nContent-Length: -1\r\n\r\n").status == 400
+    assert metric(server, "Requests4XX_total") == before + 2
+
 
 AMBIGUOUS = {
     "length and chunks": (POST + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),

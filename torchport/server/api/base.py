@@ -271,6 +271,10 @@ class Api:
         if self.settings.access_log:
             self._log(request, status)
 
+    def refused(self, status: int) -> None:
+        """Count an answer to what was no request that an API could take."""
+        self.counts.add(status)
+
     def _log(self, request: Request, status: int) -> None:
         path = request.http.path.decode("latin-1")
         milliseconds = (time.perf_counter() - request.started) * 1000

@@ -5,20 +5,18 @@ TorchServe lets several APIs share an address, and so does this server.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torchport.server.api.base import Api
-from torchport.server.http.message import HttpRequest
+from torchport.server.http.message import Handler, HttpRequest
 from torchport.server.settings.address import Address
 
 _OWNERS = {b"models": 1, b"token": 1, b"reload": 1, b"metrics": 2}
 """First segments of paths of the management and the metrics API, with the API's index in `apis`."""
 
 
-def by_address(
-    addresses: Sequence[Address], apis: Sequence[Api]
-) -> list[tuple[Address, Callable[[HttpRequest], None]]]:
-    """Each address once, with the function that answers its requests.
+def by_address(addresses: Sequence[Address], apis: Sequence[Api]) -> list[tuple[Address, Handler]]:
+    """Each address once, with what answers its requests.
 
     `apis` are inference, management and metrics, in this order. Port 0 stands for a different free port
     each time.
@@ -27,11 +25,11 @@ def by_address(
     for index, address in enumerate(addresses):
         if address.port:
             shared.setdefault(address, []).append(index)
-    found: list[tuple[Address, Callable[[HttpRequest], None]]] = []
+    found: list[tuple[Address, Handler]] = []
     for index, address in enumerate(addresses):
         members = shared.get(address, [index])
         if members[0] == index:
-            joined = _Joined({i: apis[i] for i in members}) if len(members) > 1 else apis[index]
+            joined: Handler = _Joined({i: apis[i] for i in members}) if len(members) > 1 else apis[index]
             found.append((address, joined))
     return found
 
@@ -49,3 +47,6 @@ class _Joined:
         if owner == 1 and parts[-1] == b"invoke":
             owner = 0
         self._apis.get(owner, self._first)(http)
+
+    def refused(self, status: int) -> None:
+        self._first.refused(status)

@@ -14,12 +14,11 @@ import contextlib
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
 from typing import cast
 
 from torchport.server.http.body_memory import BodyMemory
 from torchport.server.http.host_rule import HostRule
-from torchport.server.http.message import BODILESS, HttpRequest, head_of, refusal_of
+from torchport.server.http.message import BODILESS, Handler, HttpRequest, head_of, refusal_of
 from torchport.server.http.reader import RequestReader
 from torchport.server.settings.settings import ServerSettings
 
@@ -46,7 +45,7 @@ class HttpConnection(asyncio.Protocol):
 
     def __init__(
         self,
-        handle: Callable[[HttpRequest], None],
+        handle: Handler,
         settings: ServerSettings,
         connections: set[HttpConnection],
         hosts: HostRule,
@@ -270,6 +269,7 @@ class HttpConnection(asyncio.Protocol):
                 asyncio.get_running_loop().call_soon(self._begin_waiting, self._active)
             elif self._refusal:
                 self._send_refusal()
+                self._handle.refused(self._refusal)
             elif self._owes_continue:
                 self._owes_continue = False
                 self._write(b"HTTP/1.1 100 Continue\r\n\r\n")

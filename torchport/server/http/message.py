@@ -68,6 +68,15 @@ class Responder(Protocol):
         """Cut the connection, so that the client sees an incomplete answer."""
 
 
+class Handler(Protocol):
+    """Answers the requests to an address, each exactly once."""
+
+    def __call__(self, request: HttpRequest, /) -> None: ...
+
+    def refused(self, status: int) -> None:
+        """Note the status with which the connection itself has refused its input."""
+
+
 class HttpRequest:
     """One parsed HTTP request.
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from typing import Any
 
 from torchport.server.http.body_memory import BodyMemory
 from torchport.server.http.connection import HttpConnection
 from torchport.server.http.host_rule import HostRule
-from torchport.server.http.message import HttpRequest
+from torchport.server.http.message import Handler
 from torchport.server.settings.settings import ServerSettings
 
 
@@ -26,7 +25,7 @@ class HttpServer:
 
     def __init__(
         self,
-        handle: Callable[[HttpRequest], None],
+        handle: Handler,
         host: str,
         port: int,
         settings: ServerSettings,

@@ -1,0 +1,1 @@
+"""A chaos run: a real server under load, while workers die and models come and go."""
