@@ -96,7 +96,10 @@ class InferenceApi(Api):
 
         async def read_and_invoke() -> Reply | None:
             answered = self._invoke_named(request, await in_parsing_thread(fields_of, body, content_type))
-            return await answered if isinstance(answered, Coroutine) else answered
+            if isinstance(answered, Coroutine):
+                await answered
+                return None
+            return answered
 
         return read_and_invoke()
 
