@@ -51,6 +51,9 @@ class SteppedLoop(asyncio.SelectorEventLoop):
         self.threads.append((future, lambda: func(*args)))
         return future
 
+    async def in_own_thread(self, func: Callable[[], Any]) -> Any:
+        return await self.run_in_executor(None, func)
+
     def end_thread(self, index: int) -> None:
         future, work = self.threads.pop(index)
         try:

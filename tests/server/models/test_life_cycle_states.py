@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,11 @@ ANY = strategies.integers(0, 99)
 STARTUP_S = 120
 STEPS, EXAMPLES = 50, 80
 """At most so many steps in each example: more than 2,000 in all."""
+
+
+async def at_once(function: Callable[[], object]) -> None:
+    """In the place of a thread that does not take long."""
+    function()
 
 
 class Caller:
@@ -103,6 +109,8 @@ class LifeCycle(RuleBasedStateMachine):
         self.patches = [
             mock.patch("torchport.server.dispatch.host.Process", ImaginedProcess),
             mock.patch("torchport.server.models.registry.unpack", self.unpacked),
+            mock.patch("torchport.server.models.registry.in_own_thread", self.loop.in_own_thread),
+            mock.patch("torchport.server.dispatch.worker.in_own_thread", at_once),
         ]
         for patch in self.patches:
             patch.start()

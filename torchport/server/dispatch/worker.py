@@ -14,7 +14,6 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
@@ -25,6 +24,7 @@ import msgspec
 
 from torchport.server.dispatch.host import End, SharedHosts, WorkerHost
 from torchport.server.dispatch.job import Job, Kind
+from torchport.server.dispatch.own_thread import in_own_thread
 from torchport.server.wire import (
     Answered,
     Infer,
@@ -131,7 +131,7 @@ class WorkerProcess:
 
         Does nothing if the worker was stopped before.
         """
-        await _in_own_thread(self.spec.prepare)
+        await in_own_thread(self.spec.prepare)
         if self.state is not State.STARTING:
             self._gone("")
             return
@@ -290,12 +290,3 @@ class WorkerProcess:
         if reason:
             logger.warning("%s, pid %d, is gone: %s", self.description, self.pid, reason)
         self.owner.worker_gone(self, jobs, reason)
-
-
-async def _in_own_thread(function: Callable[[], None]) -> None:
-    """Call a function that may take long, whatever keeps the threads of the event loop busy."""
-    thread = ThreadPoolExecutor(1)
-    try:
-        await asyncio.get_running_loop().run_in_executor(thread, function)
-    finally:
-        thread.shutdown(wait=False)

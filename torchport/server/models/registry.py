@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from torchport.server.dispatch.host import SharedHosts
+from torchport.server.dispatch.own_thread import in_own_thread
 from torchport.server.errors import (
     Conflict,
     InternalError,
@@ -23,7 +24,6 @@ from torchport.server.errors import (
     ServiceUnavailable,
 )
 from torchport.server.models.known_archives import KnownArchives
-from torchport.server.models.own_thread import in_own_thread
 from torchport.server.models.registered import RegisteredModels
 from torchport.server.models.registration import Model, Outcome, Progress, Registration
 from torchport.server.models.settings import model_settings

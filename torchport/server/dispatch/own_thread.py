@@ -31,7 +31,7 @@ async def in_own_thread(function: Callable[[], _Result]) -> _Result:
         ServiceUnavailable: `MAX_THREADS` run already.
     """
     if not _running.acquire(blocking=False):
-        raise ServiceUnavailable(f"{MAX_THREADS} registrations are under way: try again later")
+        raise ServiceUnavailable(f"{MAX_THREADS} archives are being read already: try again later")
     loop = asyncio.get_running_loop()
     future: asyncio.Future[_Result] = loop.create_future()
 
@@ -54,5 +54,5 @@ async def in_own_thread(function: Callable[[], _Result]) -> _Result:
         with contextlib.suppress(RuntimeError):  # The loop is closed: the server is ending.
             loop.call_soon_threadsafe(tell, result, error)
 
-    threading.Thread(target=run, name="registration", daemon=True).start()
+    threading.Thread(target=run, name="archive", daemon=True).start()
     return await future

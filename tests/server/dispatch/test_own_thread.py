@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
+from torchport.server.dispatch.own_thread import MAX_THREADS, in_own_thread
 from torchport.server.errors import ServiceUnavailable
-from torchport.server.models.own_thread import MAX_THREADS, in_own_thread
 
 
 def test_those_that_hang_hold_no_others_up_and_are_not_without_end():
