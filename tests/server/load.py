@@ -55,7 +55,7 @@ class Load:
 
     async def _ask(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sent: Any) -> Answer:
         body = json.dumps(sent).encode()
-        lines = {"Host": "test", "Content-Type": "application/json", "Content-Length": str(len(body))}
+        lines = {"Host": "localhost", "Content-Type": "application/json", "Content-Length": str(len(body))}
         head = "".join(f"{k}: {v}\r\n" for k, v in (lines | self.headers).items())
         started = time.perf_counter()
         writer.write(f"POST {self.path} HTTP/1.1\r\n{head}\r\n".encode() + body)

@@ -123,7 +123,7 @@ def send(
 ) -> Answer:
     """Send the request and read its answer."""
     connection.putrequest(step.method, step.path, skip_host=True, skip_accept_encoding=True)
-    connection.putheader("Host", "conformance")
+    connection.putheader("Host", "localhost")
     written = [*step.headers, *headers]
     if step.body is not None and not any(name.lower() == "transfer-encoding" for name, _ in written):
         connection.putheader("Content-Length", str(len(step.body)))
