@@ -22,6 +22,7 @@ from torchport.export.recurrent import recurrent_layers_as_loops
 from torchport.export.traced_graph import TracedGraph
 from torchport.export.traced_sizes import first_differing_trace, other_sizes
 from torchport.model.half_precision import default_dtype, half_dtype, in_half
+from torchport.model.parameters import with_parameters
 from torchport.recipe.inputs import random_inputs
 from torchport.recipe.user_code import line_in_trace, where_in_user_code
 from torchport_runtime import Signature
@@ -54,6 +55,7 @@ def in_order(module: nn.Module, signature: Signature, inputs: Mapping[str, np.nd
             return tuple(named_outputs(self.model(*inputs), names).values())
 
     names = list(signature.outputs)
+    with_parameters(Ordered.forward, signature.inputs)
     return Ordered().eval()
 
 

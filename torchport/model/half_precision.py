@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from torchport.model.parameters import with_parameters
 from torchport_runtime import Signature
 from torchport_runtime.backends.backend import named_outputs
 
@@ -53,6 +54,7 @@ def in_half(module: nn.Module, signature: Signature, precision: str, *, script: 
             ]
             return given[0] if len(given) == 1 else tuple(given)
 
+    with_parameters(HalfPrecision.forward, signature.inputs)
     return HalfPrecision().eval()
 
 
