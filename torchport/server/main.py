@@ -13,6 +13,7 @@ import contextlib
 import gc
 import logging
 import os
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -94,6 +95,7 @@ def _leave_threads(code: int) -> None:
     """
     if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
         logging.shutdown()
+        sys.stdout.flush()
         os._exit(code)
 
 
