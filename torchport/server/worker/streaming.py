@@ -26,7 +26,8 @@ class StreamSocket:
         self._send_piece = send_piece
 
     def sendall(self, message: bytes) -> None:
-        for request_id, answer in parse_response(bytes(message)):
+        # As a socket: no number, of which `bytes` would make as many zeros.
+        for request_id, answer in parse_response(bytes(memoryview(message))):
             self._send_piece(request_id, answer)
 
     def send(self, message: bytes) -> int:
@@ -55,9 +56,9 @@ def _parse(message: bytes) -> list[tuple[str, Answer]]:
         offset += _INT.size
         return int(value)
 
-    def chunk() -> bytes:
+    def chunk(length: int | None = None) -> bytes:
         nonlocal offset
-        length = number()
+        length = number() if length is None else length
         value = message[offset : offset + length]
         if length < 0 or len(value) != length:
             raise ValueError("context.cl_socket: a message that ends early")
@@ -68,8 +69,7 @@ def _parse(message: bytes) -> list[tuple[str, Answer]]:
     chunk()
     found = []
     while (length := number()) != _END:
-        request_id = message[offset : offset + length].decode()
-        offset += length
+        request_id = chunk(length).decode()
         content_type, status, phrase = chunk().decode(), number(), chunk().decode()
         headers = [(chunk().decode(), chunk().decode()) for _ in range(number())]
         kept = [pair for pair in headers if pair[0].lower() not in ("content-type", "ts_stream_next")]
