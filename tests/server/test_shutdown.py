@@ -297,6 +297,8 @@ def test_nothing_that_hangs_keeps_a_server_from_ending(hanging, tmp_path, signal
         wait_until(lambda: children("pip") and children("torchport.server.worker"))
         others = front.children()
         (worker,) = children("torchport.server.worker")
+        # The first thing that it does is to have itself killed with the server; then a thread begins.
+        wait_until(lambda: worker.num_threads() > 1)
         worker.suspend()
         process.send_signal(signal.SIGTERM)
         began = time.monotonic()

@@ -272,7 +272,8 @@ class Registry(RegisteredModels):
         version, model = self.find(name, number), self.models[name]
         model.choice = choice = object()
         if version.pool.wanted and not version.pool.ready and model.default != number:
-            await version.pool.wait_ready(1, version.settings.startup_timeout)
+            # A little longer than a worker may take: then the reason is there.
+            await version.pool.wait_ready(1, version.settings.startup_timeout + 5)
             if not self.has(version):
                 raise ModelVersionNotFound(name, number)
             if model.choice is not choice:
