@@ -42,6 +42,7 @@ class Model:
             "maxWorkers": self.workers,
             "batchSize": self.batch_size,
             "responseTimeout": RESPONSE_TIMEOUT_S,
+            "startupTimeout": RESPONSE_TIMEOUT_S,
             **self.settings,
         }
         if self.share:

@@ -149,6 +149,9 @@ class Chaos:
             waiting = total(samples, "torchport_queue_length")
             is_complete = all(ready.get(model.name) == model.workers for model in MODELS)
             if is_complete and not waiting and len(operator.workers()) == hosts:
+                # One that was stopped while it was idle is noticed with its next request, and none comes now.
+                for worker in operator.workers():
+                    worker.resume()
                 break
             await asyncio.sleep(0.2)
         else:
