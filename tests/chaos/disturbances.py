@@ -88,7 +88,8 @@ class Disturbances:
         random = self._random("stop for good")
         while not await _set_within(stop, random.uniform(5.0, 15.0)):
             versions = await self._operator.describe(random.choice([ECHO, SLOW]).name)
-            pids = [worker["pid"] for version in versions for worker in version["workers"]]
+            # One that is still loading would fail the synchronous scaling that waits for it.
+            pids = [w["pid"] for version in versions for w in version["workers"] if w["status"] == "READY"]
             pids = [pid for pid in pids if pid and pid not in self.killed]
             if pids:
                 with contextlib.suppress(psutil.NoSuchProcess):

@@ -213,8 +213,9 @@ async def scale(
         message = f"Another request has scaled the workers to {found.pool.wanted} meanwhile"
         return Outcome(message=message, progress=Progress.PARTIAL)
     if found.pool.failed_starts:
+        number = found.model.version
         raise InternalError(
-            f"Failed to start workers for model {name} version: {version}\n{found.pool.failure}".strip()
+            f"Failed to start workers for model {name} version: {number}\n{found.pool.failure}".strip()
         )
     return Outcome(message="Workers scaling in progress...", progress=Progress.PARTIAL)
 
