@@ -68,7 +68,7 @@ class RequestReader:
         self._read = self._framing = self._span = 0
         """`_read`: bytes of the last read. `_framing`: bytes since the request began, or since its last
         body bytes. `_span`: bytes of all reads that hold a part of the request."""
-        self._in_body = self._skips_body = self._replays = self._ended = False
+        self._in_body = self._skips_body = self._replays = self._ended = self._has_two_hosts = False
         self._since: float | None = None
 
     @property
@@ -187,6 +187,7 @@ class RequestReader:
             return
         self._incoming = HttpRequest(self._owner)
         self._url = self._body = b""
+        self._has_two_hosts = False
         self._length = 0
         self._allowed = UNCOUNTED
         self._span = self._read
@@ -203,7 +204,10 @@ class RequestReader:
             if value and value[-1] <= 32:
                 value = value.rstrip(b" \t")
             request.headers.append((name, value))
-            request.by_name.setdefault(name.lower(), value)
+            key = name.lower()
+            if key == b"host" and key in request.by_name:
+                self._has_two_hosts = True
+            request.by_name.setdefault(key, value)
 
     def on_headers_complete(self) -> None:
         request, parser, settings = self._incoming, self._parser, self._settings
@@ -249,7 +253,7 @@ class RequestReader:
         if host is None:
             if self._parser.get_http_version() not in ("1.0", "0.9"):
                 self._refuse(400)
-        elif sum(name.lower() == b"host" for name, _ in request.headers) > 1:
+        elif self._has_two_hosts:
             self._refuse(400)
         elif status := self._hosts.status(host):
             self._refuse(status)
