@@ -90,6 +90,10 @@ bench: $(STAMP) ## side by side with TorchServe, mosec and bare uvicorn; needs w
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[bench]'
 	$(BIN)/python -m bench $(BENCH)
 
+# Threads of torch that wait for work must not keep the cores from the other process of tests: with as many
+# threads as cores in each of two processes, a training takes 2.5 times as long where they spin.
+test test-oldest test-newest quick: export OMP_WAIT_POLICY := PASSIVE
+
 test: $(STAMP) ## all tests, real TorchServe included, shared by PROCESSES
 	$(BIN)/python $(PYTEST)
 
