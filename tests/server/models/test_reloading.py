@@ -6,9 +6,11 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import requests
 from typer.testing import CliRunner
@@ -250,3 +252,28 @@ def test_the_command_has_a_newer_version_served_with_as_many_workers(server: Ser
     wrong = requests.post(f"{server.urls['management']}/reload?models=modle", timeout=60)
     assert wrong.status_code == 404
     assert "did you mean 'model'?" in wrong.json()["message"]
+
+
+@pytest.mark.server
+def test_a_scaling_meanwhile_is_not_undone(server: ServerProcess, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    waits = f"""
+    import os
+    while not os.path.exists({str(gate)!r}):
+        time.sleep(0.01)
+"""
+    slow = write_archive(
+        store_of(server) / ".new", "model", HANDLER.format("scaled") + waits, config={"batchSize": 2}
+    )
+    front = psutil.Process(server.pid)
+    before = len(front.children())
+    with server.client() as client, ThreadPoolExecutor() as pool:
+        slow.replace(store_of(server) / slow.name)
+        reloading = pool.submit(client.reload, ["model"])
+        wait_until(lambda: len(front.children()) > before)
+        url = f"{server.urls['management']}/models/model/1.0?min_worker=3&max_worker=4"
+        assert requests.put(url, timeout=60).status_code == 202
+        gate.touch()
+        assert reloading.result(120)["replaced"] == ["model 1.0"]
+        (described,) = client.describe("model", "1.0")
+    assert (described["minWorkers"], described["maxWorkers"]) == (3, 4)

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import shutil
 from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
 from typing import Any, TypeVar
 
 from torchport.server.dispatch.host import SharedHosts
@@ -28,6 +29,7 @@ from torchport.server.models.registered import RegisteredModels
 from torchport.server.models.registration import Model, Outcome, Progress, Registration
 from torchport.server.models.settings import model_settings
 from torchport.server.models.statistics import ModelStatistics, RouteStatistics
+from torchport.server.models.unpacked import UnpackedModel
 from torchport.server.models.unpacking import unpack
 from torchport.server.models.version import ModelVersion
 from torchport.server.models.work_folder import WorkFolder
@@ -40,6 +42,10 @@ from torchport_runtime.options import available_cores
 logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
+
+
+async def _remove_folder(folder: Path) -> None:
+    await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
 async def _nothing_to_record() -> None:
@@ -107,15 +113,11 @@ class Registry(RegisteredModels):
         return await self._to_its_end(self._register(asked))
 
     async def _register(self, asked: Registration) -> Outcome:
-        unpacked = await in_own_thread(
-            lambda: unpack(
-                asked.url, self.settings, self._work.path, name=asked.model_name, handler=asked.handler
-            )
-        )
+        unpacked = await self._unpack(asked)
         try:
             version = self._add(unpacked, asked)
         except BaseException:
-            await asyncio.to_thread(shutil.rmtree, unpacked.folder, ignore_errors=True)
+            await _remove_folder(unpacked.folder)
             raise
         self.changed()
         name, number, workers = unpacked.name, unpacked.version, version.settings.min_workers
@@ -134,6 +136,13 @@ class Registry(RegisteredModels):
         self._require_registered(version)
         await self._remove(version)
         raise InternalError(f"Failed to start workers for model {name} version: {number}\n{failure}".strip())
+
+    async def _unpack(self, asked: Registration) -> UnpackedModel:
+        return await in_own_thread(
+            lambda: unpack(
+                asked.url, self.settings, self._work.path, name=asked.model_name, handler=asked.handler
+            )
+        )
 
     async def _to_its_end(self, change: Coroutine[Any, Any, _T]) -> _T:
         """Make a change in a task of its own: it owns a folder or workers until it has ended."""
@@ -157,12 +166,13 @@ class Registry(RegisteredModels):
                 the old one stays.
             Conflict: the version was removed meanwhile.
         """
+        await self._to_its_end(self._replace(old))
+
+    async def _replace(self, old: ModelVersion) -> None:
         name, number = old.model.name, old.model.version
         handler = old.model.handler if old.model.handler_given else None
         asked = Registration(url=old.model.url, model_name=name, handler=handler)
-        unpacked = await in_own_thread(
-            lambda: unpack(asked.url, self.settings, self._work.path, name=name, handler=handler),
-        )
+        unpacked = await self._unpack(asked)
         try:
             if unpacked.version != number:
                 raise Conflict(f"{asked.url} is version {unpacked.version} of {name} now, and was {number}")
@@ -174,7 +184,7 @@ class Registry(RegisteredModels):
             finally:
                 self.models[name].versions[number] = old
         except BaseException:
-            shutil.rmtree(unpacked.folder, ignore_errors=True)
+            await _remove_folder(unpacked.folder)
             raise
         self._leaving.add(new)  # The end of the server is its end, too.
         gone = new
@@ -186,22 +196,18 @@ class Registry(RegisteredModels):
                     f"Failed to start workers for {name} {number}\n{new.pool.failure}".strip()
                 )
             self._require_current(old)
+            # Somebody may have scaled the old one meanwhile.
+            new.scale(old.settings.min_workers, old.settings.max_workers)
             self.models[name].versions[number], gone = new, old
             self._leaving.discard(new)
             self._leaving.add(old)
             self.changed()
         finally:
-            try:
-                await gone.close(self.settings.unregister_model_timeout)
-            finally:
-                self._leaving.discard(gone)
-                shutil.rmtree(gone.model.folder, ignore_errors=True)
+            await self._end(gone)
 
     def _require_current(self, version: ModelVersion) -> None:
-        name, number = version.model.name, version.model.version
-        model = self.models.get(name)
-        if model is None or model.versions.get(number) is not version:
-            raise Conflict(f"{name} {number} was removed meanwhile")
+        if not self.has(version):
+            raise Conflict(f"{version.model.name} {version.model.version} was removed meanwhile")
 
     def _add(self, unpacked: Any, asked: Registration) -> ModelVersion:
         name, number = unpacked.name, unpacked.version
@@ -304,7 +310,7 @@ class Registry(RegisteredModels):
             await version.close(self.settings.unregister_model_timeout)
         finally:
             self._leaving.discard(version)
-            await asyncio.to_thread(shutil.rmtree, version.model.folder, ignore_errors=True)
+            await _remove_folder(version.model.folder)
 
     async def close(self, grace: float) -> None:
         """Answer the waiting requests, stop every worker, remove the unpacked archives.
