@@ -118,7 +118,10 @@ def _require_space(folder: Path, infos: list[zipfile.ZipInfo]) -> None:
     needed = sum(-(-info.file_size // _BLOCK) * _BLOCK for info in infos)
     free = shutil.disk_usage(folder).free
     if needed + RESERVE > free:
-        said = f"it takes {needed >> 20} MiB unpacked, and {free >> 20} MiB are free"
+        said = (
+            f"it takes {needed:,} bytes unpacked, and {free:,} are free, of which {RESERVE:,} must stay: "
+            "make room, or choose another disk"
+        )
         raise OSError(errno.ENOSPC, said)
 
 
