@@ -252,6 +252,10 @@ def test_the_command_has_a_newer_version_served_with_as_many_workers(server: Ser
     wrong = requests.post(f"{server.urls['management']}/reload?models=modle", timeout=60)
     assert wrong.status_code == 404
     assert "did you mean 'model'?" in wrong.json()["message"]
+    elsewhere = "http://127.0.0.1:9/model-3.0.mar"
+    wrong = requests.post(f"{server.urls['management']}/reload", params={"models": elsewhere}, timeout=60)
+    assert wrong.status_code == 400
+    assert "names from the store" in wrong.json()["message"]
 
 
 @pytest.mark.server

@@ -262,7 +262,7 @@ def management_description() -> dict[str, Any]:
                 ),
                 _query("retire", "boolean", "Remove the version that a newer one takes the default from"),
             ],
-            errors=(404, 405, 500),
+            errors=(400, 404, 405, 500),
         )
     }
     for path, parameters, suffix in (

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from torchport.server.errors import ApiError, ArchiveNotFound, InternalError
+from torchport.server.errors import ApiError, ArchiveNotFound, InternalError, InvalidRequest
 from torchport.server.models.management import set_default, unregister
 from torchport.server.models.named_archives import missing_archive, named_archives
 from torchport.server.models.registration import Registration
@@ -58,6 +58,7 @@ async def reload(
 
     Raises:
         ArchiveNotFound: a name is neither in the store nor of a registered model.
+        InvalidRequest: a name is a URL.
     """
     async with registry.reloading:
         done = Reloaded()
@@ -96,6 +97,8 @@ def _asked(registry: Registry, names: Sequence[str]) -> list[Registration]:
         return startup_registrations(registry.settings, registry.default_workers)
     store = registry.settings.model_store
     for name in names:
+        if "://" in name:
+            raise InvalidRequest(f"{name}: a reload takes names from the store, and no URLs")
         if not named_archives(name, store) and name not in registry.models:
             raise ArchiveNotFound(missing_archive(name, store))
     settings = replace(registry.settings, load_models=",".join(names))
