@@ -117,7 +117,7 @@ class Predictions:
         limit = self.api.settings.max_response_size
         if len(answer.body) > limit:
             return Reply.of_error(AnswerTooLarge(len(answer.body), limit))
-        return Reply(_status(answer), answer.body, answer_lines(answer))
+        return Reply(answer.status, answer.body, answer_lines(answer))
 
 
 class _Prediction:
@@ -182,8 +182,8 @@ class _Prediction:
             if not started:
                 started = True
                 lines = self._api.all_lines(request, answer_lines(piece) + _STREAMED)
-                await responder.start_chunks(_status(piece), lines)
-                self._api.sent(request, _status(piece))
+                await responder.start_chunks(piece.status, lines)
+                self._api.sent(request, piece.status)
             await responder.send_chunk(piece.body)
             self._waiting_bytes -= len(piece.body)
         responder.end_chunks()
@@ -201,10 +201,6 @@ def headers_for_handlers(request: Request) -> list[tuple[bytes, bytes]]:
     if b"content-length" not in by_name:
         headers = [*headers, (b"content-length", b"%d" % len(request.http.body))]
     return headers
-
-
-def _status(answer: Answer) -> int:
-    return answer.status if 200 <= answer.status <= 599 else 500
 
 
 def answer_lines(answer: Answer) -> bytes:

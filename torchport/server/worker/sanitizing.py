@@ -78,11 +78,10 @@ def text_of(value: Any, limit: int = MAX_MESSAGE) -> str:
     """
     try:
         text = value if isinstance(value, str) else str(value)
-    except (
-        BaseException
-    ) as err:  # Raised by a handler's `__str__`, which may be called with a client's value.
-        if isinstance(err, SystemExit):
-            raise
+    except SystemExit:
+        raise
+    except BaseException:
+        # A handler's `__str__` may raise anything, and may be called with a client's value.
         text = f"({type(value).__name__} without text)"
     # Methods of `str`, not of the value: a subclass may have its own.
     return str.encode(str.__getitem__(text, slice(limit)), "utf-8", "replace").decode()
