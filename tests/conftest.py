@@ -4,6 +4,7 @@ library changes, by `tests/kept_builds.py`."""
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -41,6 +42,11 @@ NOT_QUICK = ("road", "server", "serving", "slow", "gpu")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Several test processes share the cores: the threads of one would wait for those of another.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell that runs tests in the background has it ignored, and what the tests start would ignore it too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(optionalhook=True)

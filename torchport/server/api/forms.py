@@ -14,7 +14,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from torchport.server.errors import InvalidRequest
-from torchport.server.http.parsing import INLINE_BYTES
+from torchport.server.http.parsing import INLINE_BYTES, let_others_run
 from torchport.server.wire import Field
 
 MAX_FIELDS = 1000
@@ -83,6 +83,7 @@ def _unquoted(text: bytes) -> bytes:
         sign = text.rfind(b"%", end - 2, end)
         end = sign if sign > start else end
         pieces.append(_unquoted_at_once(text[start:end]))
+        let_others_run()
         start = end
     return b"".join(pieces)
 

@@ -11,7 +11,7 @@ from torchport.server.grpc.calls import Call, Calls
 from torchport.server.grpc.messages import OPEN_INFERENCE, open_inference, open_inference_read
 from torchport.server.grpc.predictions import PendingCall
 from torchport.server.grpc.reading import pieces_of_contents
-from torchport.server.http.parsing import INLINE_BYTES, in_parsing_thread
+from torchport.server.http.parsing import INLINE_BYTES, in_parsing_thread, let_others_run
 from torchport.server.models.registry import Registry
 from torchport.server.open_inference.metadata import MAIN_GRAPH, model_metadata, server_metadata
 from torchport.server.open_inference.tensors import (
@@ -161,3 +161,4 @@ def _write(response: Any, tensors: Sequence[Tensor], raw: bool) -> None:
         contents = getattr(output.contents, _CONTENTS[datatype])
         for values in values_of(tensor):
             contents.extend(values)
+            let_others_run()

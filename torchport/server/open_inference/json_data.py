@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from torchport.server.errors import InvalidRequest
+from torchport.server.http.parsing import let_others_run
 
 PIECE = 8192
 """Values that are converted at once: under 2 ms."""
@@ -93,4 +94,8 @@ def _misshapen(name: str, shape: Sequence[int], count: int) -> InvalidRequest:
 
 def json_of_pieces(pieces: Iterable[list[Any]]) -> bytes:
     """One JSON array of all values."""
-    return b"[%b]" % b",".join(_encode(piece)[1:-1] for piece in pieces)
+    encoded = []
+    for piece in pieces:
+        encoded.append(_encode(piece)[1:-1])
+        let_others_run()
+    return b"[%b]" % b",".join(encoded)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from torchport.server.errors import ApiError, InvalidRequest, RequestTooLarge
+from torchport.server.http.parsing import let_others_run
 from torchport.server.open_inference.json_data import PIECE, pieces_of_json
 from torchport.server.wire import Tensor
 
@@ -87,8 +88,11 @@ def tensor_of_values(name: str, datatype: str, shape: Sequence[int], pieces: Ite
 def _joined(
     name: str, datatype: str, dtype: np.dtype[Any], shape: Sequence[int], pieces: Iterable[list[Any]]
 ) -> Tensor:
-    data = b"".join(_bytes_of(name, datatype, dtype, values) for values in pieces)
-    return Tensor(name, dtype.name, list(shape), data)
+    converted = []
+    for values in pieces:
+        converted.append(_bytes_of(name, datatype, dtype, values))
+        let_others_run()
+    return Tensor(name, dtype.name, list(shape), b"".join(converted))
 
 
 def _bytes_of(name: str, datatype: str, dtype: np.dtype[Any], values: list[Any]) -> bytes:
