@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -197,7 +198,13 @@ def silent_index() -> Iterator[str]:
 
 
 def children_with(word: str, of: psutil.Process) -> list[psutil.Process]:
-    return [child for child in of.children(recursive=True) if word in " ".join(child.cmdline())]
+    found = []
+    for child in of.children(recursive=True):
+        # It may be about to be reaped, and has no command any more then.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if word in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 def test_pip_is_killed_when_its_time_is_up(
