@@ -27,6 +27,7 @@ from torchport.properties import read_properties
 from torchport.recipe.shipped import packaged_folder
 from torchport.store.files import read_json, write_json
 from torchport.store.folders import Store
+from torchport.targets.torchserve_log import load_failure, log_tail
 from torchport.targets.torchserve_setup import Ports, addresses, find_java_home, refuse_taken, server_command
 
 STARTING, PID_FILE = "starting.json", ".model_server.pid"
@@ -61,16 +62,6 @@ class TorchServe:
 
     def is_running(self) -> bool:
         return _process(self.pid, self.started) is not None
-
-    def log_tail(self, lines: int = 25) -> str:
-        """The last lines of TorchServe's logs, where a handler's traceback is found."""
-        text = ""
-        for name in ("logs/model_log.log", "console.log"):
-            path = self.run / name
-            if path.is_file():
-                tail = path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
-                text += f"--- {path}\n" + "\n".join(tail) + "\n"
-        return text
 
     def stop(self) -> None:
         """End the server and its workers, and remove its temporary folder."""
@@ -274,16 +265,16 @@ def _wait_ready(server: TorchServe, archives: Mapping[str, Mapping[str, Path]], 
     with server.client(retries=0, timeout=5.0) as client:
         while time.monotonic() < deadline:
             if not server.is_running():
-                raise ServerError(f"TorchServe ended while it started:\n{server.log_tail()}")
+                raise ServerError(f"TorchServe ended while it started:\n{log_tail(server.run)}")
             with contextlib.suppress(ServerError, RequestError):
                 client = server.client(retries=0, timeout=5.0)
                 if all(_is_ready(client, name, versions) for name, versions in archives.items()):
                     return
-            failed = _load_failure(server)
+            failed = load_failure(server.run)
             if failed:
-                raise ServerError(f"a worker cannot load its model: {failed}\n{server.log_tail()}")
+                raise ServerError(f"a worker cannot load its model: {failed}\n{log_tail(server.run)}")
             time.sleep(0.1)
-    raise ServerError(f"not every worker was ready within {timeout_s:g} s:\n{server.log_tail()}")
+    raise ServerError(f"not every worker was ready within {timeout_s:g} s:\n{log_tail(server.run)}")
 
 
 def _is_ready(client: Client, name: str, versions: Mapping[str, Path]) -> bool:
@@ -293,19 +284,3 @@ def _is_ready(client: Client, name: str, versions: Mapping[str, Path]) -> bool:
         >= max(1, described[version]["minWorkers"])
         for version in versions
     )
-
-
-def _load_failure(server: TorchServe) -> str | None:
-    """The error that ended a worker's process.
-
-    TorchServe itself would try again for minutes.
-    """
-    log = server.run / "logs" / "model_log.log"
-    if not log.is_file():
-        return None
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    for index, line in enumerate(lines):
-        if "Backend worker process died" in line:
-            errors = [later for later in lines[index:] if "Error" in later or "Exception" in later]
-            return errors[-1].split(" - ", 1)[-1].strip() if errors else line
-    return None
