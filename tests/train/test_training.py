@@ -1,5 +1,4 @@
 import io
-import signal
 import subprocess
 import sys
 import time
@@ -88,14 +87,15 @@ def test_a_killed_training_goes_on_and_ends_the_same(write_recipe, store, tmp_pa
     (cache / "slow").touch()
     killed = tmp_path / "killed"
     command = [sys.executable, "-m", "torchport", "train", str(path), "--store", str(killed)]
-    process = subprocess.Popen([*command, "--cache", str(cache)])
-    deadline = time.monotonic() + 300
-    while not (cache / "step").exists() or int((cache / "step").read_text() or 0) < 5:
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    with subprocess.Popen([*command, "--cache", str(cache)]) as process:
+        try:
+            deadline = time.monotonic() + 300
+            while not (cache / "step").exists() or int((cache / "step").read_text() or 0) < 5:
+                assert time.monotonic() < deadline
+                assert process.poll() is None
+                time.sleep(0.01)
+        finally:
+            process.kill()
     folder = type(store)(killed).build("tiny", "1.0")
     assert folder.checkpoint.is_file()
     assert not folder.weights.exists()
