@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.server.worker.in_process import Worker
@@ -152,6 +152,7 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Worker:
 
 
 @settings(max_examples=200, deadline=None)
+@example(calls=[], ending=("raise", Plan(Exception, {"__len__": None}, KeyboardInterrupt)))
 @given(calls=st.lists(CALLS, max_size=4), ending=ENDINGS)
 def test_every_batch_is_answered(worker: Worker, calls: list[Any], ending: tuple[str, Any]) -> None:
     def act(data: Any, context: Any) -> Any:

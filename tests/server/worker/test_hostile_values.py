@@ -34,6 +34,10 @@ HANDLER = r"""
         def __str__(self):
             raise RuntimeError("no text")
 
+    class Interrupting(Exception):
+        def __len__(self):
+            raise KeyboardInterrupt
+
     class Lying(bytes):
         def __bytes__(self):
             raise RuntimeError("no bytes")
@@ -69,6 +73,7 @@ HANDLER = r"""
             case "code of an error below 200": refuse("no", 100)
             case "code of an error above 599": refuse("no", 600)
             case "error without text": fail(Failing())
+            case "error that interrupts its traceback": fail(Interrupting("why"))
             case "cancelled": fail(asyncio.CancelledError())
             case "interrupted": fail(KeyboardInterrupt())
             case "huge status": context.set_response_status(2**70, idx=0)
@@ -105,6 +110,14 @@ HANDLER = r"""
         return [act(asked["do"], asked.get("text"), context)]
 """
 
+UNLOADABLE = """
+    class Interrupting(Exception):
+        def __len__(self):
+            raise KeyboardInterrupt
+
+    raise Interrupting("why")
+"""
+
 DROPPED = "torchport_dropped_metric_values_total"
 
 SURROGATE = b"\\ud800"
@@ -116,7 +129,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("values")
     store = Store(folder / "store")
     write_archive(store.path, "values", HANDLER, config={"minWorkers": 1, "maxWorkers": 1})
-    with start(store, folder / "run", arguments=("--ncs", "--no-grpc")) as server:
+    write_archive(store.path, "unloadable", UNLOADABLE)
+    arguments = ("--ncs", "--no-grpc", "--models", "values", "--enable-model-api")
+    with start(store, folder / "run", arguments=arguments) as server:
         yield server
 
 
@@ -139,6 +154,7 @@ def ask(server: ServerProcess, act: str) -> requests.Response:
         ("code of an error below 200", 500),
         ("code of an error above 599", 500),
         ("error without text", 503),
+        ("error that interrupts its traceback", 503),
         ("cancelled", 503),
         ("interrupted", 503),
         ("huge status", 500),
@@ -172,6 +188,16 @@ def test_no_value_of_a_handler_ends_its_worker(server: ServerProcess, act: str, 
     before = ask(server, "pid").text
     assert ask(server, act).status_code == status
     assert ask(server, "pid").text == before
+
+
+def test_the_error_that_a_handler_loads_with_is_told(server: ServerProcess) -> None:
+    answer = requests.post(
+        f"{server.urls['management']}/models",
+        params={"url": "unloadable-1.0.mar", "initial_workers": "1", "synchronous": "true"},
+        timeout=60,
+    )
+    assert answer.status_code >= 400
+    assert "Interrupting: why" in answer.text
 
 
 def test_metrics_can_be_read_after_all_that(server: ServerProcess) -> None:

@@ -15,16 +15,19 @@ import logging
 import os
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
 from torchport.server.wire import Logged
+from torchport.server.worker.sanitizing import traceback_of
 
 MAX_TEXT = 1 << 16
 """Characters of a message or a traceback. Of a longer one, the beginning and the end are kept."""
+
+CALLS = 50
+"""Calls of a traceback that are kept: the last ones."""
 
 OWN = "torchport.server.worker"
 
@@ -93,9 +96,12 @@ class WorkerLog(logging.Handler):
                     requests=requests,
                 )
             )
-        except Exception:
-            # A message that cannot be made must not cost an answer.
-            self.handleError(record)
+        except SystemExit:
+            raise
+        except BaseException as err:
+            # A message that cannot be made must not cost an answer. It may have a handler's values.
+            text = f"a message of {record.name} cannot be made: {traceback_of(err, CALLS)}"
+            self._print.handle(logging.makeLogRecord({"msg": text, "levelname": "ERROR", "name": OWN}))
 
     def _uncaught(
         self, kind: type[BaseException], err: BaseException | None, trace: TracebackType | None
@@ -108,7 +114,7 @@ class WorkerLog(logging.Handler):
 def _traceback_of(record: logging.LogRecord) -> str:
     if not record.exc_info or record.exc_info[1] is None:
         return record.stack_info or ""
-    return "".join(traceback.format_exception(record.exc_info[1], limit=-50)).rstrip()
+    return traceback_of(record.exc_info[1], CALLS)
 
 
 def _sendable(text: str) -> str:

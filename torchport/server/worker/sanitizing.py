@@ -10,6 +10,7 @@ and what was changed is in the log.
 from __future__ import annotations
 
 import logging
+import traceback
 from contextlib import suppress
 from typing import Any
 
@@ -85,6 +86,20 @@ def text_of(value: Any, limit: int = MAX_MESSAGE) -> str:
         text = f"({type(value).__name__} without text)"
     # Methods of `str`, not of the value: a subclass may have its own.
     return str.encode(str.__getitem__(text, slice(limit)), "utf-8", "replace").decode()
+
+
+def traceback_of(err: BaseException, limit: int) -> str:
+    """The last `limit` calls of an exception's traceback, and of those that it came from.
+
+    An exception whose own methods fail is named by its type. Python asks them even whether it is true.
+    """
+    try:
+        return "".join(traceback.format_exception(err, limit=-limit)).rstrip()
+    except SystemExit:
+        raise
+    except BaseException:
+        calls = "".join(traceback.format_tb(err.__traceback__, limit=-limit))
+        return f"Traceback (most recent call last):\n{calls}{type(err).__name__}: {text_of(err)}"
 
 
 def status_of(value: Any) -> int:

@@ -10,7 +10,6 @@ import logging
 import os
 import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
@@ -33,10 +32,10 @@ from torchport.server.wire import (
     Unload,
 )
 from torchport.server.worker.answers import failed
-from torchport.server.worker.log_reports import WorkerLog
+from torchport.server.worker.log_reports import CALLS, WorkerLog
 from torchport.server.worker.model import LoadedModel
 from torchport.server.worker.model_space import ModelSpace
-from torchport.server.worker.sanitizing import text_of
+from torchport.server.worker.sanitizing import text_of, traceback_of
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +91,7 @@ class Models:
         except BaseException as err:
             # Whatever a user's handler raises: the front tells it to who asked for the model.
             reason = f"{type(err).__name__}: {text_of(err)}"
-            self._send(LoadFailed(order.slot, reason, traceback.format_exc(limit=-20)))
+            self._send(LoadFailed(order.slot, reason, traceback_of(err, CALLS)))
             self._models.pop(order.slot, None)
             self._spaces.pop(order.slot, None)
             return
@@ -127,7 +126,7 @@ class Models:
             raise
         except BaseException as err:
             # What a handler gives may fail wherever it is looked at; that costs its batch, and nobody else's.
-            with suppress(Exception), self._at(slot, order.rows):
+            with suppress(BaseException), self._at(slot, order.rows):
                 logger.error("the batch failed", exc_info=err)
             answers = failed(503, "Prediction failed", len(order.rows))
         if time.monotonic() - self._measured_at > MEMORY_EVERY_S:
