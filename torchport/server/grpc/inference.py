@@ -10,9 +10,10 @@ from typing import Any
 
 from torchport.server.dispatch.job import Kind
 from torchport.server.errors import ApiError, InvalidRequest
-from torchport.server.grpc.calls import Call, Calls, code_of, details_of
+from torchport.server.grpc.calls import Call, Calls, Method, details_of
 from torchport.server.grpc.messages import INFERENCE, inference
 from torchport.server.grpc.predictions import PendingCall
+from torchport.server.grpc.status import code_of
 from torchport.server.models.registry import Registry
 from torchport.server.wire import Field, Row
 
@@ -28,8 +29,8 @@ class InferenceService:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
 
-    def handler(self, calls: Calls) -> Any:
-        """The service for a gRPC server."""
+    def methods(self, calls: Calls) -> list[Method]:
+        """The methods for a gRPC server."""
         request = inference.PredictionsRequest
         return calls.service(
             f"{INFERENCE}.InferenceAPIsService",
@@ -67,7 +68,7 @@ class InferenceService:
                         async for piece in pieces:
                             yield inference.PredictionResponse(prediction=piece.body, sequence_id=sequence)
                 except ApiError as err:
-                    status = inference.Status(code=code_of(err).value[0], message=details_of(err))
+                    status = inference.Status(code=int(code_of(err)), message=details_of(err))
                     yield inference.PredictionResponse(sequence_id=sequence, status=status)
 
     def _ask(self, request: Any, call: Call, sequence: str = "") -> PendingCall:

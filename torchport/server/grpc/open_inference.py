@@ -7,7 +7,7 @@ from typing import Any
 
 from torchport.server.dispatch.job import Kind
 from torchport.server.errors import InvalidRequest
-from torchport.server.grpc.calls import Call, Calls
+from torchport.server.grpc.calls import Call, Calls, Method
 from torchport.server.grpc.messages import OPEN_INFERENCE, open_inference, open_inference_read
 from torchport.server.grpc.predictions import PendingCall
 from torchport.server.grpc.reading import pieces_of_contents
@@ -48,8 +48,8 @@ class OpenInferenceService:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
 
-    def handlers(self, calls: Calls) -> list[Any]:
-        """The services for a gRPC server."""
+    def methods(self, calls: Calls) -> list[Method]:
+        """The methods for a gRPC server, by both names of the service."""
         messages = open_inference
         methods = {
             "ServerLive": (messages.ServerLiveRequest, self._live),
@@ -59,7 +59,10 @@ class OpenInferenceService:
             "ModelMetadata": (messages.ModelMetadataRequest, self._model),
             "ModelInfer": (open_inference_read.ModelInferRequest, self._infer),
         }
-        return [calls.service(f"{package}.GRPCInferenceService", unary=methods) for package in OPEN_INFERENCE]
+        services = (
+            calls.service(f"{package}.GRPCInferenceService", unary=methods) for package in OPEN_INFERENCE
+        )
+        return [method for service in services for method in service]
 
     async def _live(self, request: Any, call: Call) -> Any:
         return open_inference.ServerLiveResponse(live=True)

@@ -23,6 +23,9 @@ MAX_FIELDS = 1 << 14
 MAX_PACKED = 1 << 10
 """Maximum bytes of one packed field: shapes are short, and contents are read by `values_of_contents`."""
 
+Data = bytes | memoryview
+"""A message as it was sent."""
+
 _VARINT, _FIXED_64, _BYTES, _FIXED_32 = 0, 1, 2, 5
 _WIDTHS = {_FIXED_64: 8, _FIXED_32: 4}
 
@@ -30,7 +33,7 @@ _PIECE_BYTES = 1 << 15
 _TEXTS = (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES)
 
 
-def require_few_fields(data: bytes, descriptor: Any) -> None:
+def require_few_fields(data: Data, descriptor: Any) -> None:
     """Refuse a message of too many fields, or with too long a packed one.
 
     Raises:
@@ -53,7 +56,7 @@ def require_few_fields(data: bytes, descriptor: Any) -> None:
                 raise InvalidRequest(f"{field.name}: {last - first} bytes, at most {MAX_PACKED} are expected")
 
 
-def _fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+def _fields(data: Data, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
     """Number, wire type, first and last byte of each field of a message."""
     while start < end:
         tag, start = _varint(data, start, end)
@@ -73,7 +76,7 @@ def _fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, 
         yield tag >> 3, wire_type, first, start
 
 
-def _varint(data: bytes, start: int, end: int) -> tuple[int, int]:
+def _varint(data: Data, start: int, end: int) -> tuple[int, int]:
     """A number in 7-bit groups, and where the next byte is."""
     value = shift = 0
     while start < end and shift < 70:
