@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn, Protocol
@@ -23,7 +23,8 @@ from google.protobuf.message import DecodeError
 from torchport.server.api.base import access_logger, new_request_id
 from torchport.server.api.tokens import Access, KeyKind
 from torchport.server.errors import ApiError, InternalError, InvalidRequest, ServiceUnavailable
-from torchport.server.grpc.reading import Data, require_few_fields
+from torchport.server.grpc.messages import inference, open_inference_read
+from torchport.server.grpc.reading import Data, require_few_fields, without_field
 from torchport.server.grpc.status import StatusCode, code_of
 from torchport.server.http.body_memory import UNCOUNTED, BodyMemory
 from torchport.server.http.parsing import INLINE_BYTES, in_parsing_thread
@@ -35,6 +36,9 @@ logger = logging.getLogger(__name__)
 MAX_DETAILS = 2000
 """Maximum length of a status message in bytes; longer ones are shortened. It is sent among the headers, of
 which clients accept 8 KiB."""
+
+Pieces = Sequence[Data]
+"""A message to send, which need not be joined."""
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -59,15 +63,24 @@ class Context(Protocol):
         """End the call with a status that is not OK."""
 
 
+LARGE_FIELDS = {
+    inference.PredictionsRequest: 3,
+    open_inference_read.ModelInferRequest: 7,
+}
+"""Number of the field that makes a message large: protobuf would copy it, and the answer's maker again."""
+
+
 class Call:
     """One gRPC call; `metadata` is what HTTP has in headers."""
 
-    __slots__ = ("context", "id", "metadata")
+    __slots__ = ("context", "id", "large", "metadata")
 
     def __init__(self, context: Context) -> None:
         self.context = context
         self.id = new_request_id()
         self.metadata = context.metadata
+        self.large: list[memoryview] | None = None
+        """The values of the field in `LARGE_FIELDS`, if these were left out of the request."""
 
     def header(self, name: bytes) -> bytes | None:
         """The first value in the metadata by its lower-case name."""
@@ -89,8 +102,8 @@ BothWays = tuple[Any, Callable[[AsyncGenerator[Any, None], Call], AsyncGenerator
 class Method:
     """One method of a service, as bytes.
 
-    `answer` takes a message, or many if `takes_many`, and the context. It gives a message, or many if
-    `gives_many`.
+    `answer` takes a message, or many if `takes_many`, and the context. It gives a message in pieces, or many
+    such if `gives_many`.
     """
 
     path: str
@@ -153,26 +166,28 @@ class Calls:
         return methods
 
     def _unary(self, path: str, message: Any, method: Callable[[Any, Call], Awaitable[Any]]) -> Any:
-        async def answer(data: Data, context: Context) -> bytes:
+        async def answer(data: Data, context: Context) -> Pieces:
             async with self._answering(path, context) as call:
                 with self._hold(data):
-                    answered = await method(await _read(message, data), call)
-                    return bytes(answered.SerializeToString())
+                    return _pieces(await method(await _read(message, data, call), call))
 
         return answer
 
     def _streaming(
-        self, path: str, read: Callable[[Any], Any], method: Callable[[Any, Call], AsyncGenerator[Any, None]]
+        self,
+        path: str,
+        read: Callable[[Any, Call], Any],
+        method: Callable[[Any, Call], AsyncGenerator[Any, None]],
     ) -> Any:
-        async def answer(given: Any, context: Context) -> AsyncGenerator[bytes, None]:
+        async def answer(given: Any, context: Context) -> AsyncGenerator[Pieces, None]:
             async with self._answering(path, context) as call:
                 with self._hold(given if isinstance(given, Data) else b""):
-                    request = read(given)
+                    request = read(given, call)
                     if isinstance(request, Awaitable):
                         request = await request
-                    async with contextlib.aclosing(method(request, call)) as pieces:
-                        async for piece in pieces:
-                            yield piece.SerializeToString()
+                    async with contextlib.aclosing(method(request, call)) as messages:
+                        async for message in messages:
+                            yield _pieces(message)
 
         return answer
 
@@ -191,7 +206,9 @@ class Calls:
             )
         return held
 
-    async def _requests(self, message: Any, messages: AsyncIterator[Data]) -> AsyncGenerator[Any, None]:
+    async def _requests(
+        self, message: Any, messages: AsyncIterator[Data], call: Call
+    ) -> AsyncGenerator[Any, None]:
         """The client's messages, until it sends no more or the server ends."""
         stopping = asyncio.ensure_future(self.stopping.wait())
         try:
@@ -207,7 +224,7 @@ class Calls:
                 if data is None:
                     return
                 with self._hold(data):
-                    yield await _read(message, data)
+                    yield await _read(message, data, call)
         finally:
             stopping.cancel()
 
@@ -280,12 +297,23 @@ def details_of(error: ApiError) -> str:
     return f"{text[: MAX_DETAILS // 4]}\n...\n{text[-MAX_DETAILS * 3 // 4 :]}"
 
 
-async def _read(message: Any, data: Data) -> Any:
-    """The message in these bytes; a large one is read in the parsing thread.
+def _pieces(answer: Any) -> Pieces:
+    """A message in pieces; an answer may come as such."""
+    return answer if isinstance(answer, list) else [answer.SerializeToString()]
+
+
+async def _read(message: Any, data: Data, call: Call) -> Any:
+    """The message in these bytes, without its large field. What is large then is read in the parsing thread.
 
     Raises:
         InvalidRequest: they are no such message, or one of too many fields.
     """
+    call.large = None
+    number = LARGE_FIELDS.get(message)
+    if number is not None and len(data) > INLINE_BYTES:
+        found = without_field(memoryview(data), number)
+        if found is not None and len(found[0]) <= INLINE_BYTES:
+            data, call.large = found
     if len(data) <= INLINE_BYTES:
         return _parse(message, data)
     return await in_parsing_thread(_parse_large, message, data)

@@ -65,16 +65,16 @@ def _handler(method: Method) -> Any:
     if method.gives_many:
 
         async def stream(given: Any, context: Any) -> AsyncGenerator[bytes, None]:
-            async with contextlib.aclosing(method.answer(given, _Context(context))) as pieces:
-                async for piece in pieces:
-                    yield piece
+            async with contextlib.aclosing(method.answer(given, _Context(context))) as messages:
+                async for message in messages:
+                    yield b"".join(message)
 
         if method.takes_many:
             return grpc.stream_stream_rpc_method_handler(stream)
         return grpc.unary_stream_rpc_method_handler(stream)
 
     async def answer(data: bytes, context: Any) -> bytes:
-        return bytes(await method.answer(data, _Context(context)))
+        return b"".join(await method.answer(data, _Context(context)))
 
     return grpc.unary_unary_rpc_method_handler(answer)
 

@@ -20,6 +20,9 @@ from torchport.server.grpc.messages import open_inference
 MAX_FIELDS = 1 << 14
 """Maximum number of fields in one message, those of inner messages included."""
 
+FEW_FIELDS = 64
+"""Maximum number of fields that are looked at on the event loop."""
+
 MAX_PACKED = 1 << 10
 """Maximum bytes of one packed field: shapes are short, and contents are read by `values_of_contents`."""
 
@@ -76,6 +79,49 @@ def _fields(data: Data, start: int, end: int) -> Iterator[tuple[int, int, int, i
         yield tag >> 3, wire_type, first, start
 
 
+def without_field(data: memoryview, number: int) -> tuple[bytes, list[memoryview]] | None:
+    """A message without its fields of this number, and the bytes of those; None if it has many fields.
+
+    The fields' bytes are not copied.
+
+    Raises:
+        InvalidRequest: it is no message.
+    """
+    rest, pieces, last, kept = [], list[memoryview](), 0, 0
+    for count, (given, wire_type, first, end) in enumerate(_fields(data, 0, len(data))):
+        if count == FEW_FIELDS:
+            return None
+        if given == number and wire_type == _BYTES:
+            rest.append(data[kept:last])
+            pieces.append(data[first:end])
+            kept = end
+        last = end
+    return b"".join([*rest, data[kept:]]), pieces
+
+
+def entry_of_map(entry: memoryview) -> tuple[str, memoryview]:
+    """Key and value of a `map<string, bytes>`.
+
+    Raises:
+        InvalidRequest: it is no such entry.
+    """
+    found = {1: memoryview(b""), 2: memoryview(b"")}
+    for count, (number, wire_type, first, end) in enumerate(_fields(entry, 0, len(entry))):
+        if count == FEW_FIELDS:
+            raise InvalidRequest(f"an entry of more than {FEW_FIELDS} fields")
+        if wire_type == _BYTES:
+            found[number] = entry[first:end]
+    try:
+        return str(found[1], "utf-8"), found[2]
+    except UnicodeDecodeError as err:
+        raise InvalidRequest("a name that is not UTF-8") from err
+
+
+def field_of_bytes(number: int, data: Data) -> list[Data]:
+    """A field of bytes in two pieces, of which the second is the data itself."""
+    return [bytes([number << 3 | _BYTES]) + _length(len(data)), data]
+
+
 def _varint(data: Data, start: int, end: int) -> tuple[int, int]:
     """A number in 7-bit groups, and where the next byte is."""
     value = shift = 0
@@ -129,8 +175,12 @@ def _field(number: int, wire_type: int, value: bytes) -> bytes:
     tag = bytes([number << 3 | wire_type])
     if wire_type != _BYTES:
         return tag + value
-    size, length = len(value), bytearray()
+    return tag + _length(len(value)) + value
+
+
+def _length(size: int) -> bytes:
+    length = bytearray()
     while size > 127:
         length.append(size & 127 | 128)
         size >>= 7
-    return tag + bytes([*length, size]) + value
+    return bytes([*length, size])

@@ -10,22 +10,18 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Sequence
 from typing import Protocol, cast
 
 from torchport.server.grpc.calls import Method
 from torchport.server.grpc.http2 import frames as h2
-from torchport.server.grpc.http2.frame_reader import MAX_BLOCK, MAX_FRAME, FrameReader
+from torchport.server.grpc.http2.frame_reader import MAX_FRAME
+from torchport.server.grpc.http2.frame_writer import BUFFERED, FrameWriter
 from torchport.server.grpc.http2.frames import ConnectionFault
-from torchport.server.grpc.http2.head import Head, MalformedHead, head_of
-from torchport.server.grpc.http2.hpack import (
-    MAX_LIST_BYTES,
-    CompressionError,
-    HeaderDecoder,
-    HeadersTooLarge,
-)
+from torchport.server.grpc.http2.head import Head, MalformedHead
+from torchport.server.grpc.http2.header_blocks import HeaderBlocks
+from torchport.server.grpc.http2.hpack import MAX_LIST_BYTES, HeadersTooLarge
 from torchport.server.grpc.http2.incoming import Message
-from torchport.server.grpc.http2.stream import STREAM_WINDOW, Piece, Stream
+from torchport.server.grpc.http2.stream import STREAM_WINDOW, Stream
 from torchport.server.grpc.status import StatusCode
 from torchport.server.http.body_memory import BodyMemory
 from torchport.server.settings.settings import ServerSettings
@@ -35,19 +31,6 @@ MAX_STREAMS = 1000
 
 _WINDOW = h2.MAX_WINDOW
 """The connection's own window bounds nothing, because each read is worked off: streams have theirs."""
-
-_MAX_UNSENT = 1 << 20
-"""Maximum bytes of frames beside answers that wait for a client which does not read."""
-
-_KEPT_HEADS = 32
-_KEPT_BLOCK = 512
-"""Number, and bytes, of header blocks whose meaning is kept: clients send the same again and again."""
-
-_BUFFERED = 1 << 19
-"""Bytes of answers that wait in the transport; the rest waits in the streams."""
-
-_JOINED = 1 << 14
-"""Bytes of answers that are joined before they are written."""
 
 LINGER_S = 2.0
 """Seconds for which input is still read and dropped after the last answer, so that the client sees that."""
@@ -78,35 +61,23 @@ class Service(Protocol):
         """Run the method of a call; None if it takes many messages."""
 
 
-class Http2Connection(FrameReader):
+class Http2Connection(FrameWriter):
     """The connection of one client."""
 
     def __init__(self, service: Service) -> None:
-        super().__init__(service.buffer)
+        super().__init__(service.buffer, service.settings)
         self._service = service
-        self.settings, self.memory = service.settings, service.memory
+        self.memory = service.memory
         self.streams: dict[int, Stream] = {}
         """Calls that have no status yet, or one that has not been sent."""
-        self.waiting: dict[int, Stream] = {}
-        """Streams whose answer waits for the client."""
         self.peer = ""
-        self._decoder = HeaderDecoder()
-        self._heads: dict[bytes, Head] = {}
-        self._block: tuple[int, int, bytearray] = 0, 0, bytearray()
-        """Stream, flags and bytes of a header block that continues in the next frame."""
+        self._blocks = HeaderBlocks()
         self._last = 0
         """The last stream that the client has begun."""
         self._last_answered: int | None = None
         """Streams after this one are not answered, because the connection ends; None: it does not."""
         self._is_ending = False
         self._window_in = _WINDOW
-        self.window_out = self.initial_window_out = h2.DEFAULT_WINDOW
-        self.max_frame_out = h2.DEFAULT_MAX_FRAME
-        self.is_paused = False
-        """Whether the transport takes no more of answers."""
-        self._unsent = self._written = 0
-        """Bytes of frames beside answers since the transport took no more; bytes of all frames."""
-        self._unread_since: float | None = None
         self.idle_since = time.monotonic()
         self._handlers = {
             h2.HEADERS: self._headers,
@@ -121,7 +92,7 @@ class Http2Connection(FrameReader):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(_BUFFERED)
+        self._transport.set_write_buffer_limits(BUFFERED)
         self._service.connections.add(self)
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
@@ -156,14 +127,6 @@ class Http2Connection(FrameReader):
     def eof_received(self) -> None:
         """Close the connection, by returning None."""
 
-    def pause_writing(self) -> None:
-        self.is_paused = True
-
-    def resume_writing(self) -> None:
-        self.is_paused = False
-        self._unsent = 0
-        self.flush()
-
     # Frames.
 
     def frame(self, kind: int, flags: int, number: int, payload: bytes) -> None:
@@ -192,41 +155,23 @@ class Http2Connection(FrameReader):
         return stream
 
     def _headers(self, flags: int, number: int, payload: bytes) -> None:
-        if not number & 1:
-            raise ConnectionFault(h2.PROTOCOL_ERROR, "a stream that no client has")
-        at, end = 0, len(payload)
-        if flags & h2.PADDED:
-            at, end = 1, end - (payload[0] if payload else 0)
-        if flags & h2.HAS_PRIORITY:
-            at += 5
-        if at > end:
-            raise ConnectionFault(h2.PROTOCOL_ERROR, "headers that are cut off")
-        if flags & h2.END_HEADERS:
-            self._block_ends(number, flags, payload[at:end])
-        else:
-            self._in_block = True
-            self._block = number, flags, bytearray(payload[at:end])
+        block = self._blocks.begin(flags, number, payload)
+        self._in_block = block is None
+        if block is not None:
+            self._block_ends(number, flags, block)
 
     def _continuation(self, flags: int, number: int, payload: bytes) -> None:
-        expected, first_flags, block = self._block
-        if not self._in_block or number != expected:
-            raise ConnectionFault(h2.PROTOCOL_ERROR, "nothing is to be continued")
-        block += payload
-        if len(block) > MAX_BLOCK or not (payload or flags & h2.END_HEADERS):
-            raise ConnectionFault(h2.ENHANCE_YOUR_CALM, "headers without end")
-        if flags & h2.END_HEADERS:
-            self._in_block = False
-            self._block = 0, 0, bytearray()
-            self._block_ends(number, first_flags, bytes(block))
+        block = self._blocks.go_on(flags, number, payload)
+        self._in_block = block is None
+        if block is not None:
+            self._block_ends(number, self._blocks.flags, block)
 
     def _block_ends(self, number: int, flags: int, block: bytes) -> None:
         """Begin a call by its headers. All are decoded: those that follow need it."""
         head: Head | None = None
         problem: Exception | None = None
         try:
-            head = self._head(block)
-        except CompressionError as err:
-            raise ConnectionFault(h2.COMPRESSION_ERROR, str(err)) from err
+            head = self._blocks.head(block)
         except (MalformedHead, HeadersTooLarge) as err:
             problem = err
         ends = bool(flags & h2.END_STREAM)
@@ -248,20 +193,6 @@ class Http2Connection(FrameReader):
             self._refuse(number, StatusCode.RESOURCE_EXHAUSTED, "Concurrent RPC limit exceeded!", ends=ends)
         else:
             self._begin(number, head, ends=ends)
-
-    def _head(self, block: bytes) -> Head:
-        head = self._heads.get(block)
-        if head is not None:
-            return head
-        changes = self._decoder.changes
-        headers = self._decoder.decode(block)
-        if self._decoder.changes != changes:
-            self._heads.clear()
-            return head_of(headers)
-        head = head_of(headers)
-        if len(self._heads) < _KEPT_HEADS and len(block) <= _KEPT_BLOCK:
-            self._heads[block] = head
-        return head
 
     def _trailers(self, number: int, *, ends: bool) -> None:
         """Headers on a stream that has begun: what they say is of no interest."""
@@ -319,7 +250,7 @@ class Http2Connection(FrameReader):
                     raise ConnectionFault(h2.PROTOCOL_ERROR, "a frame size that none may ask for")
                 self.max_frame_out = min(value, MAX_FRAME)
         self.write(h2.frame(h2.SETTINGS, h2.ACK, 0))
-        self.flush()
+        self._may_flush = True
 
     def _ping(self, flags: int, number: int, payload: bytes) -> None:
         if number or len(payload) != 8:
@@ -343,39 +274,7 @@ class Http2Connection(FrameReader):
             stream.window_out += size
             if not size or stream.window_out > h2.MAX_WINDOW:
                 stream.drop(h2.FLOW_CONTROL_ERROR)
-        self.flush()
-
-    # Writing.
-
-    def write(self, data: bytes) -> None:
-        """Write frames that are no part of an answer."""
-        if self._closing:
-            return
-        self._written += len(data)
-        self._transport.write(data)
-        if self.is_paused:
-            self._unsent += len(data)
-            if self._unsent > _MAX_UNSENT:
-                self._closing = True
-                self._transport.abort()
-
-    def write_all(self, pieces: Sequence[Piece]) -> None:
-        """Write frames of an answer."""
-        if self._closing:
-            return
-        size = sum(map(len, pieces))
-        self._written += size
-        if size <= _JOINED:
-            self._transport.write(b"".join(pieces))
-        else:
-            self._transport.writelines(pieces)
-
-    def flush(self) -> None:
-        """Send of the answers that wait what the client takes, a part of each in turn."""
-        while self.waiting and not self.is_paused and self.window_out > 0:
-            # Each has its turn, whatever the one before it could send.
-            if not sum(stream.pump() for stream in list(self.waiting.values())):
-                return
+        self._may_flush = True
 
     def closed(self, stream: Stream) -> None:
         """Take note that a stream has ended."""
@@ -433,9 +332,13 @@ class Http2Connection(FrameReader):
         self._closing = True
         self._transport.close()
 
+    def is_idle(self, now: float) -> bool:
+        """Whether the client has made no call for as long as HTTP's may keep a connection."""
+        return not self.streams and now - self.idle_since > self.settings.keep_alive_timeout
+
     def enforce_time_limits(self, now: float) -> None:
         """End the connection, or its calls, whose client exceeds a time limit."""
-        if self._leaves_answers(now):
+        if self.leaves_answers(now):
             self._closing = True
             self._transport.abort()
         elif self._closing:
@@ -445,18 +348,6 @@ class Http2Connection(FrameReader):
         else:
             for stream in list(self.streams.values()):
                 stream.enforce_time_limits(now)
-
-    def _leaves_answers(self, now: float) -> bool:
-        """Whether the client reads slower than bodies must be sent."""
-        unsent = self._transport.get_write_buffer_size()
-        if not unsent:
-            self._unread_since = None
-            return False
-        if self._unread_since is None:
-            self._unread_since, self._written = now, unsent
-        taken = self._written - unsent
-        allowed = self.settings.body_timeout + taken / self.settings.min_body_rate
-        return now - self._unread_since > allowed
 
 
 def _peer(name: object) -> str:

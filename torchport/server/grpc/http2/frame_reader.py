@@ -18,12 +18,15 @@ from torchport.server.grpc.http2.stream import Stream
 MAX_FRAME = 1 << 20
 """Maximum bytes of a frame of data that a client may send."""
 
-MAX_BLOCK = 1 << 16
+MAX_BLOCK = 1 << 15
 """Maximum bytes of another frame, and of a header block. The connection ends beyond it."""
 
 _PER_TURN = 256
+"""Frames that one turn works off."""
+
 _BEGINNING = 8
-"""Frames that one turn works off; one that begins a call counts as so many."""
+_PIECE = 32
+"""A frame that begins a call counts as so many; each but those of data as one more for so many bytes."""
 
 _DIRECT_BYTES = 1 << 15
 """Bytes of a frame from which they are read to where they stay."""
@@ -64,6 +67,10 @@ class FrameReader(asyncio.BufferedProtocol):
         """The stream whose data is in a frame of so many bytes; None if it is to be dropped."""
         raise NotImplementedError
 
+    def worked_off(self) -> None:
+        """Do once what the frames of one turn have asked for."""
+        raise NotImplementedError
+
     def fault(self, error: ConnectionFault) -> None:
         """End the connection: the client breaks the protocol."""
         raise NotImplementedError
@@ -91,13 +98,14 @@ class FrameReader(asyncio.BufferedProtocol):
                 self._rest += bytes(read)
                 if self._turn is None:
                     self._work_off_rest()
-                return
-            used = self._work_off(read)
-            if used < size and not self._closing:
-                self._rest = bytes(read[used:])
+            else:
+                used = self._work_off(read)
+                if used < size and not self._closing:
+                    self._rest = bytes(read[used:])
         except ConnectionFault as err:
             self.fault(err)
         self._watch_reading()
+        self.worked_off()
 
     # Reading.
 
@@ -118,6 +126,7 @@ class FrameReader(asyncio.BufferedProtocol):
         if self._turn is None and not self._closing:
             self._transport.resume_reading()
         self._watch_reading()
+        self.worked_off()
 
     def _watch_reading(self) -> None:
         """Take note of when an incomplete frame began."""
@@ -151,7 +160,11 @@ class FrameReader(asyncio.BufferedProtocol):
             body = at + h2.HEADER.size
             if size > (MAX_FRAME if kind == h2.DATA else MAX_BLOCK):
                 raise ConnectionFault(h2.FRAME_SIZE_ERROR, "a frame that is too large")
-            if kind == h2.DATA:
+            if kind == h2.DATA and not flags & h2.PADDED and size <= end - body:
+                at = body + size
+                self._take_whole_data(number, flags, read[body:at])
+                budget -= 1
+            elif kind == h2.DATA:
                 has_padding = flags & h2.PADDED
                 if has_padding and not size:
                     raise ConnectionFault(h2.FRAME_SIZE_ERROR, "a padded frame without padding")
@@ -159,12 +172,13 @@ class FrameReader(asyncio.BufferedProtocol):
                     break
                 self._begin_data(number, size, flags, read[body] if has_padding else None)
                 at = body + (1 if has_padding else 0)
+                budget -= 1
             elif end - body < size:
                 break
             else:
                 at = body + size
                 self._whole(kind, flags, number, bytes(read[body:at]))
-            budget -= _BEGINNING if kind == h2.HEADERS else 1
+                budget -= (_BEGINNING if kind == h2.HEADERS else 1) + size // _PIECE
         return at
 
     def _wait_for_turn(self) -> None:
@@ -178,6 +192,18 @@ class FrameReader(asyncio.BufferedProtocol):
         if self._in_block and kind != h2.CONTINUATION:
             raise ConnectionFault(h2.PROTOCOL_ERROR, "a header block is cut off")
         self.frame(kind, flags, number, payload)
+
+    def _take_whole_data(self, number: int, flags: int, data: memoryview) -> None:
+        """Take a frame of data that is all there."""
+        if self._in_block or not self.is_open:
+            raise ConnectionFault(h2.PROTOCOL_ERROR, "data in a wrong place")
+        stream = self.begin_data(number, len(data))
+        if stream is None:
+            return
+        if data:
+            stream.feed(data)
+        if flags & h2.END_STREAM and not stream.is_done:
+            stream.remote_end()
 
     def _begin_data(self, number: int, size: int, flags: int, padding: int | None) -> None:
         if self._in_block or not self.is_open:

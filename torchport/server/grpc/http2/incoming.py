@@ -109,6 +109,9 @@ class Owner(Protocol):
     def taken(self, message: Message) -> None:
         """Take a complete message."""
 
+    def expects(self, size: int) -> None:
+        """Take note that a message of so many bytes has begun, and is not whole."""
+
     def refuse(self, error: ApiError) -> None:
         """End the call, because of its messages."""
 
@@ -158,7 +161,10 @@ class Incoming:
         at, end = 0, len(piece)
         while at < end:
             if self._buffer is not None:
-                at += self._fill(piece[at:])
+                used = min(end - at, self.size - self.filled)
+                self._buffer[self.filled : self.filled + used] = piece[at : at + used]
+                at += used
+                self.advance(used)
                 continue
             if self._prefix or end - at < _PREFIX:
                 used = min(_PREFIX - len(self._prefix), end - at)
@@ -179,6 +185,7 @@ class Incoming:
                 self._buffer = np.empty(size, np.uint8).data
                 self._memory.uploads.add(self)
                 self.since = self.since or time.monotonic()
+                self._owner.expects(size)
 
     def _begin(self, prefix: bytes) -> int:
         flag, self.size, self.filled = prefix[0], int.from_bytes(prefix[1:], "big"), 0
@@ -188,14 +195,6 @@ class Incoming:
             raise too_large(self.size, self._limit)
         self._compressed = flag == 1
         return self.size
-
-    def _fill(self, piece: memoryview) -> int:
-        """Put a piece where the message is put together; the bytes used."""
-        assert self._buffer is not None
-        used = min(len(piece), self.size - self.filled)
-        self._buffer[self.filled : self.filled + used] = piece[:used]
-        self.advance(used)
-        return used
 
     def space(self) -> memoryview | None:
         """Where the next bytes of the message at hand belong, for who reads them there."""

@@ -95,12 +95,12 @@ class Http2Server:
             given = stream.received() if message is None else await stream.content(message)
             answer, limit = stream.method.answer, self.settings.max_response_size + _FRAMING
             if stream.method.gives_many:
-                async with contextlib.aclosing(answer(given, stream)) as pieces:
-                    async for piece in pieces:
-                        stream.send([piece], limit)
+                async with contextlib.aclosing(answer(given, stream)) as messages:
+                    async for pieces in messages:
+                        stream.send(pieces, limit)
                         await stream.drained()
             else:
-                stream.send([await answer(given, stream)], limit)
+                stream.send(await answer(given, stream), limit)
             stream.end(StatusCode.OK)
         except CallEnded as err:
             stream.task = None
@@ -145,5 +145,9 @@ class Http2Server:
         while True:
             await asyncio.sleep(0.5)
             now = time.monotonic()
+            # gRPC's clients keep connections that they do not use; there is room for most of them.
+            is_tight = len(self.connections) > 0.75 * self.settings.max_connections
             for connection in list(self.connections):
                 connection.enforce_time_limits(now)
+                if is_tight and connection.is_idle(now):
+                    connection.begin_ending()

@@ -1,7 +1,8 @@
 """One call as a stream of HTTP/2: its messages in, its answer out, its deadline.
 
-    stream.send([b"an answer"], limit)   # a message
-    await stream.drained()               # until the client has taken it
+    async for data in stream.received():
+        stream.send([data], limit)
+        await stream.drained()
     stream.end(StatusCode.OK)
 
 A stream ends once: by its status, by the client's reset, or with its connection.
@@ -11,22 +12,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, NoReturn
 
 from torchport.server.errors import ApiError, InvalidRequest
+from torchport.server.grpc.http2.answer import Metadata, SendingHalf
 from torchport.server.grpc.http2.frames import (
     CANCEL,
-    NO_ERROR,
-    data_header,
     reset,
-    response_headers,
-    trailers,
     window_update,
 )
 from torchport.server.grpc.http2.head import Head
-from torchport.server.grpc.http2.incoming import Ahead, Incoming, Message, too_large
+from torchport.server.grpc.http2.incoming import Ahead, Incoming, Message
 from torchport.server.grpc.status import StatusCode, code_of
 
 if TYPE_CHECKING:
@@ -40,11 +37,6 @@ for once its size is known."""
 _AHEAD_BYTES = 1 << 12
 """Bytes of messages that were sent ahead which are put together at once."""
 
-_TURN_BYTES = 1 << 16
-"""Bytes that a stream sends before the next one sends, where several wait."""
-
-Piece = bytes | bytearray | memoryview
-
 
 class RequestTimeout(ApiError):
     """The client sends slower than a message must come."""
@@ -56,37 +48,26 @@ class RequestTimeout(ApiError):
 class CallEnded(Exception):
     """A method ends its call with a status that is not OK."""
 
-    def __init__(self, code: StatusCode, details: str, metadata: tuple[tuple[str, str], ...]) -> None:
+    def __init__(self, code: StatusCode, details: str, metadata: Metadata) -> None:
         super().__init__(details)
         self.code, self.details, self.metadata = code, details, metadata
 
 
-class Stream:
+class Stream(SendingHalf):
     """A call of `method`, on a connection. It is the context of its method."""
 
     def __init__(self, connection: Http2Connection, number: int, head: Head, method: Method) -> None:
-        self._connection, self.number, self.head, self.method = connection, number, head, method
+        super().__init__(connection, number)
+        self._connection, self.head, self.method = connection, head, method
         self.incoming = Incoming(self, connection.settings.max_request_size, connection.memory)
-        self._messages: deque[Message] = deque()
-        self._ahead = Ahead(connection.memory)
+        self._messages: list[Message] = []
+        """Messages whose turn has not come."""
+        self._ahead = Ahead(connection.memory) if method.takes_many else None
         self._reader: asyncio.Future[None] | None = None
         self.window_in = STREAM_WINDOW
         """Bytes that the client may send."""
-        self.window_out = connection.initial_window_out
-        """Bytes that the client takes."""
         self.task: asyncio.Task[None] | None = None
         self.begun = time.monotonic()
-        self.is_remote_done = self.is_done = False
-        """Whether the client has sent all; whether the call has its status, or is lost."""
-        self._has_begun = False
-        self._queue: deque[Piece] = deque()
-        self._queued = 0
-        self._last: tuple[StatusCode, str, tuple[tuple[str, str], ...]] | None = None
-        self._writer: asyncio.Future[None] | None = None
-        self.waiting_since: float | None = None
-        self.sent = 0
-        """Bytes that were sent since `waiting_since`, when the client began to keep the answer waiting."""
-        self._trailing: tuple[tuple[str, str], ...] = ()
         self._timer: asyncio.TimerHandle | None = None
         if head.timeout is not None:
             self._timer = connection.loop.call_later(head.timeout, self._expire)
@@ -106,11 +87,19 @@ class Stream:
         """The client's address."""
         return self._connection.peer
 
-    def set_trailing_metadata(self, pairs: tuple[tuple[str, str], ...]) -> None:
-        self._trailing = pairs
+    async def abort(self, code: StatusCode, details: str, metadata: Metadata) -> NoReturn:
+        """End the call with a status that is not OK.
 
-    async def abort(self, code: StatusCode, details: str, metadata: tuple[tuple[str, str], ...]) -> NoReturn:
+        Raises:
+            CallEnded: always.
+        """
         raise CallEnded(code, details, metadata)
+
+    async def content(self, message: Message) -> bytes | memoryview:
+        """A message without its compression."""
+        connection = self._connection
+        limit = connection.settings.max_request_size
+        return await message.content(self.head.encoding, limit, connection.memory)
 
     async def received(self) -> AsyncIterator[bytes | memoryview]:
         """The client's messages as they come, each counted in the memory until the next one is asked for."""
@@ -120,44 +109,42 @@ class Stream:
             finally:
                 message.release()
 
-    async def content(self, message: Message) -> bytes | memoryview:
-        """A message without its compression."""
-        connection = self._connection
-        return await message.content(
-            self.head.encoding, connection.settings.max_request_size, connection.memory
-        )
-
     async def _next(self) -> Message | None:
+        assert self._ahead is not None
         while not self._messages:
             if self._ahead.waiting:
-                self._parse_ahead()
-            elif self.is_remote_done:
-                if self.incoming.since is not None:
-                    raise InvalidRequest("a message that is cut off")
-                return None
-            else:
+                self.incoming.feed(memoryview(self._ahead.take(_AHEAD_BYTES)))
+            elif not self.is_remote_done:
                 self._reader = self._connection.loop.create_future()
                 await self._reader
-        message = self._messages.popleft()
+            elif self.incoming.since is not None:
+                raise InvalidRequest("a message that is cut off")
+            else:
+                return None
+        message = self._messages.pop(0)
         self._let_send()
         return message
-
-    def _parse_ahead(self) -> None:
-        """Put the next messages together of what the client has sent ahead."""
-        self.incoming.feed(memoryview(self._ahead.take(_AHEAD_BYTES)))
 
     # What the connection calls.
 
     def feed(self, piece: memoryview) -> None:
         """Take a piece of the client's messages; refuse what cannot be taken."""
         try:
-            if self.method.takes_many and (self._ahead.waiting or self._messages):
-                self._ahead.add(piece)
-            else:
+            if self._ahead is None:
                 self.incoming.feed(piece)
+            else:
+                self._feed_many(piece, self._ahead)
         except ApiError as err:
             self.refuse(err)
-            return
+
+    def _feed_many(self, piece: memoryview, ahead: Ahead) -> None:
+        """Put the next messages together; keep the bytes of those for which it is too early."""
+        while piece and not (self._messages or ahead.waiting):
+            size = max(_AHEAD_BYTES, self.incoming.missing)
+            self.incoming.feed(piece[:size])
+            piece = piece[size:]
+        if piece:
+            ahead.add(piece)
         self._let_send()
 
     def advance(self, size: int) -> None:
@@ -167,31 +154,22 @@ class Stream:
         except ApiError as err:
             self.refuse(err)
 
-    def enforce_time_limits(self, now: float) -> None:
-        """End the call if its client sends a message, or takes the answer, too slowly."""
-        settings = self._connection.settings
-        since = self.incoming.since
-        if since is None and not (self.is_remote_done or self.method.takes_many):
-            since = self.begun
-        if since is not None and not self.is_done:
-            allowed = settings.body_timeout + self.incoming.filled / settings.min_body_rate
-            if now - since > allowed:
-                self.refuse(RequestTimeout("a message did not come in time"))
-        if self.waiting_since is not None:
-            allowed = settings.body_timeout + self.sent / settings.min_body_rate
-            if now - self.waiting_since > allowed:
-                self.drop()
+    def expects(self, size: int) -> None:
+        """Let the client send the rest of a large message, of so many bytes with what is on its way."""
+        self._ask_for(size - self.window_in)
 
     def _let_send(self) -> None:
-        """Let the client send the rest of the message at hand, and the next one unless some wait."""
-        if self.is_remote_done or self.is_done:
-            return
-        wanted = self.incoming.missing - self.window_in
-        if wanted <= 0 and self.method.takes_many and not (self._messages or self._ahead.waiting):
-            wanted = STREAM_WINDOW - self.window_in if self.window_in < STREAM_WINDOW // 2 else 0
-        if wanted > 0:
-            self.window_in += wanted
-            self._connection.write(window_update(self.number, wanted))
+        """Let the client send the next messages, unless some wait."""
+        if (
+            not (self._messages or (self._ahead and self._ahead.waiting))
+            and self.window_in < STREAM_WINDOW // 2
+        ):
+            self._ask_for(STREAM_WINDOW - self.window_in)
+
+    def _ask_for(self, size: int) -> None:
+        if size > 0 and not (self.is_remote_done or self.is_done):
+            self.window_in += size
+            self._connection.write(window_update(self.number, size))
 
     def taken(self, message: Message) -> None:
         """Take a complete message.
@@ -216,98 +194,26 @@ class Stream:
         elif not self._messages:
             self.refuse(InvalidRequest("a message is missing"))
         else:
-            self._connection.begin(self, self._messages.popleft())
+            self._connection.begin(self, self._messages.pop())
 
     def _wake(self) -> None:
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
 
-    # The answer.
-
-    def send(self, pieces: Sequence[Piece], limit: int) -> None:
-        """Take a message to send, of at most so many bytes. It goes with `drained` or `end`."""
-        if self.is_done:
-            return
-        size = sum(map(len, pieces))
-        if size > limit:
-            raise too_large(size, limit, "Sent")
-        self._queue.append(b"\0" + size.to_bytes(4, "big"))
-        self._queue.extend(pieces)
-        self._queued += size + 5
-
-    async def drained(self) -> None:
-        """Wait until the client has taken all that was sent."""
-        self.pump()
-        if self._queued and not self.is_done:
-            self._writer = self._connection.loop.create_future()
-            await self._writer
-
-    def end(
-        self, code: StatusCode, details: str = "", metadata: tuple[tuple[str, str], ...] | None = None
-    ) -> None:
-        """Give the call its status, after what was sent before."""
-        if self._last is None and not self.is_done:
-            self._last = code, details, self._trailing if metadata is None else metadata
-            self.pump()
-
-    def pump(self) -> bool:
-        """Send what the client takes; whether it took some."""
-        if self.is_done:
-            return False
-        connection, before = self._connection, self._queued
-        out: list[Piece] = []
-        if self._queued and not self._has_begun:
-            self._has_begun = True
-            out.append(response_headers(self.number))
-        allowed, collected = _TURN_BYTES if len(connection.waiting) > 1 else self._queued, 0
-        while self._queued and allowed > 0 and not connection.is_paused:
-            size = min(self._queued, connection.max_frame_out, connection.window_out, self.window_out)
-            if size <= 0:
-                break
-            out.append(data_header(size, self.number))
-            self._take(size, out)
-            connection.window_out -= size
-            self.window_out -= size
-            allowed -= size
-            collected += size
-            if collected >= _TURN_BYTES:
-                # The connection may say after it that it takes no more.
-                connection.write_all(out)
-                out, collected = [], 0
-        if not self._queued and self._last is not None:
-            code, details, metadata = self._last
-            out.append(trailers(self.number, code, details, metadata, only=not self._has_begun))
-            self._finish(out)
-        if out:
-            connection.write_all(out)
-        self._note(before)
-        return self._queued < before
-
-    def _take(self, size: int, out: list[Piece]) -> None:
-        """Move so many bytes from the queue."""
-        self._queued -= size
-        while size:
-            piece = self._queue.popleft()
-            if len(piece) > size:
-                view = memoryview(piece)
-                self._queue.appendleft(view[size:])
-                piece = view[:size]
-            out.append(piece)
-            size -= len(piece)
-
-    def _note(self, before: int) -> None:
-        """Take note of whether the client keeps the answer waiting."""
-        waiting = self._connection.waiting
-        if self._queued and not self.is_done:
-            if self.waiting_since is None:
-                self.waiting_since, self.sent = time.monotonic(), 0
-            self.sent += before - self._queued
-            waiting[self.number] = self
-            return
-        self.waiting_since = None
-        waiting.pop(self.number, None)
-        if self._writer is not None and not self._writer.done():
-            self._writer.set_result(None)
+    def enforce_time_limits(self, now: float) -> None:
+        """End the call if its client sends a message, or takes the answer, too slowly."""
+        settings = self._connection.settings
+        since = self.incoming.since
+        if since is None and not (self.is_remote_done or self.method.takes_many):
+            since = self.begun
+        if since is not None and not self.is_done:
+            allowed = settings.body_timeout + self.incoming.filled / settings.min_body_rate
+            if now - since > allowed:
+                self.refuse(RequestTimeout("a message did not come in time"))
+        if self.waiting_since is not None:
+            allowed = settings.body_timeout + self.sent / settings.min_body_rate
+            if now - self.waiting_since > allowed:
+                self.drop()
 
     # The end.
 
@@ -316,15 +222,12 @@ class Stream:
         metadata = tuple((name.lower(), value) for name, value in error.headers.items())
         self.cut(code_of(error), str(error), metadata)
 
-    def cut(self, code: StatusCode, details: str, metadata: tuple[tuple[str, str], ...] = ()) -> None:
+    def cut(self, code: StatusCode, details: str, metadata: Metadata = ()) -> None:
         """End the call now, whatever its method does; what was not sent is dropped."""
-        if self.is_done:
-            return
-        self._queue.clear()
-        self._queued = 0
-        self._last = None
-        self.end(code, details, metadata)
-        self._cancel()
+        if not self.is_done:
+            self._discard()
+            self.end(code, details, metadata)
+            self._cancel()
 
     def drop(self, code: int = CANCEL) -> None:
         """End the stream without a status: the client does not take it."""
@@ -334,25 +237,22 @@ class Stream:
 
     def lost(self) -> None:
         """Forget the call: the client has reset it, or is gone."""
-        if self.is_done:
-            return
-        self._queue.clear()
-        self._queued = 0
-        self._finish(None)
-        self._note(0)
-        self._cancel()
+        if not self.is_done:
+            self._discard()
+            self._finish()
+            self._note(0)
+            self._cancel()
 
-    def _finish(self, out: list[Piece] | None) -> None:
+    def _finish(self) -> None:
         self.is_done = True
-        self._stop_timer()
+        if self._timer is not None:
+            self._timer.cancel()
         self.incoming.close()
-        self._ahead.close()
+        if self._ahead is not None:
+            self._ahead.close()
         for message in self._messages:
             message.release()
         self._messages.clear()
-        if out is not None and not self.is_remote_done:
-            # The client need not send the rest.
-            out.append(reset(self.number, NO_ERROR))
         self._connection.closed(self)
 
     def _cancel(self) -> None:
@@ -361,8 +261,3 @@ class Stream:
 
     def _expire(self) -> None:
         self.cut(StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
