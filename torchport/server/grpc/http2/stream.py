@@ -13,10 +13,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn, Protocol
 
 from torchport.server.errors import ApiError, InvalidRequest
-from torchport.server.grpc.http2.answer import Metadata, SendingHalf
+from torchport.server.grpc.calls import Method
+from torchport.server.grpc.http2.answer import Metadata, SendingHalf, Writer
 from torchport.server.grpc.http2.frames import (
     CANCEL,
     reset,
@@ -25,10 +26,8 @@ from torchport.server.grpc.http2.frames import (
 from torchport.server.grpc.http2.head import Head
 from torchport.server.grpc.http2.incoming import Ahead, Incoming, Message
 from torchport.server.grpc.status import StatusCode, code_of
-
-if TYPE_CHECKING:
-    from torchport.server.grpc.calls import Method
-    from torchport.server.grpc.http2.connection import Http2Connection
+from torchport.server.http.body_memory import BodyMemory
+from torchport.server.settings.settings import ServerSettings
 
 STREAM_WINDOW = 1 << 20
 """Bytes that a client may send on a stream before they are asked for. The rest of a larger message is asked
@@ -53,10 +52,27 @@ class CallEnded(Exception):
         self.code, self.details, self.metadata = code, details, metadata
 
 
+class Connection(Writer, Protocol):
+    """What a stream needs of its connection."""
+
+    settings: ServerSettings
+    memory: BodyMemory
+    peer: str
+
+    def write(self, data: bytes) -> None:
+        """Write frames that are no part of an answer."""
+
+    def begin(self, stream: Stream, message: Message) -> None:
+        """Run the method of a call, whose message is there."""
+
+    def closed(self, stream: Stream) -> None:
+        """Take note that a stream has ended."""
+
+
 class Stream(SendingHalf):
     """A call of `method`, on a connection. It is the context of its method."""
 
-    def __init__(self, connection: Http2Connection, number: int, head: Head, method: Method) -> None:
+    def __init__(self, connection: Connection, number: int, head: Head, method: Method) -> None:
         super().__init__(connection, number)
         self._connection, self.head, self.method = connection, head, method
         self.incoming = Incoming(self, connection.settings.max_request_size, connection.memory)
