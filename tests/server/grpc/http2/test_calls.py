@@ -1,5 +1,6 @@
 """Calls over HTTP/2: in any pieces, compressed, ended by either side, bounded in size and time."""
 
+import gc
 import hashlib
 import os
 import zlib
@@ -197,6 +198,25 @@ def test_a_client_that_resets_or_leaves_cancels_its_calls(here, leaves):
             wait_until(lambda: here.cancelled == cancelled + 1)
     wait_until(lambda: here.cancelled == cancelled + 1)
     wait_until(lambda: here.memory.used == 0 and not here.running)
+
+
+def test_calls_leave_nothing_for_the_garbage_collection(here):
+    def left():
+        gc.collect()
+        gc.disable()
+        try:
+            with Raw(here.port) as raw:
+                for number in range(1, 400, 2):
+                    raw.call(number, "/t.T/Echo", b"text")
+                    assert answered(raw, number) == b"text"
+            wait_until(lambda: not here.server.connections)
+            return gc.collect()
+        finally:
+            gc.enable()
+
+    left()
+    # What is left does not grow with the calls.
+    assert left() < 100
 
 
 def test_an_answer_waits_for_its_client_and_no_other_does(here):

@@ -123,6 +123,8 @@ class Http2Connection(FrameWriter):
         self._rest = b""
         for stream in list(self.streams.values()):
             stream.lost()
+        # They refer back to this connection, which would stay until a garbage collection.
+        self._handlers = {}
 
     def eof_received(self) -> None:
         """Close the connection, by returning None."""

@@ -116,6 +116,19 @@ class Owner(Protocol):
         """End the call, because of its messages."""
 
 
+class _Nobody:
+    """The owner of what is closed. Without it, each call would stay until a garbage collection."""
+
+    def taken(self, message: Message) -> None: ...
+
+    def expects(self, size: int) -> None: ...
+
+    def refuse(self, error: ApiError) -> None: ...
+
+
+_NOBODY = _Nobody()
+
+
 class Incoming:
     """The messages of one stream. `feed` raises an `ApiError` for a message that is refused."""
 
@@ -234,10 +247,11 @@ class Incoming:
         self._buffer, self._held, self._counted, self.since = None, None, 0, None
 
     def close(self) -> None:
-        """Drop the message at hand."""
+        """Drop the message at hand, and the owner, who refers to this."""
         if self._held is not None:
             self._held.release()
         self._forget()
+        self._owner = _NOBODY
 
     # What the memory of all bodies asks.
 
