@@ -40,6 +40,9 @@ which clients accept 8 KiB."""
 Pieces = Sequence[Data]
 """A message to send, which need not be joined."""
 
+Room = Callable[[int, memoryview], memoryview | None]
+"""Gives memory for a large message, by its size and its first bytes; None if any will do."""
+
 Metadata = tuple[tuple[str, str], ...]
 
 
@@ -103,20 +106,21 @@ class Method:
     """One method of a service, as bytes.
 
     `answer` takes a message, or many if `takes_many`, and the context. It gives a message in pieces, or many
-    such if `gives_many`.
+    such if `gives_many`. `room` gives memory for a large message.
     """
 
     path: str
     answer: Callable[[Any, Context], Any]
     takes_many: bool = False
     gives_many: bool = False
+    room: Room | None = None
 
 
 class Calls:
     """Makes gRPC services of methods.
 
     `kind` is the key that calls need if tokens are on; None if they need no key. `memory` is None if the
-    server counts messages as they come.
+    server counts messages as they come. `room` gives memory for messages, by the number of their large field.
     """
 
     def __init__(
@@ -127,9 +131,10 @@ class Calls:
         *,
         memory: BodyMemory | None,
         access_log: bool,
+        room: Callable[[int], Room] | None = None,
     ) -> None:
         self._access, self._kind, self._counts, self._access_log = access, kind, counts, access_log
-        self._memory = memory
+        self._memory, self._room = memory, room
         self.stopping = asyncio.Event()
         """Set when the server ends; streams that wait for their client end then."""
         self.begun = 0
@@ -154,16 +159,22 @@ class Calls:
         methods = []
         for name_of, (message, function) in (unary or {}).items():
             path = f"/{name}/{name_of}"
-            methods.append(Method(path=path, answer=self._unary(path, message, function)))
+            answer = self._unary(path, message, function)
+            methods.append(Method(path=path, answer=answer, room=self._room_of(message)))
         for name_of, (message, stream) in (streaming or {}).items():
             path = f"/{name}/{name_of}"
             answer = self._streaming(path, partial(_read, message), stream)
-            methods.append(Method(path=path, answer=answer, gives_many=True))
+            methods.append(Method(path=path, answer=answer, gives_many=True, room=self._room_of(message)))
         for name_of, (message, exchange) in (both_ways or {}).items():
             path = f"/{name}/{name_of}"
             answer = self._streaming(path, partial(self._requests, message), exchange)
             methods.append(Method(path=path, answer=answer, takes_many=True, gives_many=True))
         return methods
+
+    def _room_of(self, message: Any) -> Room | None:
+        """Where messages of this class go that are large; None if it has no large field."""
+        number = LARGE_FIELDS.get(message)
+        return None if self._room is None or number is None else self._room(number)
 
     def _unary(self, path: str, message: Any, method: Callable[[Any, Call], Awaitable[Any]]) -> Any:
         async def answer(data: Data, context: Context) -> Pieces:

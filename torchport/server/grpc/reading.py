@@ -99,6 +99,26 @@ def without_field(data: memoryview, number: int) -> tuple[bytes, list[memoryview
     return b"".join([*rest, data[kept:]]), pieces
 
 
+def beginning_of(data: memoryview, number: int) -> tuple[str, str, int]:
+    """Name and version of the model in the first bytes of a message, and where this field begins.
+
+    The name is empty if the bytes do not say it.
+    """
+    texts, at = {1: "", 2: ""}, 0
+    try:
+        for _ in range(FEW_FIELDS):
+            tag, first = _varint(data, at, len(data))
+            size, first = _varint(data, first, len(data))
+            if tag & 7 != _BYTES or tag >> 3 == number:
+                return texts[1], texts[2], first
+            at = first + size
+            if tag >> 3 in texts and at <= len(data):
+                texts[tag >> 3] = str(data[first:at], "utf-8")
+    except (InvalidRequest, UnicodeDecodeError):
+        pass  # Who reads the whole message says what is wrong with it.
+    return "", "", 0
+
+
 def entry_of_map(entry: memoryview) -> tuple[str, memoryview]:
     """Key and value of a `map<string, bytes>`.
 

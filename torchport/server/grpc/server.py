@@ -23,6 +23,7 @@ from torchport.server.grpc.inference import InferenceService
 from torchport.server.grpc.management import ManagementService
 from torchport.server.grpc.messages import INFERENCE, MANAGEMENT, OPEN_INFERENCE
 from torchport.server.grpc.open_inference import OpenInferenceService
+from torchport.server.grpc.predictions import room_in
 from torchport.server.http.body_memory import BodyMemory
 from torchport.server.models.registry import Registry
 from torchport.server.models.statistics import RequestCounts
@@ -50,7 +51,9 @@ class GrpcServers:
         self._settings = settings
         self._memory, log = memory or BodyMemory(settings.request_memory), settings.access_log
         counted = self._memory if settings.grpc_server == "grpcio" else None
-        asking = Calls(access, KeyKind.INFERENCE, counts, memory=counted, access_log=log)
+        asking = Calls(
+            access, KeyKind.INFERENCE, counts, memory=counted, access_log=log, room=room_in(registry)
+        )
         managing = Calls(access, KeyKind.MANAGEMENT, counts, memory=counted, access_log=log)
         probing = Calls(access, None, counts, memory=counted, access_log=log)
         names = [f"{INFERENCE}.InferenceAPIsService", f"{MANAGEMENT}.ManagementAPIsService"]

@@ -25,6 +25,7 @@ class Local:
     port: int = 0
     begun: int = 0
     cancelled: int = 0
+    rooms: list = field(default_factory=list)
 
     def start(self) -> None:
         self.loop = (event_loop_factory() or asyncio.new_event_loop)()
@@ -49,11 +50,16 @@ class Local:
     def _methods(self):
         return [
             Method(path="/t.T/Echo", answer=self._echo),
+            Method(path="/t.T/Place", answer=self._echo, room=self._room),
             Method(path="/t.T/Wait", answer=self._wait),
             Method(path="/t.T/Fill", answer=self._fill),
             Method(path="/t.T/Pour", answer=self._pour, gives_many=True),
             Method(path="/t.T/Talk", answer=self._talk, takes_many=True, gives_many=True),
         ]
+
+    def _room(self, size, beginning):
+        self.rooms.append((size, bytes(beginning[:8]), memoryview(bytearray(size))))
+        return self.rooms[-1][2] if beginning[:1] == b"a" else None
 
     async def _echo(self, data, context):
         return [data]

@@ -56,6 +56,20 @@ def test_bytes_may_come_in_any_pieces(here, data, size, padded):
         assert answered(raw, 1) == body[:size]
 
 
+@pytest.mark.parametrize("first", [b"a", b"b"])
+def test_a_large_message_is_read_to_where_its_method_says(here, first):
+    body = first + bytes(range(256)) * 4000
+    here.rooms.clear()
+    with grpc.insecure_channel(f"127.0.0.1:{here.port}") as channel:
+        place = channel.unary_unary("/t.T/Place")
+        assert place(body, timeout=60) == body
+        assert place(b"a small one", timeout=60) == b"a small one"
+        assert place(body, timeout=60, compression=grpc.Compression.Gzip) == body
+    ((size, beginning, memory),) = here.rooms
+    assert (size, beginning) == (len(body), body[:8])
+    assert (memory == body) is (first == b"a")
+
+
 def test_large_messages_both_ways_at_once(here):
     with grpc.insecure_channel(
         f"127.0.0.1:{here.port}", [("grpc.max_receive_message_length", -1)]

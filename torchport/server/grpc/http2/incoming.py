@@ -109,6 +109,9 @@ class Owner(Protocol):
     def taken(self, message: Message) -> None:
         """Take a complete message."""
 
+    def room(self, size: int, beginning: memoryview) -> memoryview | None:
+        """Memory for a message of so many bytes, of which these are the first; None: any will do."""
+
     def expects(self, size: int) -> None:
         """Take note that a message of so many bytes has begun, and is not whole."""
 
@@ -120,6 +123,8 @@ class _Nobody:
     """The owner of what is closed. Without it, each call would stay until a garbage collection."""
 
     def taken(self, message: Message) -> None: ...
+
+    def room(self, size: int, beginning: memoryview) -> memoryview | None: ...
 
     def expects(self, size: int) -> None: ...
 
@@ -195,7 +200,8 @@ class Incoming:
                 self._end(bytes(piece[at : at + size]))
                 at += size
             else:
-                self._buffer = np.empty(size, np.uint8).data
+                room = None if self._compressed else self._owner.room(size, piece[at:])
+                self._buffer = np.empty(size, np.uint8).data if room is None else room
                 self._memory.uploads.add(self)
                 self.since = self.since or time.monotonic()
                 self._owner.expects(size)

@@ -170,6 +170,10 @@ class Stream(SendingHalf):
         except ApiError as err:
             self.refuse(err)
 
+    def room(self, size: int, beginning: memoryview) -> memoryview | None:
+        """Memory for a message of so many bytes, of which these are the first; None: any will do."""
+        return None if self.method.room is None else self.method.room(size, beginning)
+
     def expects(self, size: int) -> None:
         """Let the client send the rest of a large message, of so many bytes with what is on its way."""
         self._ask_for(size - self.window_in)
