@@ -51,6 +51,8 @@ class Raw:
 
     def __init__(self, port: int, greeting: bytes = GREETING) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S)
+        # Each frame goes at once: the server would acknowledge the one before it late.
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.rest = b""
         self.decoder = HeaderDecoder()
         self.send(greeting)
