@@ -106,7 +106,8 @@ def _allow_connections(settings: ServerSettings) -> None:
     except ImportError:  # Windows has none.
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = settings.max_connections * len(settings.http_addresses) + 1024
+    addresses = len(settings.http_addresses) + 2 * settings.enable_grpc
+    wanted = settings.max_connections * addresses + 1024
     if hard != resource.RLIM_INFINITY:
         wanted = min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:

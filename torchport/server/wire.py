@@ -36,6 +36,9 @@ MAX_MESSAGE = 64 << 10
 MAX_LABELS = 100
 """Maximum number of labels of a metric."""
 
+LARGE = 1 << 16
+"""Bytes from which data travel in shared memory. Smaller ones are copied into the message: that is faster."""
+
 # A report whose values are not so is damaged, like one that cannot be read.
 Status = Annotated[int, msgspec.Meta(ge=MIN_STATUS, le=MAX_STATUS)]
 Name = Annotated[str, msgspec.Meta(max_length=MAX_NAME)]
@@ -46,12 +49,23 @@ DROPPED = "dropped"
 """Kind of a metric's value that counts values which the worker has dropped; it has no name."""
 
 
+class Place(msgspec.Struct, array_like=True, frozen=True):
+    """Where data lie in memory that the front and the worker share, instead of in the message."""
+
+    start: int
+    length: int
+
+
 class Field(msgspec.Struct, array_like=True):
-    """A named part of a request: body or form part."""
+    """A named part of a request: body or form part.
+
+    In the front, `value` may be any bytes-like object.
+    """
 
     name: str
     content_type: str
     value: bytearray
+    place: Place | None = None
 
 
 class Row(msgspec.Struct, array_like=True):
@@ -101,12 +115,16 @@ class Predict(msgspec.Struct, array_like=True, tag=2):
 
 
 class Tensor(msgspec.Struct, array_like=True):
-    """A tensor in row-major, little-endian bytes; `dtype` is numpy's name, or "string"."""
+    """A tensor in row-major, little-endian bytes; `dtype` is numpy's name, or "string".
+
+    Where the message does not come from, `data` may be any bytes-like object.
+    """
 
     name: str
     dtype: str
     shape: list[int]
     data: bytes
+    place: Place | None = None
 
 
 class InferRow(msgspec.Struct, array_like=True):
@@ -140,6 +158,8 @@ class Answer(msgspec.Struct, array_like=True):
     phrase: Name = ""
     error: Name = ""
     tensors: list[Tensor] = []
+    place: Place | None = None
+    """Where the body is, if not in `body`."""
 
 
 class MetricValue(msgspec.Struct, array_like=True):
@@ -187,7 +207,8 @@ class Partial(msgspec.Struct, array_like=True, tag=13):
 class Answered(msgspec.Struct, array_like=True, tag=14):
     """Answers to all rows of a batch, in order.
 
-    `memory` is the worker's resident memory in bytes.
+    `memory` is the worker's resident memory in bytes. `kept` are the starts of the places in the requests'
+    memory that the handler still refers to, of this batch and of earlier ones.
     """
 
     slot: int
@@ -195,6 +216,7 @@ class Answered(msgspec.Struct, array_like=True, tag=14):
     answers: list[Answer]
     samples: list[MetricValue]
     memory: int
+    kept: list[int] = []
 
 
 class Sampled(msgspec.Struct, array_like=True, tag=15):

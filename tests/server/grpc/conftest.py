@@ -1,4 +1,4 @@
-"""One server for all tests of gRPC, and clients of its two ports."""
+"""A server of each kind for all tests of gRPC, and clients of its two ports."""
 
 import shutil
 
@@ -12,6 +12,7 @@ from tests.server.grpc_client import (
     prediction,
 )
 from tests.server.waiting import wait_until
+from torchport.server.settings.settings import GRPC_SERVERS
 from torchport.store.folders import Store
 from torchport.targets.torchport_serve import start
 
@@ -82,9 +83,16 @@ def store(linear_archive, tmp_path_factory):
     return Store(folder)
 
 
+@pytest.fixture(scope="package", params=GRPC_SERVERS)
+def grpc_server(request):
+    """Which server speaks HTTP/2."""
+    return request.param
+
+
 @pytest.fixture(scope="package")
-def server(store, tmp_path_factory):
+def server(store, grpc_server, tmp_path_factory):
     settings = {
+        "grpc_server": grpc_server,
         "enable_model_api": "true",
         "max_request_size": "200000",
         "max_response_size": "100000",

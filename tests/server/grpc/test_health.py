@@ -46,10 +46,11 @@ def test_calls_that_are_cancelled_do_not_end_a_server_that_logs_them(server):
     assert "gRPC /grpc.health.v1.Health/Watch" in server.log()
 
 
-def test_an_ending_server_says_so_and_answers_what_it_took(store, tmp_path):
+def test_an_ending_server_says_so_and_answers_what_it_took(store, grpc_server, tmp_path):
     gate = tmp_path / "gate"
     health, serving = health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse
-    with start(store, tmp_path / "run", settings={"drain_time": "4"}) as server:
+    settings = {"grpc_server": grpc_server, "drain_time": "4"}
+    with start(store, tmp_path / "run", settings=settings) as server:
         address = f"127.0.0.1:{server.ports['grpc_inference']}"
         with grpc.insecure_channel(address) as channel:
             client, stub = Client(channel), health_pb2_grpc.HealthStub(channel)

@@ -31,8 +31,8 @@ def grpc_tls(certificates):
     return {"enable_grpc_ssl": "true", **tls_settings(certificates)}
 
 
-def test_keys_over_tls(store, certificates, tmp_path):
-    settings = {"disable_token_authorization": "false", **grpc_tls(certificates)}
+def test_keys_over_tls(store, grpc_server, certificates, tmp_path):
+    settings = {"grpc_server": grpc_server, "disable_token_authorization": "false", **grpc_tls(certificates)}
     with guarded_linear(store, tmp_path / "run", **settings) as server:
         ports = server.ports
         trusted = grpc.ssl_channel_credentials((certificates / "ca.pem").read_bytes())
@@ -72,8 +72,8 @@ def test_keys_over_tls(store, certificates, tmp_path):
             refused(lambda: Client(channel).predict("linear", data=b"[4.0]"), Code.UNAVAILABLE)
 
 
-def test_clients_with_certificates_only(store, certificates, tmp_path):
-    settings = {**grpc_tls(certificates), **addresses("https")}
+def test_clients_with_certificates_only(store, grpc_server, certificates, tmp_path):
+    settings = {"grpc_server": grpc_server, **grpc_tls(certificates), **addresses("https")}
     settings["client_ca_file"] = str(certificates / "ca.pem")
     authority, mine, key = (
         (certificates / name).read_bytes() for name in ("ca.pem", "client.pem", "client.key")

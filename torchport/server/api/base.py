@@ -116,7 +116,7 @@ class Request:
 
     @property
     def content_type(self) -> str:
-        return self.http.by_name.get(b"content-type", b"").decode("latin-1")
+        return self.http.content_type
 
     def integer(self, name: str) -> int | None:
         """A whole number of the query; None if it is missing.
@@ -270,6 +270,10 @@ class Api:
         self.counts.add(status)
         if self.settings.access_log:
             self._log(request, status)
+
+    def room_for(self, request: HttpRequest, length: int) -> memoryview | None:
+        """Memory for a large body that a model's workers share; None: any will do."""
+        return None
 
     def refused(self, status: int) -> None:
         """Count an answer to what was no request that an API could take."""

@@ -7,6 +7,7 @@ A large form is read in the parsing thread (`http/parsing.py`), if `is_long_to_r
 
 from __future__ import annotations
 
+from typing import cast
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
@@ -14,6 +15,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from torchport.server.errors import InvalidRequest
+from torchport.server.http.message import Body
 from torchport.server.http.parsing import INLINE_BYTES, let_others_run
 from torchport.server.wire import Field
 
@@ -35,26 +37,31 @@ _PIECE = 1 << 17
 """Bytes whose escapes are read at once: 2 ms."""
 
 
-def is_long_to_read(body: bytes, content_type: str) -> bool:
-    """Whether `fields_of` would hold the event loop up: a large form. Other bodies are only copied."""
-    return len(body) > INLINE_BYTES and content_type.strip().lower().startswith(_FORMS)
+def is_form(content_type: str) -> bool:
+    """Whether bodies of this type are taken apart."""
+    return content_type.strip().lower().startswith(_FORMS)
 
 
-def fields_of(body: bytes, content_type: str) -> list[Field]:
-    """The parts of a form; one field `body` for any other body.
+def is_long_to_read(body: Body, content_type: str) -> bool:
+    """Whether `fields_of` would hold the event loop up: a large form. Other bodies are not looked into."""
+    return len(body) > INLINE_BYTES and is_form(content_type)
+
+
+def fields_of(body: Body, content_type: str) -> list[Field]:
+    """The parts of a form; one field `body` for any other body, which is not copied.
 
     Raises:
         InvalidRequest: the form cannot be read.
     """
     if content_type == "application/json":
-        return [Field("body", content_type, bytearray(body))]
+        return [Field("body", content_type, cast(bytearray, body))]
     kind = content_type.partition(";")[0].strip()
     lower = kind.lower()
     if lower.startswith("multipart/form-data"):
-        return _multipart(body, content_type)
+        return _multipart(bytes(body), content_type)
     if lower == "application/x-www-form-urlencoded":
-        return _urlencoded(body)
-    return [Field("body", kind, bytearray(body))]
+        return _urlencoded(bytes(body))
+    return [Field("body", kind, cast(bytearray, body))]
 
 
 def _urlencoded(body: bytes) -> list[Field]:

@@ -13,13 +13,16 @@ from typing import Any
 
 from torchport.server.api.base import Api, Reply, Request
 from torchport.server.api.descriptions import model_ready_reply
-from torchport.server.api.forms import fields_of, is_long_to_read
+from torchport.server.api.forms import fields_of, is_form, is_long_to_read
 from torchport.server.api.open_inference import OipApi
+from torchport.server.api.open_inference_requests import LENGTH_HEADER
 from torchport.server.api.openapi import inference_description
 from torchport.server.api.predictions import Predictions
 from torchport.server.api.tokens import Access, KeyKind
 from torchport.server.api.tracing import Tracing
-from torchport.server.errors import InvalidRequest, ResourceNotFound, ServiceUnavailable
+from torchport.server.dispatch.arena import ALIGNMENT
+from torchport.server.errors import ApiError, InvalidRequest, ResourceNotFound, ServiceUnavailable
+from torchport.server.http.message import HttpRequest
 from torchport.server.http.parsing import in_parsing_thread
 from torchport.server.models.registry import Registry
 from torchport.server.models.statistics import RequestCounts
@@ -27,6 +30,9 @@ from torchport.server.settings.settings import ServerSettings
 from torchport.server.wire import Field
 
 _V1 = re.compile(r"(?P<model>[^:]+):(?P<verb>predict|explain)")
+MAX_DIGITS = 18
+"""Of a length in a header."""
+
 _EXPLAIN = {True: (b"explain", b"True"), False: (b"explain", b"False")}
 
 
@@ -76,6 +82,31 @@ class InferenceApi(Api):
             return self._predictions.predict(request, first, version, with_query=True)
         raise ResourceNotFound
 
+    def room_for(self, request: HttpRequest, length: int) -> memoryview | None:
+        """Memory that the workers of the model share, which the path names.
+
+        A form is taken apart, and JSON of tensors is read here: they get none.
+        """
+        match request.path.decode("utf-8", "replace").split("/")[1:]:
+            case ["v2", "models", name, "infer"] | ["v2", "models", name, "versions", _, "infer"] as parts:
+                head = request.by_name.get(LENGTH_HEADER, b"")
+                if not head.isdigit() or len(head) > MAX_DIGITS:
+                    return None
+                number = parts[4] if len(parts) > 4 else None
+                # So that the first tensor, behind the JSON, is aligned.
+                return self._room_of(name, number, length, -int(head) % ALIGNMENT)
+            case ["predictions", name, *more] if not is_form(request.content_type):
+                return self._room_of(name, more[0] if more else None, length, 0)
+        return None
+
+    def _room_of(self, name: str, number: str | None, length: int, skipped: int) -> memoryview | None:
+        try:
+            arena = self._registry.find(name, number).arena
+        except ApiError:
+            return None  # Who answers the request says what is wrong with it.
+        room = arena.lease(skipped + length) if arena is not None else None
+        return None if room is None else room[skipped:]
+
     def _ping(self) -> Reply:
         if self._registry.draining or self._registry.is_starting:
             return Reply.of_json({"status": "Unhealthy"}, 503)
@@ -108,7 +139,7 @@ class InferenceApi(Api):
     ) -> Reply | Coroutine[Any, Any, None] | None:
         for field in fields:
             if field.name == "model_name":
-                name = field.value.decode("utf-8", "replace")
+                name = bytes(field.value).decode("utf-8", "replace")
                 return self._predictions.predict(request, name, None, with_query=True)
         if not self._registry.expected.is_over:
             raise ServiceUnavailable("the server is loading its models: try again later")

@@ -166,7 +166,7 @@ def _registration(request: Request) -> Registration:
         if len(request.http.body) > MAX_BODY:
             raise InvalidRequest(f"a registration of {len(request.http.body)} bytes: at most {MAX_BODY}")
         try:
-            given = json.loads(request.http.body)
+            given = json.loads(bytes(request.http.body))
         except (ValueError, RecursionError) as err:
             raise InvalidRequest(f"the body is not JSON: {err}") from err
         if not isinstance(given, dict):

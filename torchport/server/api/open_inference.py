@@ -13,7 +13,12 @@ from collections.abc import Coroutine
 from typing import Any
 
 from torchport.server.api.base import Api, Reply, Request
-from torchport.server.api.open_inference_requests import LENGTH_HEADER, InferenceRequest, read_request
+from torchport.server.api.open_inference_requests import (
+    LENGTH_HEADER,
+    InferenceRequest,
+    is_long_to_read,
+    read_request,
+)
 from torchport.server.api.predictions import Predictions
 from torchport.server.dispatch.job import Job, Kind
 from torchport.server.errors import AnswerTooLarge, ResourceNotFound
@@ -80,7 +85,7 @@ class OipApi:
             return self._predictions.predict(request, name, number, more=[(b"explain", b"False")])
         version.require_room()
         body, length = request.http.body, request.http.by_name.get(LENGTH_HEADER)
-        if len(body) > INLINE_BYTES:
+        if is_long_to_read(body, length):
 
             async def read_and_submit() -> None:
                 self._submit(request, name, number, await in_parsing_thread(read_request, body, length))

@@ -17,7 +17,8 @@ import msgspec
 
 from torchport.server.api.base import Reply
 from torchport.server.errors import InvalidRequest
-from torchport.server.http.message import header_lines
+from torchport.server.http.message import Body, header_lines
+from torchport.server.http.parsing import INLINE_BYTES
 from torchport.server.open_inference.json_data import json_of_pieces
 from torchport.server.open_inference.metadata import MAIN_GRAPH
 from torchport.server.open_inference.tensors import (
@@ -128,7 +129,20 @@ class InferenceRequest:
         return Reply(200, b"".join([head, *tail]), header_lines(headers))
 
 
-def read_request(body: bytes, header_length: bytes | None) -> InferenceRequest:
+def is_long_to_read(body: Body, header_length: bytes | None) -> bool:
+    """Whether `read_request` would hold the event loop up. Bytes behind the JSON are not looked at.
+
+    But those of BOOL: each is held against 0 and 1.
+    """
+    if len(body) <= INLINE_BYTES:
+        return False
+    if header_length is None or not header_length.isdigit() or len(header_length) > 6:
+        return True
+    length = int(header_length)
+    return length > INLINE_BYTES or b"BOOL" in bytes(body[:length])
+
+
+def read_request(body: Body, header_length: bytes | None) -> InferenceRequest:
     """Parse a request's body.
 
     `header_length` is the header's value with the binary extension, else None.
@@ -145,7 +159,7 @@ def read_request(body: bytes, header_length: bytes | None) -> InferenceRequest:
         raise InvalidRequest(f"the request is no inference request: {err}") from err
 
 
-def _read(asked: _Request, tail: bytes) -> InferenceRequest:
+def _read(asked: _Request, tail: memoryview) -> InferenceRequest:
     outputs = asked.outputs or []
     require_distinct("input", [given.name for given in asked.inputs])
     require_distinct("output", [wanted.name for wanted in outputs])
@@ -185,16 +199,17 @@ def _parameters(text: msgspec.Raw) -> dict[str, Any]:
     return _decode_parameters(text) or {}
 
 
-def _split(body: bytes, header_length: bytes | None) -> tuple[bytes, bytes]:
+def _split(body: Body, header_length: bytes | None) -> tuple[bytes, memoryview]:
+    """The JSON, and what is behind it."""
     if header_length is None:
-        return body, b""
+        return bytes(body), memoryview(b"")
     length = int(header_length) if header_length.isdigit() and len(header_length) < 19 else -1
     if not 0 < length <= len(body):
         raise InvalidRequest(
             f"Inference-Header-Content-Length: {header_length[:40].decode('latin-1')!r}: the length of the "
             f"body's JSON is expected; the body has {len(body)} bytes"
         )
-    return body[:length], body[length:]
+    return bytes(body[:length]), memoryview(body)[length:]
 
 
 def _binary_size(given: _Input, available: int) -> int | None:

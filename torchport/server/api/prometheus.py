@@ -106,6 +106,11 @@ class ServerCollector(Collector):
         waiting = GaugeMetricFamily(
             "torchport_queue_length", "Requests that wait", labels=("model_name", "model_version")
         )
+        shared = GaugeMetricFamily(
+            "torchport_shared_memory_slots",
+            "Large bodies in the memory that the version's workers share",
+            labels=("model_name", "model_version"),
+        )
         for key, kept in sorted(self._registry.statistics.items()):
             counters["completed_requests"].add_metric(key, kept.completed)
             counters["failed_requests"].add_metric(key, kept.failed)
@@ -121,9 +126,12 @@ class ServerCollector(Collector):
                 histograms[name].add_metric(key, histogram.buckets(), histogram.total)
         for version in self._registry.serving():
             waiting.add_metric((version.model.name, version.model.version), len(version.queue))
+            if version.arena is not None:
+                shared.add_metric((version.model.name, version.model.version), version.arena.in_use)
         yield from counters.values()
         yield from histograms.values()
         yield waiting
+        yield shared
 
     def _workers(self) -> Iterator[Any]:
         memory = GaugeMetricFamily(

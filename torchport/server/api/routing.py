@@ -42,11 +42,17 @@ class _Joined:
         self._first = apis[min(apis)]
 
     def __call__(self, http: HttpRequest) -> None:
+        self._api_of(http)(http)
+
+    def room_for(self, request: HttpRequest, length: int) -> memoryview | None:
+        return self._api_of(request).room_for(request, length)
+
+    def _api_of(self, http: HttpRequest) -> Api:
         parts = http.path.split(b"/")
         owner = _OWNERS.get(parts[1] if len(parts) > 1 else b"", 0)
         if owner == 1 and parts[-1] == b"invoke":
             owner = 0
-        self._apis.get(owner, self._first)(http)
+        return self._apis.get(owner, self._first)
 
     def refused(self, status: int) -> None:
         self._first.refused(status)

@@ -26,11 +26,14 @@ import msgspec
 import psutil
 
 from torchport.child_process import how_it_ended
+from torchport.server.dispatch.arena import Arena
+from torchport.server.dispatch.placing import AnswerBox
 from torchport.server.dispatch.process import Process
 from torchport.server.dispatch.worker_log import log_report
 from torchport.server.wire import (
     HEADER,
     MAX_FRAME,
+    Answered,
     Logged,
     Partial,
     Report,
@@ -81,8 +84,9 @@ class WorkerHost(asyncio.Protocol):
         hidden: str = "",
         python: str = sys.executable,
         name: str = "",
+        arena: Arena | None = None,
     ) -> None:
-        self.name = name
+        self.name, self.arena = name, arena
         self._environment, self._hidden, self._python = environment, hidden, python
         self.members: dict[int, Member] = {}
         self._current: Member | None = None
@@ -91,6 +95,7 @@ class WorkerHost(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._process: Process | None = None
         self._lifeline = -1
+        self._box = AnswerBox.create()
         self._leaving: asyncio.TimerHandle | None = None
         self._killed_because: str | None = None
         self._exit_code: int | None = None
@@ -128,7 +133,7 @@ class WorkerHost(asyncio.Protocol):
         except BaseException as err:
             # Without a channel it would have no owner.
             self.kill(f"its channel could not be opened: {err}")
-            self._close_lifeline()
+            self._close_files()
             ours.close()
             raise
         self._send_next()
@@ -140,10 +145,16 @@ class WorkerHost(asyncio.Protocol):
             environment = {name: text for name, text in environment.items() if not pattern.fullmatch(name)}
         environment |= self._environment
         lifeline, self._lifeline = os.pipe()
+        memory = [owner.file if owner is not None else -1 for owner in (self.arena, self._box)]
+        files = [channel, lifeline, *memory]
         try:
-            command = [self._python, "-P", "-u", "-m", "torchport.server.worker", str(channel), str(lifeline)]
+            command = [self._python, "-P", "-u", "-m", "torchport.server.worker", *map(str, files)]
             self._process = Process(
-                command, environment, pass_fds=(channel, lifeline), name=self.name, ended=self._ended
+                command,
+                environment,
+                pass_fds=[file for file in files if file >= 0],
+                name=self.name,
+                ended=self._ended,
             )
         finally:
             os.close(lifeline)
@@ -173,6 +184,12 @@ class WorkerHost(asyncio.Protocol):
         if self._lifeline >= 0:
             os.close(self._lifeline)
             self._lifeline = -1
+
+    def _close_files(self) -> None:
+        self._close_lifeline()
+        if self._box is not None:
+            self._box.close()
+            self._box = None
 
     # Orders and reports.
 
@@ -226,6 +243,8 @@ class WorkerHost(asyncio.Protocol):
             with memoryview(self._buffer) as view:
                 try:
                     report = decode_report(view[HEADER.size : end])
+                    if isinstance(report, Answered) and self._box is not None:
+                        self._box.take_out(report)
                 except msgspec.DecodeError as err:
                     report = err
             del self._buffer[:end]
@@ -277,7 +296,7 @@ class WorkerHost(asyncio.Protocol):
             return
         code, self._exit_code = self._exit_code, None
         self.is_ending = True
-        self._close_lifeline()
+        self._close_files()
         if self._transport is not None:
             self._transport.close()
         if self._leaving is not None:

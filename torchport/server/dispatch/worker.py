@@ -22,9 +22,11 @@ from typing import Any, Protocol, cast
 
 import msgspec
 
+from torchport.server.dispatch.arena import Arena
 from torchport.server.dispatch.host import End, SharedHosts, WorkerHost
 from torchport.server.dispatch.job import Job, Kind
 from torchport.server.dispatch.own_thread import in_own_thread
+from torchport.server.dispatch.placing import Held, placed
 from torchport.server.wire import (
     Answered,
     Infer,
@@ -57,7 +59,8 @@ class WorkerSpec:
 
     `environment` is added to the front's own, from which variables whose names match `hidden` are removed.
     Workers with the same `share` live in one process; with "" a worker has its own. `prepare` is called in a
-    thread of its own before the process starts; if it raises, the start has failed.
+    thread of its own before the process starts; if it raises, the start has failed. Large data of requests
+    are in `arena`; a process that models share does not get it.
     """
 
     load: Load
@@ -68,6 +71,7 @@ class WorkerSpec:
     python: str = sys.executable
     share: str = ""
     prepare: Callable[[], None] = lambda: None
+    arena: Arena | None = None
 
 
 class Owner(Protocol):
@@ -105,6 +109,8 @@ class WorkerProcess:
         """Whether the current batch has been sent; in a shared process it may still be queued."""
         self._batch = 0
         self._jobs: list[Job] = []
+        self._held: Held = {}
+        """What the process finds in the arena: its batch, and what its handler has kept of earlier ones."""
         self._timer: asyncio.TimerHandle | None = None
         self._host: WorkerHost | None = None
 
@@ -144,6 +150,7 @@ class WorkerProcess:
                 hidden=self.spec.hidden,
                 python=self.spec.python,
                 name=f"shared worker {share}" if share else self.description,
+                arena=None if share else self.spec.arena,
             )
             if share:
                 self._hosts.keep(share, host)
@@ -195,10 +202,12 @@ class WorkerProcess:
         now = time.monotonic()
         for job in jobs:
             job.started = now
+        rows, held = placed([job.row for job in jobs], self._host.arena)
+        self._held.update(held)
         if jobs[0].kind is Kind.TENSORS:
-            order: Any = Infer(self.slot, self._batch, [cast(InferRow, job.row) for job in jobs])
+            order: Any = Infer(self.slot, self._batch, cast(list[InferRow], rows))
         else:
-            order = Predict(self.slot, self._batch, [cast(Row, job.row) for job in jobs])
+            order = Predict(self.slot, self._batch, cast(list[Row], rows))
         self._host.send(self, order)
 
     def order_sent(self, order: Any) -> None:
@@ -262,6 +271,7 @@ class WorkerProcess:
             return
         self._cancel_timer()
         jobs, self._jobs = self._jobs, []
+        self._held = {start: self._held[start] for start in report.kept if start in self._held}
         self.served += len(jobs)
         self.memory = report.memory
         if self.state is State.STOPPING:
@@ -287,6 +297,7 @@ class WorkerProcess:
         self._cancel_timer()
         self.state = State.GONE
         jobs, self._jobs = self._jobs, []
+        self._held.clear()
         if reason:
             logger.warning("%s, pid %d, is gone: %s", self.description, self.pid, reason)
         self.owner.worker_gone(self, jobs, reason)

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Callable, Collection
 from typing import Any
 
 from torchport.server.errors import ResourceNotFound
-from torchport.server.grpc.calls import Call, Calls
+from torchport.server.grpc.calls import Call, Calls, Method
 from torchport.server.grpc.messages import HEALTH, health
 
 SERVING, NOT_SERVING, SERVICE_UNKNOWN = 1, 2, 3
@@ -30,8 +30,8 @@ class HealthService:
         self._calls, self._is_ready, self._services = calls, is_ready, {"", *services}
         self._stopping = calls.stopping
 
-    def handler(self) -> Any:
-        """The service for a gRPC server."""
+    def methods(self) -> list[Method]:
+        """The methods for a gRPC server."""
         request = health.HealthCheckRequest
         return self._calls.service(
             f"{HEALTH}.Health",

@@ -12,7 +12,7 @@ from typing import Any
 from torchport.server.api.base import json_body
 from torchport.server.api.descriptions import description_json, page_json
 from torchport.server.errors import Forbidden, InvalidRequest
-from torchport.server.grpc.calls import Call, Calls
+from torchport.server.grpc.calls import Call, Calls, Method
 from torchport.server.grpc.messages import MANAGEMENT, management
 from torchport.server.models.management import (
     HandlerQuestion,
@@ -37,8 +37,8 @@ class ManagementService:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
 
-    def handler(self, calls: Calls) -> Any:
-        """The service for a gRPC server."""
+    def methods(self, calls: Calls) -> list[Method]:
+        """The methods for a gRPC server."""
         methods = {
             "DescribeModel": (management.DescribeModelRequest, self._describe),
             "ListModels": (management.ListModelsRequest, self._list),

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from torchport.server.dispatch.job import Kind
 from torchport.server.errors import InvalidRequest
-from torchport.server.grpc.calls import Call, Calls
+from torchport.server.grpc.calls import Call, Calls, Method
 from torchport.server.grpc.messages import OPEN_INFERENCE, open_inference, open_inference_read
 from torchport.server.grpc.predictions import PendingCall
-from torchport.server.grpc.reading import pieces_of_contents
+from torchport.server.grpc.reading import field_of_bytes, pieces_of_contents
 from torchport.server.http.parsing import INLINE_BYTES, in_parsing_thread, let_others_run
 from torchport.server.models.registry import Registry
 from torchport.server.open_inference.metadata import MAIN_GRAPH, model_metadata, server_metadata
@@ -48,8 +48,8 @@ class OpenInferenceService:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
 
-    def handlers(self, calls: Calls) -> list[Any]:
-        """The services for a gRPC server."""
+    def methods(self, calls: Calls) -> list[Method]:
+        """The methods for a gRPC server, by both names of the service."""
         messages = open_inference
         methods = {
             "ServerLive": (messages.ServerLiveRequest, self._live),
@@ -59,7 +59,10 @@ class OpenInferenceService:
             "ModelMetadata": (messages.ModelMetadataRequest, self._model),
             "ModelInfer": (open_inference_read.ModelInferRequest, self._infer),
         }
-        return [calls.service(f"{package}.GRPCInferenceService", unary=methods) for package in OPEN_INFERENCE]
+        services = (
+            calls.service(f"{package}.GRPCInferenceService", unary=methods) for package in OPEN_INFERENCE
+        )
+        return [method for service in services for method in service]
 
     async def _live(self, request: Any, call: Call) -> Any:
         return open_inference.ServerLiveResponse(live=True)
@@ -81,19 +84,26 @@ class OpenInferenceService:
     async def _infer(self, request: Any, call: Call) -> Any:
         name, number = _named(request.model_name), request.model_version
         is_large = request.ByteSize() > INLINE_BYTES
-        row = await in_parsing_thread(_row, request) if is_large else _row(request)
+        raw = request.raw_input_contents if call.large is None else call.large
+        # Truths are looked at one by one.
+        is_large |= bool(call.large) and any(
+            given.datatype == "BOOL" for given in request.inputs[:MAX_TENSORS]
+        )
+        row = await in_parsing_thread(_row, request, raw) if is_large else _row(request, raw)
         require_size(row.inputs, self._registry.settings.max_request_size)
         asked = PendingCall(self._registry, call, Kind.TENSORS, name, number, row)
         answer = await asked.answer()
         response = open_inference.ModelInferResponse(
             model_name=name, model_version=asked.version.model.version, id=request.id
         )
-        # A client that sends bytes gets bytes.
-        raw = bool(request.raw_input_contents)
+        # A client that sends bytes gets bytes; so does one that asks about what has no field.
+        datatypes = [datatype_of(tensor.dtype) for tensor in answer.tensors]
+        if raw or not set(datatypes) <= set(_CONTENTS):
+            return _in_bytes(response, answer.tensors, datatypes)
         if sum(len(tensor.data) for tensor in answer.tensors) > INLINE_BYTES:
-            await in_parsing_thread(_write, response, answer.tensors, raw)
+            await in_parsing_thread(_write, response, answer.tensors, datatypes)
         else:
-            _write(response, answer.tensors, raw)
+            _write(response, answer.tensors, datatypes)
         return response
 
 
@@ -112,18 +122,18 @@ def _graph(request: Any) -> str:
     return str(parameter.string_param)
 
 
-def _row(request: Any) -> InferRow:
+def _row(request: Any, raw: Sequence[bytes | memoryview]) -> InferRow:
     """The tensors that a request asks about."""
     outputs = request.outputs
     if len(outputs) > MAX_TENSORS:
         raise InvalidRequest(f"{len(outputs)} outputs: at most {MAX_TENSORS} are expected")
-    row = InferRow(_graph(request), _tensors(request), [wanted.name for wanted in outputs])
+    row = InferRow(_graph(request), _tensors(request, raw), [wanted.name for wanted in outputs])
     require_distinct("output", row.outputs)
     return row
 
 
-def _tensors(request: Any) -> list[Tensor]:
-    inputs, raw = request.inputs, request.raw_input_contents
+def _tensors(request: Any, raw: Sequence[bytes | memoryview]) -> list[Tensor]:
+    inputs = request.inputs
     if not inputs:
         raise InvalidRequest("the request has no inputs")
     if len(inputs) > MAX_TENSORS:
@@ -139,7 +149,8 @@ def _tensors(request: Any) -> list[Tensor]:
         if raw:
             if given.contents:
                 raise InvalidRequest(f"input {given.name[:40]!r} has contents beside raw_input_contents")
-            tensors.append(tensor_of_bytes(given.name, given.datatype, shape, raw[index]))
+            data = bytes(raw[index]) if given.datatype == "BOOL" else cast(bytes, raw[index])
+            tensors.append(tensor_of_bytes(given.name, given.datatype, shape, data))
             continue
         field = _CONTENTS.get(given.datatype)
         if field is None and given.datatype == "FP16":
@@ -149,15 +160,24 @@ def _tensors(request: Any) -> list[Tensor]:
     return tensors
 
 
-def _write(response: Any, tensors: Sequence[Tensor], raw: bool) -> None:
-    """Add the tensors to a response, as bytes or in fields for their datatypes if these have one."""
-    datatypes = [datatype_of(tensor.dtype) for tensor in tensors]
-    raw = raw or not set(datatypes) <= set(_CONTENTS)
+def _in_bytes(response: Any, tensors: Sequence[Tensor], datatypes: Sequence[str]) -> Any:
+    """The response with the tensors as bytes; in pieces if they are large, which are not copied."""
+    for tensor, datatype in zip(tensors, datatypes, strict=True):
+        response.outputs.add(name=tensor.name, datatype=datatype, shape=tensor.shape)
+    if sum(len(tensor.data) for tensor in tensors) <= INLINE_BYTES:
+        response.raw_output_contents.extend(tensor.data for tensor in tensors)
+        return response
+    number = type(response).DESCRIPTOR.fields_by_name["raw_output_contents"].number
+    return [
+        response.SerializeToString(),
+        *(piece for tensor in tensors for piece in field_of_bytes(number, tensor.data)),
+    ]
+
+
+def _write(response: Any, tensors: Sequence[Tensor], datatypes: Sequence[str]) -> None:
+    """Add the tensors to a response, in the fields for their datatypes."""
     for tensor, datatype in zip(tensors, datatypes, strict=True):
         output = response.outputs.add(name=tensor.name, datatype=datatype, shape=tensor.shape)
-        if raw:
-            response.raw_output_contents.append(tensor.data)
-            continue
         contents = getattr(output.contents, _CONTENTS[datatype])
         for values in values_of(tensor):
             contents.extend(values)

@@ -9,13 +9,38 @@ If the client cancels the call, the request leaves the queue.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 
+from torchport.server.dispatch.arena import ALIGNMENT
 from torchport.server.dispatch.job import Job, Kind, Waiter
 from torchport.server.errors import AnswerTooLarge, ApiError
-from torchport.server.grpc.calls import Call
+from torchport.server.grpc.calls import Call, Room
+from torchport.server.grpc.reading import beginning_of
 from torchport.server.models.registry import Registry
-from torchport.server.wire import Answer, InferRow, Row
+from torchport.server.wire import LARGE, Answer, InferRow, Row
+
+
+def room_in(registry: Registry) -> Callable[[int], Room]:
+    """Gives large messages memory that the workers of the model share, which their first bytes name."""
+
+    def room_for(number: int) -> Room:
+        def room(size: int, beginning: memoryview) -> memoryview | None:
+            if size < LARGE:
+                return None
+            name, version, start = beginning_of(beginning, number)
+            try:
+                arena = registry.find(name, version or None).arena if name else None
+            except ApiError:
+                return None  # Who answers the request says what is wrong with it.
+            # So that the first tensor is aligned.
+            skipped = -start % ALIGNMENT
+            found = arena.lease(skipped + size) if arena is not None else None
+            return None if found is None else found[skipped:]
+
+        return room
+
+    return room_for
+
 
 _END = Answer(status=200, body=b"")
 

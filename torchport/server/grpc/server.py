@@ -4,42 +4,37 @@
     await servers.start()
     servers.inference_port               # 7070, or what the system chose
 
-They run on the event loop of the front. A message may have as many bytes as an HTTP body.
+They run on the event loop of the front. A message may have as many bytes as an HTTP body. Each is the
+server's own (`torchport/server/grpc/http2/`) or grpcio's, as the setting `grpc_server` says.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ssl
-import time
-from typing import Any
-
-import grpc
-import grpc.aio
+from collections.abc import Sequence
+from typing import Protocol
 
 from torchport.errors import ServerError
 from torchport.server.api.tokens import Access, KeyKind
-from torchport.server.grpc.calls import Calls
+from torchport.server.grpc.calls import Calls, Method
 from torchport.server.grpc.health import HealthService
 from torchport.server.grpc.inference import InferenceService
 from torchport.server.grpc.management import ManagementService
 from torchport.server.grpc.messages import INFERENCE, MANAGEMENT, OPEN_INFERENCE
 from torchport.server.grpc.open_inference import OpenInferenceService
+from torchport.server.grpc.predictions import room_in
 from torchport.server.http.body_memory import BodyMemory
 from torchport.server.models.registry import Registry
 from torchport.server.models.statistics import RequestCounts
 from torchport.server.settings.address import Address
 from torchport.server.settings.settings import ServerSettings
 
-QUIET_S = 0.3
-"""Seconds without a new call after which the clients of an ending server are taken to wait for answers."""
 
-HELD_BACK_S = 3.0
-"""Maximum seconds for which answers are held back when the server ends."""
+class _OneServer(Protocol):
+    async def listen(self, host: str, port: int) -> int: ...
 
-_FRAMING = 1 << 16
-"""Maximum bytes of a message beyond the answer in it; gRPC refuses larger messages."""
+    async def stop(self, grace: float) -> None: ...
 
 
 class GrpcServers:
@@ -54,21 +49,24 @@ class GrpcServers:
         memory: BodyMemory | None = None,
     ) -> None:
         self._settings = settings
-        memory, log = memory or BodyMemory(settings.request_memory), settings.access_log
-        asking = Calls(access, KeyKind.INFERENCE, counts, memory=memory, access_log=log)
-        managing = Calls(access, KeyKind.MANAGEMENT, counts, memory=memory, access_log=log)
-        probing = Calls(access, None, counts, memory=memory, access_log=log)
+        self._memory, log = memory or BodyMemory(settings.request_memory), settings.access_log
+        counted = self._memory if settings.grpc_server == "grpcio" else None
+        asking = Calls(
+            access, KeyKind.INFERENCE, counts, memory=counted, access_log=log, room=room_in(registry)
+        )
+        managing = Calls(access, KeyKind.MANAGEMENT, counts, memory=counted, access_log=log)
+        probing = Calls(access, None, counts, memory=counted, access_log=log)
         names = [f"{INFERENCE}.InferenceAPIsService", f"{MANAGEMENT}.ManagementAPIsService"]
         names += [f"{package}.GRPCInferenceService" for package in OPEN_INFERENCE]
-        health = HealthService(probing, lambda: registry.is_ready, names).handler()
+        health = HealthService(probing, lambda: registry.is_ready, names).methods()
         self._inference = [
-            InferenceService(registry).handler(asking),
-            *OpenInferenceService(registry).handlers(asking),
-            health,
+            *InferenceService(registry).methods(asking),
+            *OpenInferenceService(registry).methods(asking),
+            *health,
         ]
-        self._management = [ManagementService(registry).handler(managing), health]
+        self._management = [*ManagementService(registry).methods(managing), *health]
         self._calls = (asking, managing, probing)
-        self._servers: list[Any] = []
+        self._servers: list[_OneServer] = []
         self.inference_port = self.management_port = 0
 
     async def start(self) -> None:
@@ -79,39 +77,37 @@ class GrpcServers:
                 certificate and the server speaks no TLS.
         """
         settings = self._settings
-        credentials = _credentials(settings)
+        tls = _tls_context(settings)
         self.inference_port = await self._listen(
-            "grpc_inference", settings.grpc_inference, self._inference, credentials
+            "grpc_inference", settings.grpc_inference, self._inference, tls
         )
         self.management_port = await self._listen(
-            "grpc_management", settings.grpc_management, self._management, credentials
+            "grpc_management", settings.grpc_management, self._management, tls
         )
 
-    async def _listen(self, name: str, address: Address, services: list[Any], credentials: Any) -> int:
-        settings = self._settings
-        server = grpc.aio.server(
-            maximum_concurrent_rpcs=settings.max_connections,
-            options=[
-                ("grpc.max_receive_message_length", settings.max_request_size),
-                ("grpc.max_send_message_length", settings.max_response_size + _FRAMING),
-                # Another server's port is not to be shared with it by accident.
-                ("grpc.so_reuseport", 0),
-            ],
-        )
-        server.add_generic_rpc_handlers(services)
+    async def _listen(
+        self, name: str, address: Address, methods: Sequence[Method], tls: ssl.SSLContext | None
+    ) -> int:
+        server = self._server(methods, tls)
         try:
-            if credentials is None:
-                port = server.add_insecure_port(address.endpoint)
-            else:
-                port = server.add_secure_port(address.endpoint, credentials)
-        except RuntimeError as err:
+            port = await server.listen(address.host, address.port)
+        except OSError as err:
             raise ServerError(
                 f"gRPC cannot listen on {address.endpoint}: stop what listens there, choose another with "
                 f"{name}_port, or say --no-grpc"
             ) from err
         self._servers.append(server)
-        await server.start()
-        return int(port)
+        return port
+
+    def _server(self, methods: Sequence[Method], tls: ssl.SSLContext | None) -> _OneServer:
+        # Each is imported where it is chosen: grpcio takes its time.
+        if self._settings.grpc_server == "grpcio":
+            from torchport.server.grpc.grpcio_server import GrpcioServer
+
+            return GrpcioServer(methods, self._settings, self._calls)
+        from torchport.server.grpc.http2.server import Http2Server
+
+        return Http2Server(methods, self._settings, self._memory, tls)
 
     async def stop(self, grace: float) -> None:
         """Refuse new calls, answer those at hand within `grace` seconds, close.
@@ -120,37 +116,11 @@ class GrpcServers:
         """
         for calls in self._calls:
             calls.stopping.set()
-        await self._hold_back()
-        stopping = asyncio.gather(*(server.stop(grace) for server in self._servers))
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(stopping), QUIET_S)
-        for calls in self._calls:
-            calls.may_end.set()
-        await stopping
-
-    async def _hold_back(self) -> None:
-        """Answer nothing until no new calls come.
-
-        gRPC cancels calls that arrive between its stop and the client's notice of that. A client that waits
-        for an answer sends none.
-        """
-        begun, since = 0, time.monotonic()
-        latest = since + HELD_BACK_S
-        for calls in self._calls:
-            calls.may_end.clear()
-        while (now := time.monotonic()) < latest and (begun or self._begun()):
-            if begun != self._begun():
-                begun, since = self._begun(), now
-            elif now - since > QUIET_S:
-                return
-            await asyncio.sleep(0.02)
-
-    def _begun(self) -> int:
-        return sum(calls.begun for calls in self._calls)
+        await asyncio.gather(*(server.stop(grace) for server in self._servers))
 
 
-def _credentials(settings: ServerSettings) -> Any:
-    """The credentials for TLS; None without TLS."""
+def _tls_context(settings: ServerSettings) -> ssl.SSLContext | None:
+    """The TLS context; None without TLS."""
     addresses = (settings.grpc_inference, settings.grpc_management)
     if not settings.enable_grpc_ssl:
         if settings.client_ca_file is not None and not all(a.is_loopback for a in addresses):
@@ -161,16 +131,16 @@ def _credentials(settings: ServerSettings) -> Any:
         return None
     if settings.certificate_file is None or settings.private_key_file is None:
         raise ServerError("enable_grpc_ssl needs certificate_file and private_key_file, PEM files")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
-        # gRPC says of a bad one only that the port cannot be had.
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(settings.certificate_file, settings.private_key_file)
+        # Without this, a key with a password would have the server wait for somebody to type it.
+        context.load_cert_chain(settings.certificate_file, settings.private_key_file, password=lambda: "")
         if settings.client_ca_file is not None:
             context.load_verify_locations(settings.client_ca_file)
-        pair = (settings.private_key_file.read_bytes(), settings.certificate_file.read_bytes())
-        authority = settings.client_ca_file.read_bytes() if settings.client_ca_file else None
+            context.verify_mode = ssl.CERT_REQUIRED
     except OSError as err:
         raise ServerError(
             f"certificate_file, private_key_file or client_ca_file cannot be read: {err}"
         ) from err
-    return grpc.ssl_server_credentials([pair], authority, require_client_auth=authority is not None)
+    return context

@@ -32,15 +32,19 @@ PER_TURN = 4
 """Maximum number of requests that one connection begins at once; the others wait for the next turns of the
 event loop. So thousands that are sent ahead keep nobody waiting."""
 
+LARGE = 1 << 16
+"""Length of an answer's body from which it is written by itself, instead of copied behind its head."""
+
 SLICE = 1 << 12
 SLICE_OF_CHUNKS = 1 << 15
 """Bytes of a read that are parsed at once: it may hold thousands of requests, or of chunks."""
 
 
-class HttpConnection(asyncio.Protocol):
+class HttpConnection(asyncio.BufferedProtocol):
     """The HTTP/1.1 connection of one client.
 
-    `handle` is called with each request and must answer it exactly once.
+    `handle` is called with each request and must answer it exactly once. What is not a large body is read
+    into `buffer`, which all connections of an event loop may share.
     """
 
     def __init__(
@@ -50,7 +54,9 @@ class HttpConnection(asyncio.Protocol):
         connections: set[HttpConnection],
         hosts: HostRule,
         memory: BodyMemory,
+        buffer: memoryview,
     ) -> None:
+        self._buffer, self._reads_body = buffer, False
         self._handle, self._settings, self._connections = handle, settings, connections
         self._reader = RequestReader(settings, self, hosts, memory)
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
@@ -94,7 +100,20 @@ class HttpConnection(asyncio.Protocol):
         self._can_write.set()
         self._reader.release()
 
+    def get_buffer(self, sizehint: int) -> memoryview:
+        room = self._reader.body.room
+        self._reads_body = room is not None and len(room) > 0 and not self._unparsed
+        return room if room is not None and self._reads_body else self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self._reads_body:
+            self._begun = 0
+            self._reader.filled(nbytes)
+        else:
+            self.data_received(bytes(self._buffer[:nbytes]))
+
     def data_received(self, data: bytes) -> None:
+        """Take bytes in the order in which they came, requests or parts of them."""
         if self._closing or self._refusal:
             return
         if self._unparsed:
@@ -170,6 +189,10 @@ class HttpConnection(asyncio.Protocol):
         self._owes_continue = True
         self._go_on()
 
+    def room_for(self, request: HttpRequest, length: int) -> memoryview | None:
+        """Memory for a large body, from who will answer the request."""
+        return self._handle.room_for(request, length)
+
     def refuse(self, status: int) -> None:
         """Stop reading, answer the earlier requests, send a refusal and close."""
         if self._refusal or self.is_gone:
@@ -208,7 +231,13 @@ class HttpConnection(asyncio.Protocol):
         bodiless = status in BODILESS
         framing = b"" if bodiless else b"content-length: %d\r\n" % len(body)
         head = head_of(status, lines, framing + self._persistence(request))
-        self._write(head if bodiless or request.method == "HEAD" else head + body)
+        if bodiless or request.method == "HEAD":
+            self._write(head)
+        elif len(body) < LARGE:
+            self._write(head + body)
+        else:
+            self._write(head)
+            self._write(body)
         self._finish(request)
 
     async def start_chunks(self, status: int, lines: bytes) -> None:

@@ -10,6 +10,7 @@ from http import HTTPStatus
 from typing import Protocol
 
 Headers = Iterable[tuple[bytes, bytes]]
+Body = bytes | memoryview
 
 BODILESS = (204, 304)
 """Statuses whose answers have no body: a client would take a body for the next answer."""
@@ -76,6 +77,9 @@ class Handler(Protocol):
     def refused(self, status: int) -> None:
         """Note the status with which the connection itself has refused its input."""
 
+    def room_for(self, request: HttpRequest, length: int) -> memoryview | None:
+        """Memory for a large body of this length, whose request's headers have come; None: any will do."""
+
 
 class HttpRequest:
     """One parsed HTTP request.
@@ -105,10 +109,14 @@ class HttpRequest:
         self.method = ""
         self.path = b""
         self.query = b""
-        self.body = b""
+        self.body: Body = b""
         self.held: object = None
         """What counts the body's bytes in the memory of all bodies, as long as the request lives."""
         self.keep_alive = self.chunks = True
+
+    @property
+    def content_type(self) -> str:
+        return self.by_name.get(b"content-type", b"").decode("latin-1")
 
     @property
     def responder(self) -> Responder:

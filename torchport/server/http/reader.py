@@ -16,7 +16,8 @@ from typing import Any, Protocol, cast
 
 import httptools
 
-from torchport.server.http.body_memory import UNCOUNTED, BodyMemory, Held
+from torchport.server.http.body import IncomingBody
+from torchport.server.http.body_memory import BodyMemory
 from torchport.server.http.host_rule import HostRule
 from torchport.server.http.message import HttpRequest, Responder
 from torchport.server.settings.settings import ServerSettings
@@ -26,8 +27,8 @@ logger = logging.getLogger(__name__)
 _METHODS = {name.encode(): name for name in ("POST", "GET", "PUT", "HEAD", "DELETE", "OPTIONS", "PATCH")}
 _SHORT_TARGET = 256
 
-COUNTED_AHEAD = 1 << 16
-"""Bytes of a body that are counted at once: it may come in millions of chunks."""
+DIRECT = 1 << 16
+"""Announced length from which a body is read straight into its memory, past the parser."""
 
 
 def _parse_target(target: bytes) -> tuple[bytes, bytes]:
@@ -51,19 +52,19 @@ class Owner(Responder, Protocol):
     def refuse(self, status: int) -> None:
         """Refuse invalid input with this HTTP status."""
 
+    def room_for(self, request: HttpRequest, length: int) -> memoryview | None:
+        """Memory for a large body; None: any will do."""
+
 
 class RequestReader:
     """Parses what one client sends; `memory` counts its bodies."""
 
     def __init__(self, settings: ServerSettings, owner: Owner, hosts: HostRule, memory: BodyMemory) -> None:
-        self._settings, self._owner, self._hosts, self._memory = settings, owner, hosts, memory
+        self._settings, self._owner, self._hosts = settings, owner, hosts
         self._parser = httptools.HttpRequestParser(self)
         self._incoming: HttpRequest | None = None
         self._url = b""
-        self._body: bytes | bytearray = b""
-        self._held: Held | None = None
-        self._allowed = UNCOUNTED
-        """Bytes up to which the body needs no other look at the memory of all."""
+        self.body = IncomingBody(memory, settings.max_request_size, self._refuse)
         self._length = 0
         self._read = self._framing = self._span = 0
         """`_read`: bytes of the last read. `_framing`: bytes since the request began, or since its last
@@ -84,7 +85,7 @@ class RequestReader:
     @property
     def expected(self) -> int:
         """Bytes that the current body's announced length leaves to come; 0 without a body or a length."""
-        return max(0, self._length - len(self._body)) if self._in_body else 0
+        return max(0, self._length - self.body.size) if self._in_body else 0
 
     def is_late(self, now: float) -> bool:
         """Whether the incomplete request has exceeded its time limit."""
@@ -93,7 +94,7 @@ class RequestReader:
         settings = self._settings
         allowed = settings.header_timeout
         if self._in_body:
-            allowed = settings.body_timeout + len(self._body) / settings.min_body_rate
+            allowed = settings.body_timeout + self.body.size / settings.min_body_rate
         return now - self._since > allowed
 
     def restart_clock(self) -> None:
@@ -108,18 +109,8 @@ class RequestReader:
 
     def _drop(self) -> None:
         """Forget the request that is being read."""
-        self._incoming, self._body, self._since = None, b"", None
-        if self._held is not None:
-            self._memory.uploads.discard(self)
-            self._held = None
-
-    def occupation(self) -> float:
-        """Bytes of the incomplete body, times the seconds since it began."""
-        return len(self._body) * (time.monotonic() - (self._since or 0.0))
-
-    def give_way(self) -> None:
-        """Refuse the incomplete body, because all bodies take too much memory."""
-        self._refuse(503)
+        self._incoming, self._since = None, None
+        self.body.drop()
 
     def release(self) -> None:
         """Drop the parser, which refers back to this reader.
@@ -145,6 +136,22 @@ class RequestReader:
             self._refuse(400)
         if self._framing > self._settings.max_header_size:
             self._refuse(431)
+
+    def filled(self, count: int) -> None:
+        """Note that so many bytes of a body have been read into its memory."""
+        if self._ended:
+            return
+        self._framing = 0
+        self.body.filled(count)
+        if self._ended or self.body.size < self._length:
+            return
+        # The parser still waits for bytes that have not come its way.
+        self._parser = httptools.HttpRequestParser(self)
+        try:
+            self.on_message_complete()
+        except Exception:
+            logger.exception("a request could not be taken")
+            self._refuse(500)
 
     def _refuse(self, status: int) -> None:
         if not self._ended:
@@ -186,10 +193,10 @@ class RequestReader:
         if self._replays or self._ended:
             return
         self._incoming = HttpRequest(self._owner)
-        self._url = self._body = b""
+        self._url = b""
+        self.body.drop()
         self._has_two_hosts = False
         self._length = 0
-        self._allowed = UNCOUNTED
         self._span = self._read
         self._since = time.monotonic()
 
@@ -246,6 +253,17 @@ class RequestReader:
                 self._refuse(417)
             elif not self._ended:
                 self._owner.expected()
+        if self._length >= DIRECT and encoding is None and not (self._skips_body or self._ended):
+            self._expect_large(request)
+
+    def _expect_large(self, request: HttpRequest) -> None:
+        room = self._owner.room_for(request, self._length)
+        if room is None:
+            try:
+                room = memoryview(bytearray(self._length))
+            except MemoryError:
+                return  # It is gathered as it comes, and refused once that is too much.
+        self.body.expect(room)
 
     def _check_host(self, request: HttpRequest) -> None:
         """Refuse a request that names no host, two, or one that is not the server's."""
@@ -279,37 +297,14 @@ class RequestReader:
 
     def on_body(self, body: bytes) -> None:
         self._framing = 0
-        if self._ended:
-            return
-        if len(self._body) + len(body) > self._settings.max_request_size:
-            self._refuse(413)
-        elif len(self._body) + len(body) > self._allowed and not self._has_room(len(body)):
-            self._refuse(503)
-        elif not self._body:
-            self._body = body
-        elif isinstance(self._body, bytearray):
-            self._body += body
-        else:
-            self._body = bytearray(self._body) + body
-
-    def _has_room(self, size: int) -> bool:
-        """Whether so many bytes more may be kept; they are counted then, and some ahead."""
-        if self._held is None:
-            self._held = self._memory.hold(0)
-            self._memory.uploads.add(self)
-            self._allowed = 0
-        more = max(len(self._body) + size - self._allowed, COUNTED_AHEAD)
-        self._allowed += more
-        # It may be this one that has to give way.
-        return self._held is not None and self._memory.grow(self._held, more) and not self._ended
+        if not self._ended:
+            self.body.add(body)
 
     def on_message_complete(self) -> None:
         request = self._incoming
         if request is None or self._skips_body or self._ended:
             return
-        body = self._body
-        request.body = body if isinstance(body, bytes) else bytes(body)
-        request.held = self._held
+        request.body, request.held = self.body.take()
         self._drop()
         self._in_body, self._framing = False, 0
         self._owner.taken(request)

@@ -16,6 +16,9 @@ from torchport.server.http.host_rule import HostRule
 from torchport.server.http.message import Handler
 from torchport.server.settings.settings import ServerSettings
 
+READ_SIZE = 1 << 16
+"""Maximum number of bytes of one read, but of large bodies."""
+
 
 class HttpServer:
     """One listening address; `handle` is called with every request.
@@ -35,6 +38,7 @@ class HttpServer:
         self._memory = memory or BodyMemory(settings.request_memory)
         self._handle, self._host, self._port, self._settings, self._tls = handle, host, port, settings, tls
         self._hosts = HostRule.of(settings, host)
+        self._buffer = memoryview(bytearray(READ_SIZE))
         self._connections: set[HttpConnection] = set()
         self._server: asyncio.Server | None = None
         self._sweeper: asyncio.Task[None] | None = None
@@ -69,7 +73,7 @@ class HttpServer:
 
     def _new_connection(self) -> HttpConnection:
         connection = HttpConnection(
-            self._handle, self._settings, self._connections, self._hosts, self._memory
+            self._handle, self._settings, self._connections, self._hosts, self._memory, self._buffer
         )
         connection.is_ending = self._is_ending
         return connection

@@ -13,7 +13,9 @@ import logging
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 
+from torchport.server.dispatch.arena import Arena
 from torchport.server.dispatch.batch_queue import BatchQueue
 from torchport.server.dispatch.host import SharedHosts
 from torchport.server.dispatch.job import Caller, Job, Kind
@@ -63,6 +65,8 @@ class ModelVersion:
         self.in_flight = 0
         self._closing = False
         self._unready: asyncio.TimerHandle | None = None
+        self.arena = None if settings.shared_worker else Arena.create()
+        """Where the workers find large data of requests; None: in their messages."""
         self._defaults, self._taken_gpus, self._samples_taken = defaults, taken_gpus, samples_taken
         self._dispatching = False
         self._empty = asyncio.Event()
@@ -317,10 +321,13 @@ class ModelVersion:
         self._refuse_waiting()
         if self._unready is not None:
             self._unready.cancel()
+        if self.arena is not None:
+            self.arena.close()
 
     def _worker_spec(self, workers: int) -> WorkerSpec:
         gpu = next_gpu(self.settings, self._defaults, self._taken_gpus)
-        return worker_spec(self.model, self.settings, self._defaults, workers=workers, gpu=gpu)
+        spec = worker_spec(self.model, self.settings, self._defaults, workers=workers, gpu=gpu)
+        return replace(spec, arena=self.arena)
 
     @property
     def gpus(self) -> list[int]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -119,8 +119,8 @@ def _bytes_of(name: str, datatype: str, dtype: np.dtype[Any], values: list[Any])
     return array.tobytes()
 
 
-def tensor_of_bytes(name: str, datatype: str, shape: Sequence[int], data: bytes) -> Tensor:
-    """Make a tensor from its bytes.
+def tensor_of_bytes(name: str, datatype: str, shape: Sequence[int], data: bytes | memoryview) -> Tensor:
+    """Make a tensor from its bytes, which are not copied.
 
     Raises:
         InvalidRequest: the datatype is unknown, the shape is invalid, or the number of bytes does not fit it.
@@ -131,9 +131,9 @@ def tensor_of_bytes(name: str, datatype: str, shape: Sequence[int], data: bytes)
             f"input {name[:40]!r}: {len(data)} bytes, its shape {list(shape)} of {datatype} asks for "
             f"{count * dtype.itemsize}"
         )
-    if dtype.kind == "b" and data.translate(None, b"\0\1"):
+    if dtype.kind == "b" and bytes(data).translate(None, b"\0\1"):
         raise InvalidRequest(f"input {name[:40]!r}: a byte of BOOL is 0 or 1")
-    return Tensor(name, dtype.name, list(shape), data)
+    return Tensor(name, dtype.name, list(shape), cast(bytes, data))
 
 
 def values_of(tensor: Tensor) -> Iterator[list[Any]]:

@@ -9,7 +9,7 @@ Wrong values are refused when the server starts, not when the first request need
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torchport.errors import ServerError
@@ -41,6 +41,12 @@ def require_port(key: str, port: int) -> None:
     """Refuse a port number above 65535."""
     if port > 65535:
         raise ServerError(f"{key}={port}: a port is at most 65535")
+
+
+def require_one_of(key: str, value: str, known: Sequence[str]) -> None:
+    """Refuse a value that is none of these."""
+    if value not in known:
+        raise ServerError(f"{key}={value}: {' or '.join(known)} is expected")
 
 
 def require_pattern(key: str, pattern: str) -> None:

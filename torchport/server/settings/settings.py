@@ -21,6 +21,7 @@ from torchport.server.settings.checks import (
     require_header_value,
     require_host_name,
     require_model_settings,
+    require_one_of,
     require_pattern,
     require_port,
     require_range,
@@ -54,6 +55,9 @@ RANGES: Mapping[str, tuple[float, float]] = {
 }
 """Minimum and maximum of each numeric setting; other values are refused."""
 
+GRPC_SERVERS = ("torchport", "grpcio")
+"""What speaks HTTP/2 with gRPC's clients: the server's own code, or grpcio."""
+
 _CORS = ("cors_allowed_origin", "cors_allowed_methods", "cors_allowed_headers")
 _DEFAULT_URLS = ("file://.*", "http(s)?://.*")
 
@@ -73,6 +77,7 @@ class ServerSettings:
     grpc_management: Address = Address("http", "127.0.0.1", 7071)
     enable_grpc: bool = True
     enable_grpc_ssl: bool = False
+    grpc_server: str = "torchport"
 
     model_store: Path = Path("model_store")
     load_models: str = "all"
@@ -137,6 +142,7 @@ class ServerSettings:
             require_range(key, getattr(self, key), least, most)
         require_port("grpc_inference_port", self.grpc_inference.port)
         require_port("grpc_management_port", self.grpc_management.port)
+        require_one_of("grpc_server", self.grpc_server, GRPC_SERVERS)
         for pattern in self.allowed_urls:
             require_pattern("allowed_urls", pattern)
         require_pattern("blacklist_env_vars", self.blacklist_env_vars)

@@ -1,8 +1,8 @@
-"""The worker's command: `python -P -m torchport.server.worker SOCKET LIFELINE`.
+"""The worker's command: `python -P -m torchport.server.worker SOCKET LIFELINE REQUESTS ANSWERS`.
 
-Both arguments are inherited file descriptors. SOCKET is this end of the socket pair with the front.
+All arguments are inherited file descriptors. SOCKET is this end of the socket pair with the front.
 LIFELINE is a pipe that nothing is written to. When it closes, the front is gone, and this process ends,
-whatever it is doing.
+whatever it is doing. REQUESTS and ANSWERS are files of shared memory, or -1.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torchport.child_process import end_with_parent
 from torchport.server.wire import HEADER, MAX_FRAME, Report, decode_order
 from torchport.server.worker.log_reports import WorkerLog
 from torchport.server.worker.sanitizing import safe_frame
+from torchport.server.worker.shared_memory import SharedMemory
 
 _READ_SIZE = 1 << 16
 PENDING_EVERY_S = 0.05
@@ -32,7 +33,7 @@ def main() -> None:
     log.install()
     from torchport.server.worker.serving import Models
 
-    models = Models(channel.send, log)
+    models = Models(channel.send, log, SharedMemory(int(sys.argv[3]), int(sys.argv[4])))
     while True:
         while models.has_pending_metrics and not channel.has_order(PENDING_EVERY_S):
             models.send_pending_metrics()

@@ -1,6 +1,6 @@
 """Carries out the front's orders on the models of this process.
 
-models = Models(send, log)
+models = Models(send, log, SharedMemory(-1, -1))
 models.obey(order)                   # send(report) is called, once or more
 """
 
@@ -36,6 +36,7 @@ from torchport.server.worker.log_reports import CALLS, WorkerLog
 from torchport.server.worker.model import LoadedModel
 from torchport.server.worker.model_space import ModelSpace
 from torchport.server.worker.sanitizing import text_of, traceback_of
+from torchport.server.worker.shared_memory import SharedMemory
 
 logger = logging.getLogger(__name__)
 
@@ -46,11 +47,11 @@ MEMORY_EVERY_S = 0.5
 class Models:
     """The loaded models, by slot."""
 
-    def __init__(self, send: Callable[[Any], None], log: WorkerLog) -> None:
-        self._send, self._log = send, log
+    def __init__(self, send: Callable[[Any], None], log: WorkerLog, memory: SharedMemory) -> None:
+        self._send, self._log, self._memory = send, log, memory
         self._models: dict[int, LoadedModel] = {}
         self._spaces: dict[int, ModelSpace] = {}
-        self._memory, self._measured_at = 0, 0.0
+        self._resident, self._measured_at = 0, 0.0
 
     def obey(self, order: Order) -> None:
         """Carry out one order."""
@@ -116,6 +117,7 @@ class Models:
         samples: list[MetricValue] = []
         try:
             with self._space(slot), self._at(slot, order.rows):
+                self._memory.take_in(order)
                 model = self._models[slot]
                 if isinstance(order, Infer):
                     answers = model.infer(order.rows)
@@ -130,8 +132,10 @@ class Models:
                 logger.error("the batch failed", exc_info=err)
             answers = failed(503, "Prediction failed", len(order.rows))
         if time.monotonic() - self._measured_at > MEMORY_EVERY_S:
-            self._memory, self._measured_at = resident_bytes(), time.monotonic()
-        self._send(Answered(slot, batch, answers, samples, self._memory))
+            self._resident, self._measured_at = resident_bytes(), time.monotonic()
+        self._memory.put_out(answers)
+        order.rows.clear()  # They are not what is kept.
+        self._send(Answered(slot, batch, answers, samples, self._resident, self._memory.kept()))
 
     def _at(self, slot: int, rows: Sequence[Row | InferRow]) -> AbstractContextManager[None]:
         return self._log.at(self._models[slot].name, slot, [row.id for row in rows])

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from torchport.server.wire import Answer, InferRow, Tensor
+from torchport.server.wire import LARGE, Answer, InferRow, Tensor
 from torchport.server.worker.sanitizing import status_of, text_of
 
 
@@ -49,8 +49,13 @@ def _own_runtime() -> Any:
 
 def _array(tensor: Tensor) -> np.ndarray:
     # The front has held the number of bytes against the shape.
-    return np.frombuffer(tensor.data, dtype=np.dtype(tensor.dtype)).reshape(tensor.shape)
+    array = np.frombuffer(tensor.data, dtype=np.dtype(tensor.dtype)).reshape(tensor.shape)
+    # Behind an odd number of bytes of JSON, or of another tensor, no backend reads it as it should be read.
+    return array if array.flags.aligned else array.copy()
 
 
 def _tensor(name: str, array: np.ndarray) -> Tensor:
-    return Tensor(name, array.dtype.name, list(array.shape), np.ascontiguousarray(array).tobytes())
+    whole = np.ascontiguousarray(array)
+    # A large one is copied to where it is sent from.
+    data: Any = whole.tobytes() if whole.nbytes < LARGE else whole.reshape(-1).view(np.uint8).data
+    return Tensor(name, array.dtype.name, list(array.shape), data)

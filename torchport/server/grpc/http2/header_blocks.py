@@ -1,0 +1,89 @@
+"""The header blocks of one connection: put together, decoded, and what they mean.
+
+blocks = HeaderBlocks()
+block = blocks.begin(flags, number, payload)          # None: it continues in the next frame
+head = blocks.head(block)
+"""
+
+from __future__ import annotations
+
+from torchport.server.grpc.http2 import frames as h2
+from torchport.server.grpc.http2.frame_reader import MAX_BLOCK
+from torchport.server.grpc.http2.frames import ConnectionFault
+from torchport.server.grpc.http2.head import Head, head_of
+from torchport.server.grpc.http2.hpack import CompressionError, HeaderDecoder
+
+_KEPT_HEADS = 32
+_KEPT_BLOCK = 512
+"""Number, and bytes, of header blocks whose meaning is kept: clients send the same again and again."""
+
+
+class HeaderBlocks:
+    """The blocks, each of which must be decoded, in their order."""
+
+    def __init__(self) -> None:
+        self._decoder = HeaderDecoder()
+        self._heads: dict[bytes, Head] = {}
+        self._number = self.flags = 0
+        """Stream and flags of the block that continues in the next frame."""
+        self._block = bytearray()
+
+    def begin(self, flags: int, number: int, payload: bytes) -> bytes | None:
+        """The block of a frame of headers; None if it continues.
+
+        Raises:
+            ConnectionFault: the frame is invalid.
+        """
+        if not number & 1:
+            raise ConnectionFault(h2.PROTOCOL_ERROR, "a stream that no client has")
+        at, end = 0, len(payload)
+        if flags & h2.PADDED:
+            at, end = 1, end - (payload[0] if payload else 0)
+        if flags & h2.HAS_PRIORITY:
+            at += 5
+        if at > end:
+            raise ConnectionFault(h2.PROTOCOL_ERROR, "headers that are cut off")
+        if flags & h2.END_HEADERS:
+            return payload[at:end]
+        self._number, self.flags, self._block = number, flags, bytearray(payload[at:end])
+        return None
+
+    def go_on(self, flags: int, number: int, payload: bytes) -> bytes | None:
+        """The block that a frame of continuation ends; None if it continues again.
+
+        Raises:
+            ConnectionFault: the frame is invalid, or the block has no end.
+        """
+        if not self._number or number != self._number:
+            raise ConnectionFault(h2.PROTOCOL_ERROR, "nothing that could continue")
+        self._block += payload
+        ends = flags & h2.END_HEADERS
+        if len(self._block) > MAX_BLOCK or not (payload or ends):
+            raise ConnectionFault(h2.ENHANCE_YOUR_CALM, "headers without end")
+        if not ends:
+            return None
+        block, self._number, self._block = bytes(self._block), 0, bytearray()
+        return block
+
+    def head(self, block: bytes) -> Head:
+        """The head of a call.
+
+        Raises:
+            ConnectionFault: the block cannot be decoded.
+            MalformedHead, HeadersTooLarge: the call cannot begin; the connection can go on.
+        """
+        head = self._heads.get(block)
+        if head is not None:
+            return head
+        changes = self._decoder.changes
+        try:
+            headers = self._decoder.decode(block)
+        except CompressionError as err:
+            raise ConnectionFault(h2.COMPRESSION_ERROR, str(err)) from err
+        finally:
+            if self._decoder.changes != changes:
+                self._heads.clear()
+        head = head_of(headers)
+        if self._decoder.changes == changes and len(self._heads) < _KEPT_HEADS and len(block) <= _KEPT_BLOCK:
+            self._heads[block] = head
+        return head
