@@ -15,6 +15,7 @@ from torchport.server.wire import HEADER, Answered, Field, Load, Loaded, Partial
 from torchport.server.worker.log_reports import WorkerLog
 from torchport.server.worker.sanitizing import safe_frame
 from torchport.server.worker.serving import Models
+from torchport.server.worker.shared_memory import SharedMemory
 
 HANDLER = f"""
 import sys
@@ -40,7 +41,7 @@ class Worker:
         (folder / "MAR-INF" / "MANIFEST.json").write_text(json.dumps({"model": {}}))
         self._rows = [Row(f"id{n}", [], [Field("body", "text/plain", bytearray(b"x"))]) for n in range(rows)]
         self.reports: list[Any] = []
-        self._models = Models(self._send, WorkerLog(self._send))
+        self._models = Models(self._send, WorkerLog(self._send), SharedMemory(-1, -1))
         load = Load("m", "1.0", str(folder), "model_handler.py", "", rows, None, True, True, 1, True)
         load.max_response_size = max_response_size
         self._models.obey(load)
@@ -54,7 +55,7 @@ class Worker:
         global act
         act = does
         self.reports.clear()
-        self._models.obey(Predict(1, 7, self._rows))
+        self._models.obey(Predict(1, 7, list(self._rows)))
         *pieces, answered = self.reports
         assert isinstance(answered, Answered)
         assert answered.batch == 7

@@ -5,8 +5,9 @@ from __future__ import annotations
 import socket
 from typing import NamedTuple
 
+from hpack import Decoder
+
 from torchport.server.grpc.http2 import frames as h2
-from torchport.server.grpc.http2.hpack import HeaderDecoder
 
 PATIENCE_S = 30.0
 
@@ -54,7 +55,7 @@ class Raw:
         # Each frame goes at once: the server would acknowledge the one before it late.
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.rest = b""
-        self.decoder = HeaderDecoder()
+        self.decoder = Decoder()
         self.send(greeting)
 
     def __enter__(self) -> Raw:
@@ -110,7 +111,9 @@ class Raw:
         """The trailers of a call."""
         while True:
             found = self.until(h2.HEADERS, stream=number)
-            headers = {name.decode(): value.decode() for name, value in self.decoder.decode(found.payload)}
+            headers = {
+                name.decode(): value.decode() for name, value in self.decoder.decode(found.payload, raw=True)
+            }
             if found.flags & h2.END_STREAM:
                 return headers
 

@@ -18,8 +18,7 @@ from torchport.server.grpc.http2.frame_reader import MAX_FRAME
 from torchport.server.grpc.http2.frame_writer import BUFFERED, FrameWriter
 from torchport.server.grpc.http2.frames import ConnectionFault
 from torchport.server.grpc.http2.head import Head, MalformedHead
-from torchport.server.grpc.http2.header_blocks import HeaderBlocks
-from torchport.server.grpc.http2.hpack import MAX_LIST_BYTES, HeadersTooLarge
+from torchport.server.grpc.http2.header_blocks import MAX_LIST_BYTES, HeaderBlocks, HeadersTooLarge
 from torchport.server.grpc.http2.incoming import Message
 from torchport.server.grpc.http2.stream import STREAM_WINDOW, Stream
 from torchport.server.grpc.status import StatusCode

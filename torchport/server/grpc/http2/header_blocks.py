@@ -7,22 +7,38 @@ head = blocks.head(block)
 
 from __future__ import annotations
 
+from typing import Any
+
+from hpack import Decoder, HPACKError, OversizedHeaderListError
+
 from torchport.server.grpc.http2 import frames as h2
 from torchport.server.grpc.http2.frame_reader import MAX_BLOCK
 from torchport.server.grpc.http2.frames import ConnectionFault
 from torchport.server.grpc.http2.head import Head, head_of
-from torchport.server.grpc.http2.hpack import CompressionError, HeaderDecoder
+
+MAX_LIST_BYTES = 16 << 10
+"""Maximum size of a decoded header list, as gRPC's own servers have it. A call with more is refused."""
+
+_MAX_DECODED = 1 << 16
+"""Size of a header list at which decoding ends, and the connection: a short block may stand for megabytes."""
+
+_ENTRY_BYTES = 32
+"""What an entry counts beside its name and value (RFC 7541, 4.1)."""
 
 _KEPT_HEADS = 32
 _KEPT_BLOCK = 512
 """Number, and bytes, of header blocks whose meaning is kept: clients send the same again and again."""
 
 
+class HeadersTooLarge(Exception):
+    """The list is larger than `MAX_LIST_BYTES`. The compression is intact."""
+
+
 class HeaderBlocks:
     """The blocks, each of which must be decoded, in their order."""
 
     def __init__(self) -> None:
-        self._decoder = HeaderDecoder()
+        self._decoder = Decoder(_MAX_DECODED)
         self._heads: dict[bytes, Head] = {}
         self._number = self.flags = 0
         """Stream and flags of the block that continues in the next frame."""
@@ -75,15 +91,24 @@ class HeaderBlocks:
         head = self._heads.get(block)
         if head is not None:
             return head
-        changes = self._decoder.changes
+        before = self._state()
         try:
-            headers = self._decoder.decode(block)
-        except CompressionError as err:
+            headers: list[Any] = list(self._decoder.decode(block, raw=True))
+        except OversizedHeaderListError as err:
+            raise ConnectionFault(h2.ENHANCE_YOUR_CALM, "headers without end") from err
+        except HPACKError as err:
             raise ConnectionFault(h2.COMPRESSION_ERROR, str(err)) from err
-        finally:
-            if self._decoder.changes != changes:
-                self._heads.clear()
+        is_unchanged = self._state() == before
+        if not is_unchanged:
+            self._heads.clear()
+        if sum(len(name) + len(value) + _ENTRY_BYTES for name, value in headers) > MAX_LIST_BYTES:
+            raise HeadersTooLarge
         head = head_of(headers)
-        if self._decoder.changes == changes and len(self._heads) < _KEPT_HEADS and len(block) <= _KEPT_BLOCK:
+        if is_unchanged and len(self._heads) < _KEPT_HEADS and len(block) <= _KEPT_BLOCK:
             self._heads[block] = head
         return head
+
+    def _state(self) -> object:
+        """What the meaning of the next block depends on."""
+        table = self._decoder.header_table
+        return table.maxsize, tuple(table.dynamic_entries)
