@@ -96,7 +96,7 @@ class ImaginedProcess:
         self._ended = ended
         self._loop = cast(SteppedLoop, asyncio.get_running_loop())
         self.host = cast(WorkerHost, ended.__self__)  # type: ignore[attr-defined]
-        channel, lifeline = pass_fds
+        channel, lifeline, *_ = pass_fds
         self._channel = socket.socket(fileno=os.dup(channel))
         self._channel.setblocking(False)
         self._lifeline = os.dup(lifeline)

@@ -95,7 +95,7 @@ class WorkerHost(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._process: Process | None = None
         self._lifeline = -1
-        self._box = AnswerBox.create()
+        self._box: AnswerBox | None = None
         self._leaving: asyncio.TimerHandle | None = None
         self._killed_because: str | None = None
         self._exit_code: int | None = None
@@ -144,6 +144,7 @@ class WorkerHost(asyncio.Protocol):
             pattern = re.compile(self._hidden)
             environment = {name: text for name, text in environment.items() if not pattern.fullmatch(name)}
         environment |= self._environment
+        self._box = AnswerBox.create()
         lifeline, self._lifeline = os.pipe()
         memory = [owner.file if owner is not None else -1 for owner in (self.arena, self._box)]
         files = [channel, lifeline, *memory]
