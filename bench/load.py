@@ -16,12 +16,16 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from bench.errors import BenchmarkError
 
 SCRIPT = Path(__file__).parent / "post.lua"
 POLL_S = 0.01
+
+MAX_SECONDS = 30
+"""Seconds from which on a run without an answer is not made longer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,23 +62,18 @@ def require_wrk() -> str:
 def load(question: Question, *, connections: int, seconds: int) -> Measured:
     """Ask over so many connections at once, each again as soon as it has its answer.
 
-    One request goes ahead by itself: its answer comes when what an earlier load left in a queue is done.
+    One request goes ahead by itself: its answer comes when what an earlier load left in a queue is done. Where
+    no answer comes in the time, it is doubled, up to `MAX_SECONDS`.
 
     Raises:
         BenchmarkError: wrk is missing, or a request failed: figures of a server that refuses are worthless.
         OSError, http.client.HTTPException: no server there.
     """
     ask(question)
-    with tempfile.NamedTemporaryFile(prefix="bench-body-") as body:
-        body.write(question.body)
-        body.flush()
-        command = [require_wrk(), "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s"]
-        command += ["-s", str(SCRIPT), question.url, "--", body.name, question.content_type]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    try:
-        said = json.loads(done.stdout.splitlines()[-1])
-    except (IndexError, ValueError) as err:
-        raise BenchmarkError(f"wrk failed on {question.url}: {(done.stderr or done.stdout)[-400:]}") from err
+    said = _run_wrk(question, connections, seconds)
+    while not said["requests"] and not any(said["errors"].values()) and seconds < MAX_SECONDS:
+        seconds *= 2
+        said = _run_wrk(question, connections, seconds)
     errors = {kind: count for kind, count in said["errors"].items() if count}
     if errors or not said["requests"]:
         raise BenchmarkError(f"{question.url}: of {said['requests']} requests failed {errors or 'all'}")
@@ -84,6 +83,20 @@ def load(question: Question, *, connections: int, seconds: int) -> Measured:
         p99_ms=said["p99"] / 1e3,
         worst_ms=said["worst"] / 1e3,
     )
+
+
+def _run_wrk(question: Question, connections: int, seconds: int) -> dict[str, Any]:
+    """What `post.lua` says of one run."""
+    with tempfile.NamedTemporaryFile(prefix="bench-body-") as body:
+        body.write(question.body)
+        body.flush()
+        command = [require_wrk(), "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s"]
+        command += ["-s", str(SCRIPT), question.url, "--", body.name, question.content_type]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        return cast(dict[str, Any], json.loads(done.stdout.splitlines()[-1]))
+    except (IndexError, ValueError) as err:
+        raise BenchmarkError(f"wrk failed on {question.url}: {(done.stderr or done.stdout)[-400:]}") from err
 
 
 def ask(question: Question, timeout: float = 60.0) -> bytes:

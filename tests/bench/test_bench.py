@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from bench.load import Measured, Question, load
 from bench.rounds import Effort, Spread, interleave
 
 needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
+SLOW_S = 1.3
 TINY = Effort(seconds=1, rounds=1, warm_up=1)
 
 
@@ -43,10 +46,24 @@ class Fickle(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def fickle() -> Iterator[Question]:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Fickle)
-    Fickle.asked = 0
+class Slow(Fickle):
+    """Takes its time for all but its first request."""
+
+    def do_POST(self) -> None:
+        type(self).asked += 1
+        self.rfile.read(int(self.headers["Content-Length"]))
+        if self.asked > 1:
+            time.sleep(SLOW_S)
+        with contextlib.suppress(OSError):  # Who asked may be gone.
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+
+@contextlib.contextmanager
+def answered_by(handler: type[Fickle]) -> Iterator[Question]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    handler.asked = 0
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield Question(url=f"http://127.0.0.1:{server.server_port}/", body=b"[4.0]")
@@ -68,9 +85,16 @@ def figure(median: float, against: float | None, target: Target | None) -> Figur
 
 
 @needs_wrk
-def test_requests_that_fail_are_no_measurement(fickle: Question) -> None:
-    with pytest.raises(BenchmarkError, match="failed.*status"):
-        load(fickle, connections=2, seconds=1)
+def test_requests_that_fail_are_no_measurement() -> None:
+    with answered_by(Fickle) as question, pytest.raises(BenchmarkError, match="failed.*status"):
+        load(question, connections=2, seconds=1)
+
+
+@needs_wrk
+def test_a_run_without_an_answer_is_made_longer() -> None:
+    with answered_by(Slow) as question:
+        measured = load(question, connections=2, seconds=1)
+    assert measured.median_ms > SLOW_S * 1e3
 
 
 @needs_wrk
