@@ -62,8 +62,8 @@ def require_wrk() -> str:
 def load(question: Question, *, connections: int, seconds: int) -> Measured:
     """Ask over so many connections at once, each again as soon as it has its answer.
 
-    One request goes ahead by itself: its answer comes when what an earlier load left in a queue is done. Where
-    no answer comes in the time, it is doubled, up to `MAX_SECONDS`.
+    One request goes ahead by itself: its answer comes when what an earlier load left in a queue is done.
+    Where no answer comes in the time, it is doubled, up to `MAX_SECONDS`.
 
     Raises:
         BenchmarkError: wrk is missing, or a request failed: figures of a server that refuses are worthless.
