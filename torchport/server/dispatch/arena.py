@@ -14,6 +14,8 @@ free for `KEEP_S` seconds is given back to the system.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import mmap
 import os
 import time
@@ -163,6 +165,17 @@ class Arena:
         self._tidying = None
         if self._leased or self._unused_since:
             self._tidying = asyncio.get_running_loop().call_later(TIDY_EVERY_S, self._tidy)
+        else:
+            asyncio.get_running_loop().run_in_executor(None, _trim_heap)
+
+
+def _trim_heap() -> None:
+    """Give free memory of the heap back to the system: a burst of large bodies leaves holes all over it.
+
+    Only glibc's allocator has to be asked.
+    """
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _address(array: Any) -> int:
