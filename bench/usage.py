@@ -11,6 +11,7 @@ import resource
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 
@@ -65,14 +66,16 @@ class Snapshot:
 
         No child of this process may end between two snapshots but the load generator, and that must.
         """
-        machine = psutil.cpu_times()
+        before = psutil.cpu_times()
+        server_s = 0.0 if pid is None else _seconds_of(family(pid))
         ours = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        # To look through many processes takes a while: the machine's clock is read on both sides of it.
+        machine = before, psutil.cpu_times()
         return cls(
-            server_s=0.0 if pid is None else _seconds_of(family(pid)),
+            server_s=server_s,
             load_s=sum(used.ru_utime + used.ru_stime for used in ours),
-            idle_s=machine.idle + getattr(machine, "iowait", 0.0),
-            # Guests' time is in that of users already.
-            machine_s=sum(machine) - getattr(machine, "guest", 0.0) - getattr(machine, "guest_nice", 0.0),
+            idle_s=statistics.mean(times.idle + getattr(times, "iowait", 0.0) for times in machine),
+            machine_s=statistics.mean(_all_of(times) for times in machine),
         )
 
     def since(self, before: Snapshot) -> Usage:
@@ -83,6 +86,12 @@ class Snapshot:
             idle=(self.idle_s - before.idle_s) / total,
             cores=psutil.cpu_count() or 1,
         )
+
+
+def _all_of(times: Any) -> float:
+    """All kinds of time. Guests' is in that of users already."""
+    guests = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)
+    return float(sum(times) - guests)
 
 
 def _seconds_of(pids: Sequence[int]) -> float:

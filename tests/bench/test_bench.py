@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from bench import chart, grpc_load, machine, open_inference, report, scale
+from bench import chart, grpc_load, installable, machine, open_inference, report, scale
 from bench.__main__ import app
 from bench.archives import MEAN_RECIPE, Archives, length_archive, shipped
 from bench.contenders import bare_uvicorn
@@ -23,6 +23,7 @@ from bench.errors import BenchmarkError
 from bench.figures import Figure, Part, Target
 from bench.load import Measured, Question, load
 from bench.rounds import Effort, Spread, interleave
+from bench.usage import Snapshot
 from torchport.recipe.loading import load_recipe
 from torchport.store.folders import Store
 
@@ -99,7 +100,7 @@ def test_without_wrk_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tm
 def test_an_unknown_part_is_refused() -> None:
     outcome = CliRunner().invoke(app, ["--only", "A,X"])
     assert outcome.exit_code == 2
-    assert "A, B, C, D, E" in outcome.output
+    assert "A, B, C, D, E, F" in outcome.output
 
 
 def test_every_round_has_everybody_and_another_first() -> None:
@@ -200,6 +201,30 @@ def test_grpc_errors_are_seen_though_http_calls_them_a_success(data: str, errors
 
 def test_a_log_of_h2load_gives_latencies() -> None:
     assert grpc_load.milliseconds("1\t200\t2500\n2\t200\t1500\n3\t503\t10\n") == [1.5, 2.5]
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "right"),
+    [
+        ([14.0], 14.0, True),
+        ([[14.0]], 14.0, True),
+        ([14.1], 14.0, False),
+        ([14.0, 14.0], 14.0, False),
+        ({"china": 0.6, "flower": 0.1}, "china", True),
+        ({"china": 0.1, "flower": 0.6}, "china", False),
+        ({"error": "busy"}, "china", False),
+    ],
+)
+def test_an_answer_is_held_against_the_models(answer: object, expected: float | str, right: bool) -> None:
+    assert installable.is_right(answer, expected) is right
+
+
+def test_who_used_the_processor_adds_up() -> None:
+    before = Snapshot(server_s=1.0, load_s=2.0, idle_s=3.0, machine_s=10.0)
+    usage = Snapshot(server_s=3.0, load_s=3.0, idle_s=3.5, machine_s=14.0).since(before)
+    assert (usage.server, usage.load, usage.idle) == (0.5, 0.25, 0.125)
+    assert usage.others == pytest.approx(0.125)
+    assert replace(usage, cores=2).microseconds(usage.server, per_second=1000.0) == 1000.0
 
 
 def test_a_row_with_failed_requests_is_invalid() -> None:
