@@ -86,7 +86,7 @@ gallery: $(STAMP) ## docs/gallery.md, with pictures, from what zoo shipped
 screenshots: $(STAMP) ## every report of the store in Chromium, light and dark; exit 1 if its console speaks
 	$(BIN)/python docs/make_screenshots.py
 
-bench: $(STAMP) ## side by side with TorchServe, mosec and bare uvicorn; needs wrk; BENCH="--only A" for parts
+bench: $(STAMP) ## side by side with TorchServe, Triton, mosec and others; needs wrk, h2load; BENCH="--only A" for parts
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[bench]'
 	$(BIN)/python -m bench $(BENCH)
 
@@ -125,6 +125,9 @@ check: $(STAMP) ## ruff, mypy and the order of imports
 lock: $(UV) ## requirements/locked.txt and oldest.txt anew, by uv; looks for a wheel of each release
 	$(LOCK) $(call extra_options,$(EXTRAS)) --constraint requirements/held.txt --output-file requirements/locked.txt
 	$(LOCK) $(call extra_options,$(TEST_EXTRAS)) --resolution lowest-direct --output-file requirements/oldest.txt
+	for name in triton litserve bentoml ray; do $(COMPILE) --upgrade --universal --python-version 3.11 \
+	    --custom-compile-command 'make lock' bench/requirements/$$name.in \
+	    --output-file bench/requirements/$$name.txt || exit; done
 	for machine in x86_64 aarch64; do for python in 3.11 3.12 3.13 3.14; do \
 	    $(WHEELS) --python-platform $$machine-manylinux_2_28 --python-version $$python requirements/locked.txt \
 	    || exit; done; \

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from bench import chart, first_answer, linear, machine, report, resnet, scale
+from bench import chart, first_answer, installable, linear, machine, open_inference, report, resnet, scale
 from bench.archives import Archives
 from bench.errors import BenchmarkError
 from bench.figures import Part
@@ -24,12 +24,16 @@ PARTS: dict[str, Callable[[Archives, Path, Effort], Part]] = {
     "B": resnet.measure,
     "C": first_answer.measure,
     "D": scale.measure,
+    "E": open_inference.measure,
+    "F": installable.measure,
 }
 TITLES = {
     "A": "the linear model beside TorchServe, mosec and bare uvicorn",
     "B": "ResNet-18 beside TorchServe's image_classifier and a bare loop",
     "C": "the first answer, and memory",
     "D": "many models, idle connections, large bodies, batch sizes",
+    "E": "tensors by the Open Inference Protocol beside Triton",
+    "F": "servers that anyone can install: mosec, LitServe, BentoML, Ray Serve",
 }
 
 
@@ -38,7 +42,7 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def main(
-    only: Annotated[str, typer.Option(help="Which parts, such as A,C.")] = "A,B,C,D",
+    only: Annotated[str, typer.Option(help="Which parts, such as A,C.")] = "A,B,C,D,E,F",
     seconds: Annotated[int, typer.Option(min=1, help="Seconds of each run.")] = 4,
     rounds: Annotated[int, typer.Option(min=1, help="Runs of each contender.")] = 5,
     warm_up: Annotated[int, typer.Option(min=1, help="Seconds before, that do not count.")] = 10,
@@ -59,6 +63,7 @@ def main(
                 "whoever shares its cores with that looks slower than it is",
                 highlight=False,
             )
+        console.print(f"{found.get('processor')}, {found.get('cores')} cores", highlight=False)
         archives = Archives.made(CACHE)
         parts = []
         for letter in letters:
@@ -68,6 +73,7 @@ def main(
         Console(stderr=True).print(f"[bold red]error[/] {err}", highlight=False)
         raise typer.Exit(2) from err
     report.print_table(parts, console)
+    report.print_usage(parts, console)
     # What is kept under this name is always a whole run.
     name = "latest" if letters == list(PARTS) else "partial"
     report.write_results(parts, found, effort, results / f"{name}.json")

@@ -28,6 +28,7 @@ from torchport.train.training import train
 from torchport.verify.verifying import verify
 
 RESNET_RECIPE = Path(__file__).parent / "resnet18_224.py"
+MEAN_RECIPE = Path(__file__).parent / "mean_magnitude.py"
 CONFIG = "model-config.yaml"
 LENGTH_HANDLER = '''"""Answers with the length of the request's body."""
 
@@ -45,8 +46,10 @@ class Archives:
     resnet: Path
     stock: Path
     length: Path
+    mean: Path
     linear_onnx: Path
     resnet_onnx: Path
+    mean_onnx: Path
     photograph: Path
 
     @classmethod
@@ -57,9 +60,10 @@ class Archives:
             TorchportError: a recipe that cannot be shipped, torch-model-archiver is missing.
         """
         store = Store(folder / "store")
-        linear, linear_archive = _shipped(load_recipe("linear"), store)
+        linear, linear_archive = shipped(load_recipe("linear"), store)
         recipe = load_recipe(str(RESNET_RECIPE))
-        resnet, resnet_archive = _shipped(recipe, store)
+        resnet, resnet_archive = shipped(recipe, store)
+        mean, mean_archive = shipped(load_recipe(str(MEAN_RECIPE)), store)
         photograph = folder / "photograph.jpg"
         photograph.write_bytes(recipe.requests()[0].content)
         return cls(
@@ -67,8 +71,10 @@ class Archives:
             resnet=resnet_archive,
             stock=_stock(recipe, resnet, folder / "stock"),
             length=length_archive(folder / "length"),
+            mean=mean_archive,
             linear_onnx=linear.path / "main.onnx",
             resnet_onnx=resnet.path / "main.onnx",
+            mean_onnx=mean.path / "main.onnx",
             photograph=photograph,
         )
 
@@ -86,7 +92,12 @@ def serving(archive: Path, store: Path, **keys: int) -> Path:
     return target
 
 
-def _shipped(recipe: Recipe, store: Store) -> tuple[BuildFolder, Path]:
+def shipped(recipe: Recipe, store: Store) -> tuple[BuildFolder, Path]:
+    """Train, export, verify and package; what is there already is kept.
+
+    Raises:
+        TorchportError: a stage fails.
+    """
     folder = store.build(recipe.name, recipe.version)
     train(recipe, folder, seed=0)
     export(recipe, folder)

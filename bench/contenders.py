@@ -14,11 +14,13 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+import psutil
 
 from bench.archives import serving
 from bench.errors import BenchmarkError
@@ -29,9 +31,11 @@ from torchport.targets import torchport_serve as server_process
 from torchport.targets import torchserve
 from torchport.targets.torchserve_setup import Ports
 
-HERE = Path(__file__).parent
+APPS = Path(__file__).parent / "apps"
 READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
+LOG_CHARACTERS = 2000
+"""Of what a contender wrote, shown where it does not start."""
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 ARGUMENTS = ("--ncs",)
 
@@ -39,14 +43,15 @@ ARGUMENTS = ("--ncs",)
 @dataclass(frozen=True, kw_only=True)
 class Server:
     """A contender that runs. `url` is where it takes requests; `client` is there for what speaks
-    TorchServe's API."""
+    TorchServe's API, `grpc` (host and port) for what speaks gRPC."""
 
     url: str
     pid: int
     client: Client | None = None
+    grpc: str = ""
 
     def question(self, body: bytes, content_type: str = "application/json") -> Question:
-        return Question(url=self.url, body=body, content_type=content_type)
+        return Question(url=self.url, body=body, content_type=content_type, pid=self.pid)
 
     def worker_pids(self, model: str) -> list[int]:
         """The processes that run a model."""
@@ -89,7 +94,8 @@ def torchport_serve(
     )
     with run as server, server.client(timeout=120.0) as client:
         url = f"{server.urls['inference']}/predictions/{name}"
-        yield Server(url=url, pid=server.pid, client=client)
+        grpc = f"127.0.0.1:{server.ports['grpc_inference']}" if server.ports else ""
+        yield Server(url=url, pid=server.pid, client=client, grpc=grpc)
 
 
 @contextlib.contextmanager
@@ -113,34 +119,40 @@ def torchserve_server(
 
 
 @contextlib.contextmanager
-def mosec_server(model: Path, *, port: int = 0, batch_size: int, wait_ms: int) -> Iterator[Server]:
-    """mosec with the linear model."""
-    port = port or free_port()
-    folder = tempfile.mkdtemp(prefix="mosec-")
-    command = [sys.executable, str(HERE / "mosec_linear.py"), "--address", "127.0.0.1", "--port", str(port)]
-    command += ["--path", f"{folder}/sockets", "--log-level", "error"]
-    variables = {"MODEL": str(model.resolve()), "BATCH_SIZE": str(batch_size), "WAIT_MS": str(wait_ms)}
-    try:
-        with _process(command, variables, f"http://127.0.0.1:{port}/inference", b"[4.0]") as server:
-            yield server
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
 def bare_uvicorn(*, port: int = 0) -> Iterator[Server]:
     """uvicorn alone, answering a constant."""
     port = port or free_port()
-    command = [sys.executable, "-m", "uvicorn", "--app-dir", str(HERE), "constant_app:answer"]
+    command = [sys.executable, "-m", "uvicorn", "--app-dir", str(APPS), "constant_app:answer"]
     command += ["--loop", "uvloop", "--http", "httptools", "--lifespan", "off", "--no-access-log"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "warning"]
-    with _process(command, {}, f"http://127.0.0.1:{port}/", b"[4.0]") as server:
+    with command_server(command, {}, f"http://127.0.0.1:{port}/", b"[4.0]") as server:
         yield server
 
 
 @contextlib.contextmanager
-def _process(command: list[str], variables: Mapping[str, str], url: str, body: bytes) -> Iterator[Server]:
-    """A server that is a command, ready once it answers `body`; its children go with it."""
+def constant_grpc() -> Iterator[Server]:
+    """grpc.aio alone, answering a constant."""
+    port = free_port()
+    command = [sys.executable, str(APPS / "constant_grpc.py"), str(port)]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True) as process:
+        try:
+            yield Server(url="", pid=process.pid, grpc=f"127.0.0.1:{port}")
+        finally:
+            process.kill()
+
+
+@contextlib.contextmanager
+def command_server(
+    command: Sequence[str], variables: Mapping[str, str], url: str, body: bytes, **more: Any
+) -> Iterator[Server]:
+    """A server that is a command, ready once it answers; its children go with it."""
+    with running(command, variables, Question(url=url, body=body, **more)) as pid:
+        yield Server(url=url, pid=pid)
+
+
+@contextlib.contextmanager
+def running(command: Sequence[str], variables: Mapping[str, str], question: Question) -> Iterator[int]:
+    """The process of a command that is ready once it answers the question; its children go with it."""
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             command,
@@ -151,21 +163,33 @@ def _process(command: list[str], variables: Mapping[str, str], url: str, body: b
             start_new_session=True,
         )
         try:
-            server = Server(url=url, pid=process.pid)
             try:
-                until_answered(server.question(body), READY_TIMEOUT_S)
+                until_answered(question, READY_TIMEOUT_S, lambda: process.poll() is not None)
             except BenchmarkError as err:
                 log.seek(0)
-                text = log.read().decode("utf-8", "replace")[-1000:]
+                text = log.read().decode("utf-8", "replace")[-LOG_CHARACTERS:]
                 raise BenchmarkError(f"{err}\n{' '.join(command)} wrote:\n{text}") from err
-            yield server
+            yield process.pid
         finally:
+            # Of all of them before, because children that outlive it are nobody's then.
+            children = _children(process.pid)
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(STOP_TIMEOUT_S)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
+            for child in children:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.kill()
             process.wait()
+
+
+def _children(pid: int) -> list[psutil.Process]:
+    """All that descend from a process; none where it has ended."""
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _store(archive: Path, folder: Path, keys: Mapping[str, int]) -> tuple[Store, str]:

@@ -41,14 +41,20 @@ class Figure:
     rival: str = ""
     against: Spread | None = None
     target: Target | None = None
+    failed: int = 0
+    """Requests that failed in its runs: with one of them the figure is no measurement."""
 
     @property
     def ratio(self) -> float | None:
-        """Of the medians; None without a rival."""
-        return None if self.against is None else self.measured.median / self.against.median
+        """Of the medians; None without a rival, or where that gave no answer."""
+        if self.against is None or not self.against.median:
+            return None
+        return self.measured.median / self.against.median
 
     @property
     def holds(self) -> bool:
+        if self.failed:
+            return False
         value = self.measured.median if self.ratio is None else self.ratio
         return self.target is None or self.target.holds(value)
 

@@ -16,13 +16,13 @@ from bench.contenders import (
     READY_TIMEOUT_S,
     Start,
     free_port,
-    mosec_server,
     torchport_serve,
     torchserve_server,
 )
 from bench.figures import Bars, Figure, Part, Target
 from bench.load import Question, load, until_answered
 from bench.memory import Memory, family, memory_of
+from bench.python_servers import Work, mosec_server
 from bench.rounds import Effort, Spread
 
 CONNECTIONS = 32
@@ -88,7 +88,7 @@ def seconds_to_answer(start: Start, asked: _Asked) -> float:
     question = Question(url=f"http://127.0.0.1:{port}{path}", body=body, content_type=content_type)
     with ThreadPoolExecutor(1) as executor:
         began = time.perf_counter()
-        answered = executor.submit(until_answered, question, READY_TIMEOUT_S, stop)
+        answered = executor.submit(until_answered, question, READY_TIMEOUT_S, stop.is_set)
         try:
             with start(port=port):
                 return answered.result() - began
@@ -112,7 +112,11 @@ def _starts(archives: Archives, folder: Path) -> dict[str, tuple[Start, _Asked]]
             ("/predictions/resnet18_stock", *picture),
         ),
         f"{MOSEC}, {LINEAR}": (
-            partial(mosec_server, archives.linear_onnx, batch_size=32, wait_ms=1),
+            partial(
+                mosec_server,
+                Work(kind="linear", model=archives.linear_onnx, body=number[1], content_type=number[2]),
+                batch_size=32,
+            ),
             ("/inference", number[1], number[2]),
         ),
     }

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import torchport
 from bench.archives import Archives
-from bench.contenders import Server, Start, bare_uvicorn, mosec_server, torchport_serve, torchserve_server
+from bench.contenders import Server, Start, bare_uvicorn, torchport_serve, torchserve_server
 from bench.errors import BenchmarkError
 from bench.figures import Bars, Figure, Part, Target
 from bench.load import Measured, Question, ask, load
+from bench.python_servers import Work, mosec_server
 from bench.rounds import Effort, Spread, interleave, median_ms, per_second
 from bench.trials import best, try_each
 
@@ -103,7 +104,8 @@ def _load(connections: int, server: Server, seconds: int) -> Measured:
 
 
 def _mosec(archives: Archives) -> dict[str, Start]:
-    start = partial(mosec_server, archives.linear_onnx)
+    work = Work(kind="linear", model=archives.linear_onnx, body=BODY, content_type="application/json")
+    start = partial(mosec_server, work)
     return {
         "batch size 32, wait 10 ms": partial(start, batch_size=BATCH_SIZE, wait_ms=10),
         "batch size 32, wait 1 ms": partial(start, batch_size=BATCH_SIZE, wait_ms=1),

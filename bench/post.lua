@@ -1,10 +1,14 @@
--- wrk ... -s post.lua URL -- BODY_FILE CONTENT_TYPE: posts that file, and ends with a line of JSON.
+-- wrk ... -s post.lua URL -- BODY_FILE "NAME: VALUE" ...: posts that file with those headers, and ends with
+-- a line of JSON.
 
 function init(args)
    local file = assert(io.open(args[1], "rb"))
    wrk.method = "POST"
    wrk.body = file:read("*a")
-   wrk.headers["Content-Type"] = args[2]
+   for index = 2, #args do
+      local name, value = args[index]:match("^([^:]+): (.*)$")
+      wrk.headers[name] = value
+   end
    file:close()
 end
 

@@ -7,6 +7,7 @@ write_results(parts, machine, effort, Path("bench/results/latest.json"))
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +18,7 @@ from rich.table import Table
 
 from bench.figures import Figure, Part
 from bench.rounds import Effort
+from bench.usage import Usage
 
 
 def print_table(parts: Sequence[Part], console: Console) -> None:
@@ -34,6 +36,36 @@ def print_table(parts: Sequence[Part], console: Console) -> None:
     console.print(table)
 
 
+def print_usage(parts: Sequence[Part], console: Console) -> None:
+    """Who used the processor in the runs, medians: what an answer cost the server, and what the load did."""
+    table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
+    table.add_column("who used the processor", no_wrap=True)
+    for name in (
+        "server",
+        "load generator",
+        "others",
+        "idle",
+        "server, an answer",
+        "load generator, an answer",
+    ):
+        table.add_column(name, justify="right", no_wrap=True)
+    for part in parts:
+        for name, runs in part.runs.items():
+            found = [run.usage for run in runs if run.usage is not None]
+            if not found:
+                continue
+            usage, rate = Usage.median(found), statistics.median(run.per_second for run in runs)
+            shares = (usage.server, usage.load, usage.others, usage.idle)
+            costs = (usage.microseconds(share, rate) for share in (usage.server, usage.load))
+            table.add_row(
+                f"{part.letter}  {name}",
+                *(f"{share:.0%}" for share in shares),
+                *(f"{number(cost)} us" for cost in costs),
+            )
+    if table.row_count:
+        console.print(table)
+
+
 def _row(figure: Figure) -> tuple[str, ...]:
     measured, unit = figure.measured, figure.unit
     spread = f"{number(measured.least)} to {number(measured.greatest)}"
@@ -41,6 +73,8 @@ def _row(figure: Figure) -> tuple[str, ...]:
     row += ["" if measured.least == measured.greatest else spread]
     row += [number(figure.against.median) if figure.against else "", figure.rival]
     row += ["" if figure.ratio is None else f"{figure.ratio:.2f}"]
+    if figure.failed:
+        return (*row, "", f"[bold red]INVALID: {figure.failed} failed[/]")
     if figure.target is None:
         return (*row, "", "")
     of = "" if figure.ratio is not None else f" {unit}"

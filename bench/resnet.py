@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from bench.figures import Bars, Figure, Part, Target
 from bench.load import Measured, ask, load
 from bench.rounds import Effort, Measure, interleave, per_second
 from bench.trials import best, try_each
+from bench.usage import Snapshot
 
 CONNECTIONS = 32
 BATCH_SIZES = (1, 4, 8)
@@ -133,9 +135,11 @@ def _bare_loop(archives: Archives) -> Iterator[tuple[Measure, str, float]]:
             return line
 
         def run(seconds: int) -> Measured:
+            before = Snapshot.of(process.pid)
             asks.write(f"{seconds}\n")
             asks.flush()
-            return Measured(**json.loads(told()))
+            measured = Measured(**json.loads(told()))
+            return replace(measured, usage=Snapshot.of(process.pid).since(before))
 
         index, probability = json.loads(told())
         yield run, label_of(index), probability

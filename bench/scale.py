@@ -173,7 +173,7 @@ def batch_sizes(archives: Archives, folder: Path, effort: Effort) -> Part:
             name = f"linear_b{size}"
             register(server, archives.linear.name, model_name=name, batch_size=size, initial_workers=1)
             url = server.url.rpartition("/")[0] + f"/{name}"
-            measures[str(size)] = partial(_load, Question(url=url, body=BODY), CONNECTIONS)
+            measures[str(size)] = partial(_load, replace(server.question(BODY), url=url), CONNECTIONS)
         runs = interleave(measures, effort)
     rate = {name: per_second(found) for name, found in runs.items()}
     return Part(
