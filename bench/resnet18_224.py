@@ -7,10 +7,12 @@ two photographs apart wherever they are cut: so a server's answer can be held ag
 cut the picture differently.
 """
 
+import io
 from importlib.resources import files
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 from torchvision.models import resnet18
 
@@ -28,11 +30,19 @@ def photograph(name: str) -> bytes:
     return (files("sklearn.datasets.images") / f"{name}.jpg").read_bytes()
 
 
+def enlarged(name: str, times: int) -> bytes:
+    """A photograph with so many times its width and height, as a JPEG file of quality 90."""
+    image, buffer = decode_image(photograph(name)), io.BytesIO()
+    large = image.resize((image.width * times, image.height * times), Image.Resampling.BICUBIC)
+    large.save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
 class ResNet18(Recipe):
     """ResNet-18 for pictures of 224 x 224 pixels, to be measured and not to be believed."""
 
     name, version, handler = "resnet18_224", "1.0", "image_classifier"
-    transform = ImageTransform(size=(224, 224), fit="crop")
+    transform = ImageTransform(size=(224, 224), fit="crop", reducing_gap=2)
     inputs = {"image": TensorSpec("float32", ("batch", 3, 224, 224))}
     outputs = {"logits": TensorSpec("float32", ("batch", CLASSES))}
     dims = {"batch": (1, 32)}
@@ -81,11 +91,12 @@ class ResNet18(Recipe):
             yield {"image": self.pieces(name, 4)}
 
     def requests(self):
+        bodies = [*map(photograph, PHOTOGRAPHS), enlarged(PHOTOGRAPHS[0], 3)]
         return [
             Request(
-                body=photograph(name),
+                body=body,
                 content_type="image/jpeg",
-                tensors={"image": self.transform(decode_image(photograph(name)))[None]},
+                tensors={"image": self.transform(self.transform.decode(body))[None]},
             )
-            for name in PHOTOGRAPHS
+            for body in bodies
         ]

@@ -18,14 +18,20 @@ from torch import nn
 from torchvision.models import resnet18
 
 from torchport import Example, ImageTransform, Recipe, Request, TensorSpec
-from torchport_runtime import decode_image
+
+
+def jpeg(scan: bytes, size: tuple[int, int]) -> bytes:
+    """A scan as a photograph of (width, height) pixels."""
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(scan)).resize(size).convert("RGB").save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
 
 
 class DigitsResNet18(Recipe):
     """Handwritten digits, 0 to 9, by ResNet-18."""
 
     name, version, handler = "digits_resnet18", "1.0", "image_classifier"
-    transform = ImageTransform(size=(64, 64), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    transform = ImageTransform(size=(64, 64), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), reducing_gap=2)
     inputs = {"image": TensorSpec("float32", ("batch", 3, 64, 64))}
     outputs = {"logits": TensorSpec("float32", ("batch", 10))}
     dims = {"batch": (1, 32)}
@@ -44,7 +50,7 @@ class DigitsResNet18(Recipe):
 
     def preprocess(self, files):
         """Image files as float32 [n, 3, height, width], by the handler's code."""
-        return np.stack([self.transform(decode_image(file)) for file in files])
+        return np.stack([self.transform(self.transform.decode(file)) for file in files])
 
     def train(self, model, run):
         train_scans, test_scans, train_labels, test_labels = split()
@@ -91,12 +97,12 @@ class DigitsResNet18(Recipe):
 
     def requests(self):
         scan = png(split()[1][0])
-        jpeg = io.BytesIO()
-        Image.open(io.BytesIO(scan)).resize((200, 150)).convert("RGB").save(jpeg, "JPEG", quality=95)
-        bodies = {"image/png": scan, "image/jpeg": jpeg.getvalue()}
+        height, width = self.transform.size
+        # The larger one is decoded at a reduced scale.
+        bodies = [scan, jpeg(scan, (200, 150)), jpeg(scan, (12 * width, 9 * height))]
         return [
             Request(body=body, content_type=kind, params=params, tensors={"image": self.preprocess([body])})
-            for kind, body in bodies.items()
+            for body, kind in zip(bodies, ("image/png", "image/jpeg", "image/jpeg"), strict=True)
             for params in ({}, {"k": "3"})
         ]
 

@@ -17,7 +17,7 @@ class DigitsVGG11(DigitsResNet18):
     """Handwritten digits, 0 to 9, by VGG-11."""
 
     name = "digits_vgg11"
-    transform = ImageTransform(size=(32, 32), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    transform = ImageTransform(size=(32, 32), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), reducing_gap=2)
     inputs = {"image": TensorSpec("float32", ("batch", 3, 32, 32))}
     handler_options = DigitsResNet18.handler_options | {"image": transform.to_json()}
     learning_rate = 0.02

@@ -51,7 +51,7 @@ class Autoencoder(runtime.Handler):
         request.graph = "encoder"
         request.refuse_unknown_fields(["side_by_side"])
         self._side_by_side(request)  # A wrong one must fail here, alone, before the model has run for it.
-        image = runtime.decode_image(request.content, self.transform.mode)
+        image = self.transform.decode(request.content)
         return {self.image: self.transform(image)[None]}
 
     def infer(self, graph: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

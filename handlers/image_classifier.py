@@ -46,7 +46,7 @@ class ImageClassifier(runtime.Handler):
         request.refuse_unknown_fields(["draw", "label"] if request.wants_explanation else ["k"])
         request.param("k", self.top_k, low=1, high=len(self.labels))
         (name,) = self.signature.inputs
-        image = runtime.decode_image(request.content, self.transform.mode)
+        image = self.transform.decode(request.content)
         return {name: self.transform(image)[None]}
 
     def encode(self, request: runtime.InferenceRequest, outputs: dict[str, np.ndarray]) -> dict[str, float]:

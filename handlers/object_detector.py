@@ -70,7 +70,7 @@ class ObjectDetector(runtime.Handler):
     def decode(self, request: runtime.InferenceRequest) -> dict[str, np.ndarray]:
         self._wishes(request)  # Wrong ones must fail here, alone, before the model has run for them.
         (name,) = self.signature.inputs
-        picture = runtime.decode_image(request.content, self.transform.mode)
+        picture = self.transform.decode(request.content)
         request.picture_size = picture.size  # The request lives as long as its answer takes.
         return {name: self.transform(self.letterbox.fit(picture))[None]}
 

@@ -3,6 +3,7 @@
 Training, parity and the handler call the same code, which needs numpy only.
 
     letterbox = Letterbox(size=(128, 128))
+    picture = transform.decode(content)                 # an `ImageTransform` of the same size
     square = letterbox.fit(picture)                     # aspect kept, padded
     find = BoxDecoder(size=(128, 128), strides=(8, 16))
     found = find(logits, distances, centerness, window=letterbox.window(picture.size))
@@ -19,6 +20,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
+
+from torchport_runtime.scaled_image import ScaledImage
 
 
 class Window(NamedTuple):
@@ -62,13 +65,13 @@ class Letterbox:
         ]
         return Window((width - fitted[0]) // 2, (height - fitted[1]) // 2, *fitted)
 
-    def fit(self, picture: Image.Image) -> Image.Image:
+    def fit(self, picture: Image.Image | ScaledImage) -> Image.Image:
         """Fit the picture into an image of the model's size.
 
         The picture's mode stays.
         """
         window = self.window(picture.size)
-        if picture.size != (window.width, window.height):
+        if isinstance(picture, ScaledImage) or picture.size != (window.width, window.height):
             picture = picture.resize((window.width, window.height), Image.Resampling.BILINEAR)
         canvas = Image.new(picture.mode, self.size[::-1], (self.fill,) * len(picture.getbands()))
         canvas.paste(picture, (window.left, window.top))

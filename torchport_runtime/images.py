@@ -1,14 +1,16 @@
 """Converts image bytes to tensors, for training, parity and handlers alike.
 
-transform = ImageTransform(size=(64, 64))
-transform(decode_image(Path("seven.png").read_bytes()))   # float32 [3, 64, 64]
+transform = ImageTransform(size=(64, 64), reducing_gap=2)
+transform(transform.decode(Path("seven.png").read_bytes()))   # float32 [3, 64, 64]
 """
 
 from __future__ import annotations
 
 import io
+import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,11 +18,14 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from torchport_runtime.errors import BadRequest
+from torchport_runtime.scaled_image import ScaledImage, draft
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 MAX_PIXELS = 89_478_485
 """Maximum number of pixels of an image; more are refused with 413. It is Pillow's threshold for a
 decompression bomb, a quarter of a GiB of RGB."""
+MIN_REDUCING_GAP = 2
+"""Minimum number of decoded pixels to one of the model's, along each side, at a reduced scale."""
 
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -32,7 +37,8 @@ _RESAMPLING = {
 def decode_image(content: bytes, mode: str = "RGB") -> Image.Image:
     """Decode PNG, JPEG, WebP, BMP or GIF bytes to an upright image.
 
-    The image is the first frame, in `mode` (RGB or L).
+    The image is the first frame, in `mode` (RGB or L), whole. `ImageTransform.decode` is faster where the
+    image is a photograph of many pixels and the transform needs few.
 
     Sixteen-bit grey is scaled to eight bits, where Pillow's own conversion would clip it. EXIF
     rotation is applied. An alpha channel is dropped, as `Image.convert` does in training scripts.
@@ -40,18 +46,48 @@ def decode_image(content: bytes, mode: str = "RGB") -> Image.Image:
     Raises:
         BadRequest: the bytes are no image, truncated, or have more pixels than `MAX_PIXELS`.
     """
+    with _refusals(content):
+        image = _opened(content)
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+    return _converted(image, mode)
+
+
+def decode_scaled(content: bytes, at_least: tuple[int, int], mode: str = "RGB") -> Image.Image | ScaledImage:
+    """Decode image bytes as `decode_image` does, a JPEG at a reduced scale if that is large enough.
+
+    The scale is 1/2, 1/4 or 1/8: the smallest that leaves width and height `at_least` so long.
+    `MAX_PIXELS` holds for the whole image, and is looked at before anything is decoded.
+
+    Raises:
+        BadRequest: as `decode_image` does.
+    """
+    with _refusals(content):
+        image = _opened(content)
+        drafted = draft(image, at_least)
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+    converted = _converted(image, mode)
+    return converted if drafted is None else ScaledImage.of(converted, drafted)
+
+
+def _opened(content: bytes) -> Image.Image:
+    """The image before it is decoded, unless it has too many pixels."""
+    image = Image.open(io.BytesIO(content), formats=FORMATS)
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise BadRequest(f"the image has {width} x {height} pixels, more than {MAX_PIXELS}", status=413)
+    return image
+
+
+@contextmanager
+def _refusals(content: bytes) -> Iterator[None]:
+    """Turns whatever Pillow raises into a BadRequest."""
     try:
         with warnings.catch_warnings():
-            # Ours is the check below; Pillow's warning would reach only the server's log.
+            # `_opened` has a check of its own; Pillow's warning would reach only the server's log.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(content), formats=FORMATS)
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise BadRequest(
-                    f"the image has {width} x {height} pixels, more than {MAX_PIXELS}", status=413
-                )
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
+            yield
     except BadRequest:
         raise
     except Image.DecompressionBombError as err:
@@ -62,7 +98,9 @@ def decode_image(content: bytes, mode: str = "RGB") -> Image.Image:
         ) from err
     except Exception as err:  # Pillow's decoders raise many kinds on hostile bytes, all of them "bad image".
         raise BadRequest(f"the image is damaged or truncated: {err}") from err
-    upright: Image.Image = image
+
+
+def _converted(upright: Image.Image, mode: str) -> Image.Image:
     if upright.mode == mode:
         return upright
     if upright.mode in ("I;16", "I;16B", "I;16L", "I"):
@@ -89,6 +127,8 @@ class ImageTransform:
         mean, std: per channel, of values in [0, 1].
         fit: "stretch" to the size, or "crop" the centre after the shorter side has been fitted.
         resample: "nearest", "bilinear" or "bicubic" (antialiased, as Pillow does).
+        reducing_gap: `decode` reads JPEG files at 1/2, 1/4 or 1/8 of their size, if width and height are
+            then at least this many times the model's: 2 or more. It is None where files are decoded whole.
 
     Raises:
         ValueError: a value that is not one of these.
@@ -100,6 +140,7 @@ class ImageTransform:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     fit: str = "stretch"
     resample: str = "bilinear"
+    reducing_gap: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("size", "mean", "std"):
@@ -115,18 +156,33 @@ class ImageTransform:
             raise ValueError(f"fit {self.fit!r}: 'stretch' or 'crop' is expected")
         if self.resample not in _RESAMPLING:
             raise ValueError(f"resample {self.resample!r}: one of {', '.join(_RESAMPLING)}")
+        if self.reducing_gap is not None:
+            # Antialiasing hides the lost frequencies only if resizing still has pixels to average.
+            if not MIN_REDUCING_GAP <= self.reducing_gap < math.inf:
+                raise ValueError(
+                    f"reducing_gap {self.reducing_gap}: None or at least {MIN_REDUCING_GAP} is expected"
+                )
+            if self.resample == "nearest":
+                raise ValueError("reducing_gap: resample 'bilinear' or 'bicubic' is expected, not 'nearest'")
 
-    def __call__(self, image: Image.Image) -> np.ndarray:
+    def decode(self, content: bytes) -> Image.Image | ScaledImage:
+        """Decode a file for this transform: at a reduced scale where `reducing_gap` allows.
+
+        The handlers that come along read their requests with it. A recipe whose transform has a
+        `reducing_gap` must read its files with it, too: the model is then trained on what is served.
+
+        Raises:
+            BadRequest: as `decode_image` does.
+        """
+        if self.reducing_gap is None:
+            return decode_image(content, self.mode)
+        height, width = (math.ceil(side * self.reducing_gap) for side in self.size)
+        return decode_scaled(content, (width, height), self.mode)
+
+    def __call__(self, image: Image.Image | ScaledImage) -> np.ndarray:
         """Return float32 of shape [channels, height, width]."""
         height, width = self.size
-        if image.mode != self.mode:
-            image = image.convert(self.mode)
-        method = _RESAMPLING[self.resample]
-        if self.fit == "crop":
-            image = ImageOps.fit(image, (width, height), method)
-        elif image.size != (width, height):
-            image = image.resize((width, height), method)
-        pixels = np.asarray(image).reshape(height, width, -1).transpose(2, 0, 1)
+        pixels = np.asarray(self._fitted(image)).reshape(height, width, -1).transpose(2, 0, 1)
         mean, std = (np.asarray(v, dtype=np.float32)[:, None, None] for v in (self.mean, self.std))
         # In place and channel by channel: a third of the time that whole pictures of triples take.
         normalised: np.ndarray = np.array(pixels, dtype=np.float32, order="C")
@@ -135,9 +191,32 @@ class ImageTransform:
         normalised /= std
         return normalised
 
+    def _fitted(self, image: Image.Image | ScaledImage) -> Image.Image:
+        height, width = self.size
+        method = _RESAMPLING[self.resample]
+        if isinstance(image, ScaledImage):
+            box = _centre(image.size, width / height) if self.fit == "crop" else None
+            fitted = image.resize((width, height), method, box)
+            return fitted if fitted.mode == self.mode else fitted.convert(self.mode)
+        if image.mode != self.mode:
+            image = image.convert(self.mode)
+        if self.fit == "crop":
+            return ImageOps.fit(image, (width, height), method)
+        return image if image.size == (width, height) else image.resize((width, height), method)
+
     def to_json(self) -> dict[str, Any]:
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        """The transform as options of a handler; without `reducing_gap` where it is None."""
+        # Options that were written before there was one keep their digest in certificates.
+        options = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return {k: v for k, v in options.items() if k != "reducing_gap" or v is not None}
 
     @classmethod
     def from_json(cls, transform: Mapping[str, Any]) -> ImageTransform:
         return cls(**transform)
+
+
+def _centre(size: tuple[int, int], ratio: float) -> tuple[float, float, float, float]:
+    """The largest box of that ratio, width to height, in an image's centre, as `ImageOps.fit` cuts it."""
+    width, height = min(size[0], size[1] * ratio), min(size[1], size[0] / ratio)
+    left, top = (size[0] - width) / 2, (size[1] - height) / 2
+    return left, top, left + width, top + height

@@ -157,8 +157,8 @@ def test_a_wrong_normalisation_in_the_handler_fails(shipped, digits_archive, tmp
     from torchport.verify.answers.requests import compare_requests
 
     count, failures = compare_requests(recipe, shipped.build("digits_resnet18", "1.0"))
-    assert count == 4
-    assert len(failures) == 4
+    assert count == 6
+    assert len(failures) == 6
     assert "'image' differs" in failures[0]
 
 

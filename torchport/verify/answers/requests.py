@@ -6,6 +6,7 @@ batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -24,8 +25,9 @@ from torchport.recipe.variants import backend_options
 from torchport.store.folders import BuildFolder
 from torchport.verify.answers.equality import RTOL, as_served, same_answer
 from torchport.verify.torch_threads import torch_threads_kept
-from torchport_runtime import Handler, InferenceRequest, Signature
+from torchport_runtime import BadRequest, Handler, ImageTransform, InferenceRequest, Signature
 from torchport_runtime.requests.batching import common_sizes, run_together
+from torchport_runtime.scaled_image import ScaledImage
 
 
 def compare_requests(recipe: Recipe, folder: BuildFolder) -> tuple[int, list[str]]:
@@ -55,6 +57,7 @@ def compare_requests(recipe: Recipe, folder: BuildFolder) -> tuple[int, list[str
     if handler.backends and not failures:
         failures += _batch_mates(recipe, handler, requests)
         failures += _padding(recipe, handler, requests)
+    failures += _scaled_decoding(recipe, handler, requests)
     return len(requests), failures
 
 
@@ -101,6 +104,26 @@ def _differences(tensors: Any, expected: Mapping[str, np.ndarray]) -> Iterator[s
         elif not np.array_equal(got, wanted):
             worst = float(np.abs(got.astype(np.float64) - wanted.astype(np.float64)).max())
             yield f"{name!r} differs from the recipe's tensor by up to {worst:.3g}"
+
+
+def _scaled_decoding(recipe: Recipe, handler: Handler, requests: list[Request]) -> Iterator[str]:
+    """A transform that decodes photographs at a reduced scale, if no request is such a photograph.
+
+    Nothing would then hold the recipe's way of decoding them against the handler's.
+    """
+    transform = getattr(handler, "transform", None)  # The handlers that come along name it so.
+    if not isinstance(transform, ImageTransform) or transform.reducing_gap is None:
+        return
+    for sent in requests:
+        with suppress(BadRequest):  # Not every request has a picture.
+            if isinstance(transform.decode(InferenceRequest(sent.fields()).content), ScaledImage):
+                return
+    height, width = (2 * math.ceil(side * transform.reducing_gap) for side in transform.size)
+    yield (
+        f"handler {recipe.handler}: its image transform has a reducing_gap, but no request is a JPEG that is "
+        f"decoded at a reduced scale: add one of at least {width} x {height} pixels, its tensor made with "
+        "`transform.decode`, or leave reducing_gap out"
+    )
 
 
 def _padding(recipe: Recipe, handler: Handler, requests: list[Request]) -> Iterator[str]:
