@@ -169,7 +169,7 @@ class _Server:
             self._watching = asyncio.get_running_loop().create_task(watch(self._registry))
         failures = dict(self._registry.failures)
         for version in self._registry.versions():
-            await version.pool.wait_ready(version.settings.min_workers, version.settings.startup_timeout)
+            await version.pool.wait_ready(version.least_workers, version.settings.startup_timeout)
         ready = [v for v in self._registry.versions() if v.is_ready]
         names = ", ".join(f"{v.model.name} {v.model.version}" for v in ready) or "none"
         logger.info("ready after %.2f s: %s", time.perf_counter() - started, names)
