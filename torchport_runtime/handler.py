@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -28,8 +28,10 @@ from torchport_runtime.requests.batching import Tensors, common_sizes, run_piece
 from torchport_runtime.requests.headers import RequestHeaders
 from torchport_runtime.requests.plain_rows import read_plain_rows, write_plain_rows
 from torchport_runtime.requests.request import Answer, InferenceRequest, error_answer
-from torchport_runtime.shadow.shadow import Shadow
 from torchport_runtime.signature import Signature
+
+if TYPE_CHECKING:
+    from torchport_runtime.shadow.shadow import Shadow
 
 logger = logging.getLogger(__name__)
 
@@ -140,6 +142,8 @@ class Handler:
             if options.shadow is not None:
                 logger.warning("shadow: %s is what serves: there is nothing to compare", options.backend)
             return
+        from torchport_runtime.shadow.shadow import Shadow
+
         self.shadow = Shadow(folder, self.signatures, options)
         for name, backend in self.backends.items():
             self.backends[name] = self.shadow.wrap(name, self.signatures[name], backend)

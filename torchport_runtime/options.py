@@ -16,12 +16,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from torchport_runtime.cores import available_cores
 from torchport_runtime.errors import BackendError
 from torchport_runtime.shadow_options import ShadowOptions
 from torchport_runtime.suggest import did_you_mean
@@ -169,11 +169,7 @@ class BackendOptions:
     @property
     def thread_count(self) -> int:
         """Number of threads of one inference; all available cores by default."""
-        if self.threads:
-            return self.threads
-        if hasattr(os, "sched_getaffinity"):
-            return len(os.sched_getaffinity(0))
-        return os.cpu_count() or 1
+        return self.threads or available_cores()
 
     @property
     def takes_gpu(self) -> bool:
@@ -238,10 +234,3 @@ class BackendOptions:
 def artifact_suffix(backend: str, precision: str) -> str:
     """Suffix of a graph's artifact: `.onnx`, `.int8.onnx`, `.bfloat16.pt2`."""
     return ARTIFACT_SUFFIX[backend] if precision == "float32" else f".{precision}{ARTIFACT_SUFFIX[backend]}"
-
-
-def available_cores() -> int:
-    """Number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -7,7 +7,6 @@ Exit codes: 0 done, 1 a check said no, 2 what was given is wrong.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +19,7 @@ from torchport.cli import stages, torchserve
 from torchport.cli.given_recipe import TAKES_PARAMETERS, given_recipe
 from torchport.cli.options import (
     CACHE,
+    HELP_OPTIONS,
     STORE,
     CacheOpt,
     ForceOpt,
@@ -35,9 +35,10 @@ from torchport.cli.options import (
 )
 from torchport.cli.quantize import quantize
 from torchport.cli.reload import reload, serving_hint
+from torchport.cli.reporting import reported_errors
 from torchport.cli.serve import serve
 from torchport.cli.tune import tune
-from torchport.errors import ArchiveError, TorchportError
+from torchport.errors import ArchiveError
 from torchport.store.folders import Store
 from torchport.version import __version__
 
@@ -45,7 +46,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=HELP_OPTIONS,
 )
 app.add_typer(torchserve.app, name="torchserve")
 app.command()(serve)
@@ -56,18 +57,8 @@ app.command(context_settings=TAKES_PARAMETERS)(tune)
 
 def main() -> None:
     """Run the command; an error of ours is one message on stderr and its exit code."""
-    try:
+    with reported_errors():
         app()
-    except TorchportError as err:
-        show.problem(str(err))
-        sys.exit(err.exit_code)
-    except OSError as err:
-        # A disk that is full or a folder that cannot be written, where no stage had a better word for it.
-        show.problem(f"{err.strerror or err}: {err.filename or ''}; stages write whole files or none")
-        sys.exit(2)
-    except KeyboardInterrupt:
-        show.problem("interrupted; what was finished is kept, and training goes on from its checkpoint")
-        sys.exit(130)
 
 
 def _print_version(wanted: bool) -> None:

@@ -28,3 +28,6 @@ PrecisionOpt = Annotated[
     typer.Option("--precision", help="float32, or float16, bfloat16, int8 where there are such graphs."),
 ]
 STORE, CACHE = Path("model_store"), Path(".cache")
+
+HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
+"""Typer's settings for every command."""

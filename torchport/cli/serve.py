@@ -1,14 +1,24 @@
-"""The command `torchport serve`."""
+"""The command `torchport serve`; `main` runs it without loading the other commands."""
 
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from torchport.cli.options import STORE, StoreOpt
+from torchport.cli.options import HELP_OPTIONS, STORE, StoreOpt
+from torchport.cli.reporting import reported_errors
+
+
+def main() -> None:
+    """Run `torchport serve` with the process's arguments."""
+    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, context_settings=HELP_OPTIONS)
+    app.command()(serve)
+    with reported_errors():
+        app(sys.argv[2:], prog_name="torchport serve")
 
 
 def serve(

@@ -21,7 +21,10 @@ Kind = tuple[str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration:
-    """How a model is served. `threads` 0 divides the cores among the workers."""
+    """How a model is served.
+
+    `threads` 0 divides the cores among the workers. `workers` 0 leaves their number to the server.
+    """
 
     backend: str
     precision: str
@@ -36,7 +39,7 @@ class Configuration:
             backend=recipe.ships[0],
             precision=recipe.options.precision,
             threads=recipe.options.threads,
-            workers=recipe.serving.workers,
+            workers=recipe.serving.workers or 0,
             batch_size=recipe.serving.batch_size,
         )
 
@@ -44,14 +47,14 @@ class Configuration:
     def kind(self) -> Kind:
         return self.backend, self.precision
 
-    def thread_count(self, cores: int) -> int:
-        """Threads of each worker on a machine with `cores` cores."""
-        return self.threads or max(1, cores // self.workers)
+    def on(self, cores: int) -> Configuration:
+        """The same with the threads and the workers that it has on a machine with `cores` cores."""
+        workers = self.workers or max(1, cores // (self.threads or 1))
+        return replace(self, workers=workers, threads=self.threads or max(1, cores // workers))
 
     def alike(self, other: Configuration, cores: int) -> bool:
         """Whether both run the same way on a machine with `cores` cores."""
-        mine, theirs = (replace(c, threads=c.thread_count(cores)) for c in (self, other))
-        return mine == theirs
+        return self.on(cores) == other.on(cores)
 
     def model_config(self, recipe: Recipe, shadow: str | None = None) -> dict[str, Any]:
         """The archive's `model-config.yaml`: TorchServe's keys and the `torchport:` block.
@@ -59,7 +62,9 @@ class Configuration:
         Raises:
             BackendError: a precision or a shadow that is not known, or that the backend does not have.
         """
-        serving = replace(recipe.serving, workers=self.workers, batch_size=self.batch_size).model_config()
+        serving = replace(
+            recipe.serving, workers=self.workers or None, batch_size=self.batch_size
+        ).model_config()
         options = replace(
             backend_options(recipe, self.backend),
             precision=self.precision,
@@ -74,5 +79,8 @@ class Configuration:
     def __str__(self) -> str:
         precision = "" if self.precision == "float32" else f" {self.precision}"
         threads = "all cores" if not self.threads else f"{self.threads} thread{'s'[: self.threads > 1]}"
-        workers = f"{self.workers} worker{'s'[: self.workers > 1]}"
-        return f"{self.backend}{precision}, {workers} of {threads}, batch {self.batch_size}"
+        workers = f"{self.workers} worker{'s'[: self.workers > 1]} of {threads}"
+        if not self.workers:
+            workers = "as many workers as fit the cores"
+            workers += f", of {threads}" if self.threads else ""
+        return f"{self.backend}{precision}, {workers}, batch {self.batch_size}"

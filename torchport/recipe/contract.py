@@ -87,13 +87,14 @@ class Serving:
     """How a server runs the model; becomes TorchServe's keys in `model-config.yaml`.
 
     Args:
-        workers: number of worker processes, minimum and maximum.
+        workers: number of worker processes, minimum and maximum. None: `torchport serve` chooses for its
+            machine, and TorchServe starts one.
         batch_size: maximum rows that a worker takes at once.
         max_batch_delay_ms: milliseconds that TorchServe waits for a batch to fill.
         response_timeout_s, startup_timeout_s: seconds after which a worker is restarted.
     """
 
-    workers: int = 1
+    workers: int | None = None
     batch_size: int = 8
     max_batch_delay_ms: int = 5
     response_timeout_s: int = 60
@@ -108,13 +109,19 @@ class Serving:
             ("startup_timeout_s", 1),
         ):
             value = getattr(self, name)
+            if name == "workers" and value is None:
+                continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"serving.{name} is {value!r}: a whole number of at least {least}")
 
-    def model_config(self) -> dict[str, int]:
+    def model_config(self) -> dict[str, int | str]:
+        workers = self.workers or 1
+        # A key of its own: TorchServe, and servers that do not know it, take the numbers.
+        chosen = {} if self.workers else {"torchport_workers": "auto"}
         return {
-            "minWorkers": self.workers,
-            "maxWorkers": self.workers,
+            "minWorkers": workers,
+            "maxWorkers": workers,
+            **chosen,
             "batchSize": self.batch_size,
             "maxBatchDelay": self.max_batch_delay_ms,
             "responseTimeout": self.response_timeout_s,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import importlib
 import logging
 import os
 import sys
@@ -20,19 +21,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torchport.errors import ServerError
 from torchport.server import logs
-from torchport.server.api.inference import InferenceApi
-from torchport.server.api.loop_lag import LoopLag
-from torchport.server.api.management import ManagementApi
-from torchport.server.api.metrics import MetricsApi
-from torchport.server.api.prometheus import ServerCollector
-from torchport.server.api.routing import by_address
 from torchport.server.api.tokens import Access
-from torchport.server.api.tracing import Tracing
-from torchport.server.http.body_memory import BodyMemory
+from torchport.server.http.addresses import require_free
 from torchport.server.http.event_loop import event_loop_factory
-from torchport.server.http.server import HttpServer
 from torchport.server.http.tls import tls_context
 from torchport.server.models.registry import Registry
 from torchport.server.models.snapshot import Snapshots, read_last
@@ -41,16 +33,16 @@ from torchport.server.models.statistics import RequestCounts
 from torchport.server.models.version import ModelVersion
 from torchport.server.models.watching import watch
 from torchport.server.models.work_folder import WorkFolder
-from torchport.server.settings.address import Address
 from torchport.server.settings.settings import ServerSettings
 from torchport.server.signals import Signals
 from torchport.server.wire import MetricValue
 from torchport.store.files import write_json
 from torchport.version import __version__
-from torchport_runtime.backends.backend import cuda_device_count
+from torchport_runtime.backends.cuda import cuda_device_count
 
 if TYPE_CHECKING:
-    from torchport.server.grpc.server import GrpcServers
+    from torchport.server.api.tracing import Tracing
+    from torchport.server.listeners import Listeners
 
 logger = logging.getLogger(__name__)
 
@@ -124,8 +116,8 @@ class _Server:
         self._start = start
         self._access = Access(settings)
         self._tls = tls_context(settings)
-        self._tracing = Tracing() if settings.opentelemetry else None
-        self._counts = counts = RequestCounts()
+        self._tracing = _tracing() if settings.opentelemetry else None
+        self._counts = RequestCounts()
         gpus = cuda_device_count()
         if settings.number_of_gpu is not None:
             gpus = min(gpus, settings.number_of_gpu)
@@ -137,21 +129,14 @@ class _Server:
             samples_taken=self._add_samples,
             work=work,
         )
-        self._collector = ServerCollector(
-            self._registry, counts, system_metrics=not settings.disable_system_metrics
-        )
         self._snapshots = Snapshots(run_folder / "config", self._registry)
-        self._inference = InferenceApi(settings, self._access, counts, self._registry, self._tracing)
-        self._management = ManagementApi(settings, self._access, counts, self._registry)
-        self._loop_lag = LoopLag()
-        self._metrics = MetricsApi(settings, self._access, counts, self._collector, self._loop_lag)
-        self._memory = BodyMemory(settings.request_memory)
         self._signals = Signals(begun=self._begin_ending, left=self._remove_record)
         self._threads = ThreadPoolExecutor(thread_name_prefix="server")
         self._is_closing = False
         """Whether models are being removed because the server ends."""
-        self._servers: list[HttpServer] = []
-        self._grpc: GrpcServers | None = None
+        self._listeners: Listeners | None = None
+        """None until the process has imported them: no request can come before."""
+        self._loading: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._is_restored = False
         """Whether every model of the last snapshot has been registered or has failed."""
@@ -159,21 +144,19 @@ class _Server:
         """The content of `server.json`, for the process that started the server."""
 
     async def run(self) -> int:
-        asyncio.get_running_loop().set_default_executor(self._threads)
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(self._threads)
         self._signals.listen(self.settings.drain_time + self.settings.shutdown_timeout + 10)
-        self._loop_lag.start()
         if self._access.enabled:
             logger.info("tokens are on: the keys are in %s", self._access.path)
         try:
+            require_free(self.settings.http_addresses)
+            # First of all: their workers load the models while this process imports the APIs.
+            self._loading = loop.create_task(self._load())
+            self._loading.add_done_callback(_tell_failure)
             await self._listen()
-            loading = asyncio.get_running_loop().create_task(self._load())
-            loading.add_done_callback(_tell_failure)
-            await self._start_grpc()
             self._announce()
             await self._signals.received.wait()
-            loading.cancel()
-            if self._watching is not None:
-                self._watching.cancel()
         finally:
             await self._end()
         return 0
@@ -187,7 +170,7 @@ class _Server:
             self._watching = asyncio.get_running_loop().create_task(watch(self._registry))
         failures = dict(self._registry.failures)
         for version in self._registry.versions():
-            await version.pool.wait_ready(version.settings.min_workers, version.settings.startup_timeout)
+            await version.pool.wait_ready(version.least_workers, version.settings.startup_timeout)
         ready = [v for v in self._registry.versions() if v.is_ready]
         names = ", ".join(f"{v.model.name} {v.model.version}" for v in ready) or "none"
         logger.info("ready after %.2f s: %s", time.perf_counter() - started, names)
@@ -202,52 +185,36 @@ class _Server:
         gc.freeze()  # What is there now stays: no collection needs to look at it again.
 
     async def _listen(self) -> None:
-        apis = (self._inference, self._management, self._metrics)
-        for address, handle in by_address(self.settings.http_addresses, apis):
-            tls = self._tls if address.scheme == "https" else None
-            server = HttpServer(handle, address.host, address.port, self.settings, tls, self._memory)
-            try:
-                await server.start()
-            except OSError as err:
-                raise ServerError(
-                    f"cannot listen on {address}: {err.strerror or err}: stop what listens there, or choose "
-                    "another with --port"
-                ) from err
-            self._servers.append(server)
+        # In a thread, so that the event loop can start workers meanwhile.
+        await asyncio.to_thread(importlib.import_module, "torchport.server.listeners")
+        from torchport.server.listeners import Listeners
 
-    async def _start_grpc(self) -> None:
-        if not self.settings.enable_grpc:
-            return
-        from torchport.server.grpc.server import GrpcServers
-
-        self._grpc = GrpcServers(self.settings, self._access, self._registry, self._counts, self._memory)
-        await self._grpc.start()
+        self._listeners = Listeners(
+            self.settings,
+            self._access,
+            self._registry,
+            self._counts,
+            tls=self._tls,
+            tracing=self._tracing,
+        )
+        await self._listeners.listen()
 
     def _announce(self) -> None:
         """Write the addresses into the log and into `server.json`."""
-        servers, known = iter(self._servers), dict[Address, str]()
-        urls = []
-        for address in self.settings.http_addresses:
-            if not address.port or address not in known:
-                known[address] = next(servers).url
-            urls.append(known[address])
-        inference, management, metrics = urls
+        assert self._listeners is not None
+        addresses = self._listeners.addresses()
         self._record |= {
             "pid": os.getpid(),
             "version": __version__,
-            "inference": inference,
-            "management": management,
-            "metrics": metrics,
+            **addresses,
             "store": str(self.settings.model_store.resolve()),
             "watches": self.settings.watch_store,
         }
-        if self._grpc is not None:
-            self._record |= {
-                "grpc_inference": self._grpc.inference_port,
-                "grpc_management": self._grpc.management_port,
-            }
         write_json(self._run_folder / "server.json", self._record)
-        logger.info("inference %s, management %s, metrics %s", inference, management, metrics)
+        logger.info(
+            "inference %s, management %s, metrics %s",
+            *(addresses[name] for name in ("inference", "management", "metrics")),
+        )
 
     def _save_snapshot(self) -> None:
         # Not before all is there again: a server that is killed meanwhile must not have forgotten the rest.
@@ -258,27 +225,30 @@ class _Server:
         await self._snapshots.written()
 
     def _add_samples(self, version: ModelVersion, samples: list[MetricValue]) -> None:
-        self._collector.add_samples(version, samples)
+        if self._listeners is not None:
+            self._listeners.add_samples(version, samples)
 
     # The end.
 
     def _begin_ending(self) -> None:
         """Turn health checks to 503 and let clients go; listen and answer as before."""
         self._registry.draining = True
-        for server in self._servers:
-            server.begin_ending()
+        if self._listeners is not None:
+            self._listeners.begin_ending()
 
     async def _end(self) -> None:
         """Listen for the drain time, answer what was taken, then stop and clean up."""
+        for task in (self._loading, self._watching):
+            if task is not None:
+                task.cancel()
         self._begin_ending()
         if self._signals.received.is_set():
             # Who sends requests here may not have heard yet that it must not.
             await asyncio.sleep(self.settings.drain_time)
         limit = self.settings.shutdown_timeout
-        loop = asyncio.get_running_loop()
-        ending = [loop.create_task(server.end()) for server in self._servers]
-        if self._grpc is not None:
-            ending.append(loop.create_task(self._grpc.stop(limit + WORKERS_END_S + REFUSALS_S)))
+        ending = []
+        if self._listeners is not None:
+            ending = self._listeners.ending(limit + WORKERS_END_S + REFUSALS_S)
         _, late = await asyncio.wait(ending, timeout=limit) if ending else (set(), set())
         self._is_closing = True
         self._remove_record()
@@ -291,8 +261,8 @@ class _Server:
                 await self._registry.close(0.0 if late else WORKERS_END_S)
         if late:
             await asyncio.wait(late, timeout=REFUSALS_S)
-        for server in self._servers:
-            server.close()
+        if self._listeners is not None:
+            self._listeners.close()
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.close)
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -300,6 +270,12 @@ class _Server:
 
     def _remove_record(self) -> None:
         (self._run_folder / "server.json").unlink(missing_ok=True)
+
+
+def _tracing() -> Tracing:
+    from torchport.server.api.tracing import Tracing
+
+    return Tracing()
 
 
 def _tell_failure(task: asyncio.Task[None]) -> None:

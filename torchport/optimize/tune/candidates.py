@@ -26,7 +26,8 @@ from torchport.recipe.variants import INT8, wanted_variants
 from torchport.store.folders import BuildFolder
 from torchport.store.variants import Variant, has_passed
 from torchport.verify.devices import usable_devices
-from torchport_runtime.options import ARTIFACT_SUFFIX, HALF_PRECISIONS, PRECISIONS, available_cores
+from torchport_runtime.cores import available_cores
+from torchport_runtime.options import ARTIFACT_SUFFIX, HALF_PRECISIONS, PRECISIONS
 from torchport_runtime.suggest import did_you_mean
 
 

@@ -23,6 +23,7 @@ from torchport.recipe.shipped import packaged_folder
 from torchport.store.folders import Store
 from torchport.targets import torchport_serve
 from torchport.targets.guard import guard
+from torchport_runtime.cores import available_cores
 from torchport_runtime.options import ARTIFACT_SUFFIX
 
 
@@ -61,6 +62,8 @@ class Bench:
         Raises:
             ServerError: it does not start, or gives no answers.
         """
+        # A number, not the server's choice: all of the workers are ready before anything is measured.
+        configuration = configuration.on(available_cores())
         self._write_archive(configuration)
         with torchport_serve.start(
             self.store,

@@ -14,7 +14,7 @@ import re
 import secrets
 import time
 from collections.abc import Coroutine, Iterable, Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import count
 from typing import Any
 from urllib.parse import parse_qsl, unquote
@@ -180,7 +180,7 @@ class Api:
     ) -> None:
         self.settings, self.counts = settings, counts
         self._access = access
-        self._description = Reply.of_json(description)
+        self._described = description
         pairs = (
             (b"access-control-allow-origin", settings.cors_allowed_origin),
             (b"access-control-allow-methods", settings.cors_allowed_methods),
@@ -203,6 +203,11 @@ class Api:
             request.allow("OPTIONS")
             return self._description
         return self._description if request.segments == ("api-description",) else None
+
+    @cached_property
+    def _description(self) -> Reply:
+        # Written when it is asked for: most servers never are, and all would start later by it.
+        return Reply.of_json(self._described)
 
     def __call__(self, http: HttpRequest) -> None:
         request = Request(http)

@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import msgspec
-import psutil
 
 from torchport.child_process import how_it_ended
 from torchport.server.dispatch.arena import Arena
@@ -111,6 +110,8 @@ class WorkerHost(asyncio.Protocol):
 
     def resident_bytes(self) -> int:
         """Current resident memory of the process in bytes; 0 if ended."""
+        import psutil
+
         try:
             return int(psutil.Process(self.pid).memory_info().rss) if self.pid else 0
         except psutil.Error:

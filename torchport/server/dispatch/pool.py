@@ -63,6 +63,7 @@ class WorkerPool:
         spec_for: the spec of a worker for a wanted number of workers, on which its threads depend.
         recycle_after: number of requests after which a worker is replaced; 0: never.
         recycle_above: resident bytes above which a worker is replaced; 0: never.
+        first_alone: whether the first worker starts alone, and the others once it is ready.
     """
 
     def __init__(
@@ -73,9 +74,11 @@ class WorkerPool:
         hosts: SharedHosts,
         recycle_after: int = 0,
         recycle_above: int = 0,
+        first_alone: bool = False,
     ) -> None:
         self._spec_for, self._observer, self._hosts = spec_for, observer, hosts
         self._recycle_after, self._recycle_above = recycle_after, recycle_above
+        self._first_alone = first_alone
         self.wanted = 0
         self.workers: list[WorkerProcess] = []
         self.failure = ""
@@ -172,7 +175,9 @@ class WorkerPool:
     def _settle(self) -> None:
         """Start or stop workers towards `wanted`; called at each change."""
         alive = self._alive()
-        for _ in range(self.wanted - len(alive)):
+        # It answers sooner with the cores to itself, and a model that cannot be loaded fails once.
+        wanted = min(self.wanted, 1) if self._first_alone and not self.has_been_ready else self.wanted
+        for _ in range(wanted - len(alive)):
             if self._retry is not None:
                 break
             self._start()

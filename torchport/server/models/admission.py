@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 
 from torchport.archive.contents import ArchiveContents
-from torchport.archive.local_record import require_local_parity
 from torchport.errors import BackendError
 from torchport.server.errors import ArchiveRefused
 from torchport.server.settings.settings import ServerSettings
@@ -45,6 +44,8 @@ def require_trusted(contents: ArchiveContents, settings: ServerSettings) -> bool
         raise ArchiveRefused(f"{name}: {err}") from err
     _require_carried(contents, options)
     if settings.require_local_parity:
+        from torchport.archive.local_record import require_local_parity
+
         _require_provable(name, own, options)
         require_local_parity(contents.path, options.backend, options.precision, options.device)
     if settings.require_goals:

@@ -100,7 +100,10 @@ def _require_range(name: str, value: int | None) -> None:
 
 
 async def register(registry: Registry, registration: Registration) -> Outcome:
-    """Load an archive. Without `initial_workers`, the server's `default_workers_per_model` start.
+    """Load an archive.
+
+    Without `initial_workers`, its workers are the archive's, or the server's `default_workers_per_model`. If
+    neither says, there are none, as on TorchServe.
 
     Raises:
         InvalidRequest: the URL is missing, or a number is out of its range.
@@ -110,9 +113,7 @@ async def register(registry: Registry, registration: Registration) -> Outcome:
         raise InvalidRequest("Parameter url is required.")
     for name in ("initial_workers", "batch_size", "max_batch_delay", "response_timeout", "startup_timeout"):
         _require_range(name, getattr(registration, name))
-    if registration.initial_workers is None:
-        workers = registry.settings.default_workers_per_model or 0
-        registration = replace(registration, initial_workers=workers)
+    registration = replace(registration, fallback_workers=0)
     identity = registry.known.identity(registry.settings.model_store, registration.url)
     outcome = await registry.register(registration)
     registry.known.note(registration.url, identity)

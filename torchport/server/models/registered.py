@@ -98,7 +98,7 @@ class RegisteredModels:
         return (
             not self.is_starting
             and not self._all_failed
-            and all(len(version.pool.ready) >= version.settings.min_workers for version in self._defaults())
+            and all(len(version.pool.ready) >= version.least_workers for version in self._defaults())
         )
 
     @property

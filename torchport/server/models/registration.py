@@ -11,7 +11,11 @@ from torchport.server.models.version import ModelVersion
 
 @dataclass(frozen=True, kw_only=True)
 class Registration:
-    """A request to register a model. None leaves a setting to the archive and the server."""
+    """A request to register a model. None leaves a setting to the archive and the server.
+
+    `fallback_workers` is the number of workers if neither this nor the archive nor the operator says; None:
+    the server chooses.
+    """
 
     url: str
     model_name: str | None = None
@@ -21,6 +25,7 @@ class Registration:
     response_timeout: int | None = None
     startup_timeout: int | None = None
     initial_workers: int | None = None
+    fallback_workers: int | None = None
     synchronous: bool = True
     at_startup: bool = False
 

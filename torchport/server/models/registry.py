@@ -25,9 +25,9 @@ from torchport.server.errors import (
     ServiceUnavailable,
 )
 from torchport.server.models.known_archives import KnownArchives
+from torchport.server.models.new_version import settings_of_new
 from torchport.server.models.registered import RegisteredModels
 from torchport.server.models.registration import Model, Outcome, Progress, Registration
-from torchport.server.models.settings import model_settings
 from torchport.server.models.statistics import ModelStatistics, RouteStatistics
 from torchport.server.models.unpacked import UnpackedModel
 from torchport.server.models.unpacking import unpack
@@ -37,7 +37,6 @@ from torchport.server.models.worker_spec import WorkerDefaults
 from torchport.server.settings.settings import ServerSettings
 from torchport.server.wire import MetricValue
 from torchport.store.folders import version_key
-from torchport_runtime.options import available_cores
 
 logger = logging.getLogger(__name__)
 
@@ -87,14 +86,6 @@ class Registry(RegisteredModels):
         self._changes: set[asyncio.Task[Any]] = set()
         """Changes that have begun: they go on to their end, even if the one who asked leaves."""
         self._is_closed = False
-
-    @property
-    def default_workers(self) -> int:
-        """Number of workers of a model loaded at startup whose config gives none.
-
-        As on TorchServe, it is one for each device, or for each core without devices.
-        """
-        return self.settings.default_workers_per_model or self._worker_defaults.gpus or available_cores()
 
     def _taken_gpus(self) -> list[int]:
         return [gpu for version in self.serving() for gpu in version.gpus]
@@ -171,7 +162,8 @@ class Registry(RegisteredModels):
     async def _replace(self, old: ModelVersion) -> None:
         name, number = old.model.name, old.model.version
         handler = old.model.handler if old.model.handler_given else None
-        asked = Registration(url=old.model.url, model_name=name, handler=handler)
+        workers = old.settings.min_workers
+        asked = Registration(url=old.model.url, model_name=name, handler=handler, initial_workers=workers)
         unpacked = await self._unpack(asked)
         try:
             if unpacked.version != number:
@@ -216,19 +208,9 @@ class Registry(RegisteredModels):
         model = self.models.get(name)
         if model is not None and number in model.versions:
             raise Conflict(f"Model version {number} is already registered for model {name}")
-        known = self.settings.models.get(name, {})
-        settings = model_settings(
-            unpacked.config,
-            self.settings,
-            asked={
-                "batch_size": asked.batch_size,
-                "max_batch_delay": asked.max_batch_delay,
-                "response_timeout": asked.response_timeout,
-                "startup_timeout": asked.startup_timeout,
-                "min_workers": asked.initial_workers,
-                "max_workers": asked.initial_workers,
-            },
-            known=known.get(number, {}) if isinstance(known, dict) else {},
+        planned = sum(version.planned_bytes for version in self.versions())
+        settings, choice = settings_of_new(
+            unpacked, asked, self.settings, gpus=self._worker_defaults.gpus, planned=planned
         )
         version = ModelVersion(
             unpacked,
@@ -239,6 +221,7 @@ class Registry(RegisteredModels):
             taken_gpus=self._taken_gpus,
             samples_taken=self._samples_taken,
             loaded_at_startup=asked.at_startup,
+            workers_chosen=choice is not None,
         )
         model = self.models.setdefault(name, Model(self.routes.setdefault(name, {})))
         model.versions[number] = version

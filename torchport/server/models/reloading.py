@@ -94,7 +94,7 @@ def require_no_failure(reloaded: Reloaded) -> Reloaded:
 
 def _asked(registry: Registry, names: Sequence[str]) -> list[Registration]:
     if not names:
-        return startup_registrations(registry.settings, registry.default_workers)
+        return startup_registrations(registry.settings)
     store = registry.settings.model_store
     for name in names:
         if "://" in name:
@@ -102,7 +102,7 @@ def _asked(registry: Registry, names: Sequence[str]) -> list[Registration]:
         if not named_archives(name, store) and name not in registry.models:
             raise ArchiveNotFound(missing_archive(name, store))
     settings = replace(registry.settings, load_models=",".join(names))
-    found = startup_registrations(settings, registry.default_workers)
+    found = startup_registrations(settings)
     return [entry for entry in found if entry.url not in registry.models]
 
 

@@ -18,7 +18,7 @@ from torchport.server.errors import ArchiveRefused
 from torchport.server.models.semantics import require_known_semantics
 from torchport.server.settings.checks import MAX_WORKERS
 from torchport.server.settings.settings import ServerSettings
-from torchport_runtime.options import available_cores
+from torchport_runtime.cores import available_cores
 from torchport_runtime.suggest import did_you_mean
 
 logger = logging.getLogger(__name__)

@@ -80,7 +80,7 @@ async def _load(registry: Registry, settings: ServerSettings, start: Start) -> N
     if settings.model_snapshot is not None:
         await _restore(registry, settings.model_snapshot)
         return
-    asked = startup_registrations(settings, registry.default_workers)
+    asked = startup_registrations(settings)
     if start.last is None:
         await _register_all(registry, asked)
         _choose_defaults(registry, start)
@@ -103,18 +103,15 @@ async def _load(registry: Registry, settings: ServerSettings, start: Start) -> N
         logger.warning("nothing is served: %s", _why_nothing(settings))
 
 
-def startup_registrations(settings: ServerSettings, workers: int) -> list[Registration]:
+def startup_registrations(settings: ServerSettings) -> list[Registration]:
     """The registrations that the setting `load_models` asks for.
 
-    `load_models` is `all`, `none`, or a list of `NAME`, `NAME@VERSION`, `FILE` and `AS=` one of these. Each
-    model gets `workers` workers, unless its archive's config names another number. A name without an archive
-    is a registration that will fail.
+    `load_models` is `all`, `none`, or a list of `NAME`, `NAME@VERSION`, `FILE` and `AS=` one of these. A name
+    without an archive is a registration that will fail.
     """
 
     def entry(url: str, name: str | None = None) -> Registration:
-        return Registration(
-            url=url, model_name=name, initial_workers=workers, synchronous=False, at_startup=True
-        )
+        return Registration(url=url, model_name=name, synchronous=False, at_startup=True)
 
     store = settings.model_store
     if is_list(settings.load_models):

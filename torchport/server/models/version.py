@@ -26,6 +26,7 @@ from torchport.server.models.life import Life, life_of
 from torchport.server.models.settings import ModelSettings
 from torchport.server.models.statistics import ModelStatistics, RouteStatistics
 from torchport.server.models.unpacked import UnpackedModel
+from torchport.server.models.worker_count import worker_bytes
 from torchport.server.models.worker_spec import WorkerDefaults, next_gpu, worker_spec
 from torchport.server.wire import InferRow, MetricValue, Row
 
@@ -43,7 +44,8 @@ class ModelVersion:
     """A registered version.
 
     `samples_taken` gets the values of the handler's own metrics; `taken_gpus` gives the devices of all
-    workers of the server, one entry for each worker.
+    workers of the server, one entry for each worker. `workers_chosen` is whether the number of workers is the
+    server's own choice.
     """
 
     def __init__(
@@ -57,11 +59,13 @@ class ModelVersion:
         taken_gpus: Callable[[], list[int]] = list,
         samples_taken: Callable[[ModelVersion, list[MetricValue]], None] = lambda version, samples: None,
         loaded_at_startup: bool = False,
+        workers_chosen: bool = False,
     ) -> None:
         self.model, self.settings = model, settings
         self.statistics = statistics
         self.queue = BatchQueue(settings.job_queue_size)
         self.loaded_at_startup = loaded_at_startup
+        self._workers_chosen = workers_chosen
         self.in_flight = 0
         self._closing = False
         self._unready: asyncio.TimerHandle | None = None
@@ -78,6 +82,7 @@ class ModelVersion:
             hosts=hosts,
             recycle_after=settings.recycle_after_requests,
             recycle_above=settings.recycle_above_mb << 20,
+            first_alone=workers_chosen,
         )
 
     # Asking.
@@ -303,6 +308,7 @@ class ModelVersion:
         """Change the number of workers; nothing changes once the version leaves."""
         if self._closing:
             return
+        self._workers_chosen = False
         self.settings = self.settings.with_workers(least, most)
         self.pool.scale(least)
 
@@ -339,6 +345,20 @@ class ModelVersion:
     def life(self) -> Life:
         """How far the version has come."""
         return life_of(self.pool, is_leaving=self._closing)
+
+    @property
+    def least_workers(self) -> int:
+        """Number of ready workers with which the version is healthy.
+
+        It is the minimum that the archive or the operator asks for, and one of those that the server chose.
+        """
+        least = self.settings.min_workers
+        return min(least, 1) if self._workers_chosen else least
+
+    @property
+    def planned_bytes(self) -> int:
+        """Estimated memory of the workers that are wanted and not ready."""
+        return worker_bytes(self.model) * max(0, self.settings.min_workers - len(self.pool.ready))
 
     @property
     def is_ready(self) -> bool:

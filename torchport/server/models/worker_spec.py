@@ -17,7 +17,7 @@ from torchport.server.models.settings import ModelSettings
 from torchport.server.models.unpacked import UnpackedModel
 from torchport.server.settings.settings import ServerSettings
 from torchport.server.wire import Load
-from torchport_runtime.options import available_cores
+from torchport_runtime.cores import available_cores
 
 
 @dataclass(frozen=True, kw_only=True)
