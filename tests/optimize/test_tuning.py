@@ -31,12 +31,17 @@ from torchport.store.serving_record import read_records
 from torchport.targets.checking import check
 from torchport.verify.verifying import verify
 
+ONE_WORKER = textwrap.dedent(TINY).replace("import Recipe", "import Recipe, Serving") + (
+    "    serving = Serving(workers=1)\n"
+)
+"""The recipe whose default is `DEFAULT`; without a number, the server chooses."""
+
 
 @pytest.fixture(scope="module")
 def road(tmp_path_factory):
     """A recipe, trained, exported and proven once: that takes seconds."""
     folder = tmp_path_factory.mktemp("tuned")
-    (folder / "tiny_recipe.py").write_text(textwrap.dedent(TINY), encoding="utf-8")
+    (folder / "tiny_recipe.py").write_text(ONE_WORKER, encoding="utf-8")
     run_stages(load_recipe(folder / "tiny_recipe.py"), Store(folder))
     return folder
 
@@ -60,6 +65,16 @@ def test_candidates_are_what_the_archive_ships_and_is_proven(proven):
     assert not any(c.alike(found.default, 4) for c in found.shapes)
     assert len(set(found.shapes)) == len(found.shapes)
     assert found.batch_sizes == [1, 2, 4, 8, 16, 32]
+
+
+def test_a_default_that_leaves_its_workers_to_the_server_is_not_measured_twice(built):
+    recipe, folder = built()
+    verify(recipe, folder)
+    found = candidates(recipe, folder, cores=4)
+    assert found.default == replace(DEFAULT, workers=0)
+    assert FOUR not in found.shapes
+    assert TWO in found.shapes
+    assert found.default.on(4) == FOUR
 
 
 def test_batches_are_no_larger_than_the_graph_takes(built):

@@ -20,9 +20,6 @@ import mmap
 import os
 import time
 from collections import deque
-from typing import Any
-
-import numpy as np
 
 from torchport.server.wire import LARGE, Place
 
@@ -36,12 +33,6 @@ KEEP_S = 5.0
 """Seconds that the memory of a free slot is kept for the next body."""
 
 TIDY_EVERY_S = 1.0
-
-
-class _Leased(np.ndarray):
-    """The bytes of a slot; each view of them, and each slice of a view, refers to it."""
-
-    lease: _Lease
 
 
 class _Lease:
@@ -67,7 +58,6 @@ class Arena:
         os.ftruncate(file, size)
         self.file, self.size = file, size
         self._memory = mmap.mmap(file, size)
-        self._base = _address(np.frombuffer(self._memory, np.uint8, 1))
         self.returned: deque[tuple[int, int]] = deque()
         self._free: dict[int, list[int]] = {}
         self._unused_since: dict[tuple[int, int], float] = {}
@@ -112,9 +102,10 @@ class Arena:
         self._leased += 1
         if self._tidying is None:
             self._tidying = asyncio.get_running_loop().call_later(TIDY_EVERY_S, self._tidy)
-        leased = np.frombuffer(self._memory, np.uint8, size, start).view(_Leased)
-        leased.lease = _Lease(self, (start, length))
-        return leased.data
+        # Not before there is a body: a server's first answer would wait for numpy.
+        from torchport.server.dispatch.leased import leased
+
+        return leased(self._memory, start, size, _Lease(self, (start, length)))
 
     def copied(self, data: bytes | bytearray | memoryview) -> memoryview | None:
         """A copy of the data in a slot; None if there is no room."""
@@ -127,10 +118,12 @@ class Arena:
         """Where workers find data that lie in this arena; None for others."""
         if not isinstance(data, memoryview):
             return None
-        lease = getattr(data.obj, "lease", None)
+        from torchport.server.dispatch.leased import address_of, lease_of
+
+        lease = lease_of(data)
         if not isinstance(lease, _Lease) or lease.arena is not self:
             return None
-        return Place(_address(np.frombuffer(data, np.uint8)) - self._base, len(data))
+        return Place(address_of(data) - address_of(self._memory), len(data))
 
     def close(self) -> None:
         """Lease no more. The memory goes with the last reference to it."""
@@ -176,7 +169,3 @@ def _trim_heap() -> None:
     """
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def _address(array: Any) -> int:
-    return int(array.__array_interface__["data"][0])
