@@ -46,6 +46,9 @@ def test_the_archives_own_runtime_is_used_and_ours_is_kept(linear_archive):
         assert sys.modules["torchport_runtime"] is torchport_runtime
         assert not issubclass(handler, torchport_runtime.Handler)
         assert handler.__mro__[1].__module__ == "torchport_runtime.handler"
+        for name in torchport_runtime.__all__:  # Whenever the handler asks for it.
+            assert getattr(model._runtime, name) is not getattr(torchport_runtime, name)
+        assert model._runtime.images is not torchport_runtime.images
     assert {n for n in sys.modules if n.startswith("torchport_runtime")} == {
         n for n in before if n.startswith("torchport_runtime")
     }

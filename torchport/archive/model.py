@@ -251,6 +251,8 @@ def _own_runtime(folder: Path) -> Iterator[ModuleType]:
         runtime = importlib.import_module(_RUNTIME)
         if Path(runtime.__file__ or "").parent.parent != folder:
             raise ArchiveError("the archive carries no torchport_runtime: package it again")
+        for name in getattr(runtime, "__all__", ()):
+            getattr(runtime, name)  # It imports what is asked for, and later it would find the library's own.
         yield runtime
     finally:
         sys.dont_write_bytecode = writes_byte_code
