@@ -40,14 +40,16 @@ def test_images_and_parameters(digits_archive):
 def test_the_archives_own_runtime_is_used_and_ours_is_kept(linear_archive):
     import torchport_runtime
 
+    ours = [getattr(torchport_runtime, name) for name in torchport_runtime.__all__]
     before = dict(sys.modules)
     with torchport.load(linear_archive) as model:
         handler = type(model._handler)
         assert sys.modules["torchport_runtime"] is torchport_runtime
         assert not issubclass(handler, torchport_runtime.Handler)
         assert handler.__mro__[1].__module__ == "torchport_runtime.handler"
-        for name in torchport_runtime.__all__:  # Whenever the handler asks for it.
-            assert getattr(model._runtime, name) is not getattr(torchport_runtime, name)
+        # Whenever the handler asks for it.
+        theirs = [getattr(model._runtime, name) for name in torchport_runtime.__all__]
+        assert not any(their is our for their, our in zip(theirs, ours, strict=True))
         assert model._runtime.images is not torchport_runtime.images
     assert {n for n in sys.modules if n.startswith("torchport_runtime")} == {
         n for n in before if n.startswith("torchport_runtime")
