@@ -79,11 +79,21 @@ class Row(msgspec.Struct, array_like=True):
     fields: list[Field]
 
 
+class DeclaredMetric(msgspec.Struct, array_like=True):
+    """A metric that a handler finds by its name, with its dimensions in their order."""
+
+    name: str
+    kind: str
+    unit: str
+    dimensions: list[str]
+
+
 class Load(msgspec.Struct, array_like=True, tag=1):
     """Load the model in `folder`.
 
     `gpu` is a device number, or None for the CPU. `shared`: whether other models may live in the same
-    process. `max_response_size` is the maximum length of an answer in bytes; 0: without limit.
+    process. `max_response_size` is the maximum length of an answer in bytes; 0: without limit. `metrics` are
+    those that the handler finds declared.
     """
 
     model: str
@@ -98,6 +108,7 @@ class Load(msgspec.Struct, array_like=True, tag=1):
     slot: int = 0
     shared: bool = False
     max_response_size: int = 0
+    metrics: list[DeclaredMetric] = []
 
 
 class Unload(msgspec.Struct, array_like=True, tag=4):

@@ -8,11 +8,10 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from torchport.server.api import handler_metrics
+from torchport.server.api.exposition import text_of
 from torchport.server.api.handler_metrics import SERIES_PER_MODEL, HandlerMetrics
 from torchport.server.wire import DROPPED, MetricValue
 
@@ -32,14 +31,13 @@ def value(name: str, kind: str = "counter", number: float = 1.0, **labels: str) 
 
 def shown(metrics: HandlerMetrics) -> dict[tuple[Any, ...], float]:
     """All samples by name and labels, read as strictly as Prometheus reads them."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(metrics)  # type: ignore[arg-type]
-    text = generate_latest(registry).decode()
+    text = text_of(metrics.collect())
     names = Counter(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))
     assert set(names.values()) == {1}, names
     samples = [
         (sample.name, *sorted((k, v) for k, v in sample.labels.items() if k != "Hostname"), sample.value)
-        for family in text_string_to_metric_families(text)
+        # The library would read another name for a counter than the one that is there.
+        for family in text_string_to_metric_families(text.replace(" counter\n", " untyped\n"))
         for sample in family.samples
     ]
     found = {tuple(parts): number for *parts, number in samples}
@@ -137,3 +135,25 @@ def test_what_a_worker_dropped_is_counted_too(metrics: HandlerMetrics) -> None:
 def test_the_host_is_the_servers_to_tell(metrics: HandlerMetrics) -> None:
     metrics.add("m", [value("a", Hostname="elsewhere"), value("a")])
     assert shown(metrics)[("a",)] == 2.0
+
+
+def test_labels_keep_the_order_in_which_they_first_came(metrics: HandlerMetrics) -> None:
+    metrics.add("m", [value("a", Part="x", ModelName="m", Level="Model")])
+    metrics.add("m", [value("a", Level="Model", Part="x", ModelName="m")])
+    assert 'a{Part="x",ModelName="m",Level="Model",Hostname="here"} 2.0\n' in text_of(metrics.collect())
+
+
+def test_orders_of_labels_that_are_never_shown_do_not_pile_up(
+    metrics: HandlerMetrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handler_metrics, "MANY_SERIES", 10)
+    monkeypatch.setattr(handler_metrics, "SERIES_PER_MODEL", 1)
+    metrics.add("m", [value("a", **{f"label{number}": "x"}) for number in range(1000)])
+    assert len(metrics._orders) <= 21
+
+
+def test_texts_are_escaped_and_families_selected(metrics: HandlerMetrics) -> None:
+    metrics.add("m", [value("a", Part='quoted "x"\nand \\'), value("b", "histogram", 3.0)])
+    text = text_of(metrics.collect(), only=["a", "b_count"])
+    assert 'a{Part="quoted \\"x\\"\\nand \\\\",Hostname="here"} 1.0\n' in text
+    assert re.findall(r"^(\w+)", text, re.MULTILINE) == ["a", "b_count"]

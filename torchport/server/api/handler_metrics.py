@@ -84,6 +84,8 @@ class HandlerMetrics:
         self._kinds: dict[str, str] = {}
         self._lines: set[str] = set()
         self._known: dict[tuple[str, str, tuple[tuple[str, str], ...]], Key] = {}
+        self._orders: dict[tuple[str, frozenset[str]], tuple[str, ...]] = {}
+        """The labels of a metric in the order in which they first came."""
         self._dropped: dict[tuple[str, str], float] = {}
         self._said: dict[str, set[tuple[str, str]]] = {}
 
@@ -176,8 +178,13 @@ class HandlerMetrics:
         for model in gone:
             del self._counts[model]
         self._known.clear()
+        self._forget_orders()
         self._kinds = {name: kind for name, kind, _, _ in self._values}
         self._lines = {line for name, kind in self._kinds.items() for line in _lines(name, kind)}
+
+    def _forget_orders(self) -> None:
+        """Forget those of which there are no series."""
+        self._orders = {(name, frozenset(labels)): labels for name, _, labels, _ in self._values}
 
     def _key(self, sample: MetricValue) -> Key:
         """The series of a value.
@@ -190,19 +197,25 @@ class HandlerMetrics:
             raise Refused("name", f"a name of 1 to {MAX_TEXT} characters is expected")
         if len(sample.labels) > MAX_LABELS:
             raise Refused("labels", f"{len(sample.labels)} labels: at most {MAX_LABELS} are expected")
-        labels = {"Hostname": self._host}
+        labels: dict[str, str] = {}
         for name, text in sample.labels:
             cleaned = _cleaned(_LABEL, name)
             if not name or cleaned.startswith("__") or (cleaned == "le" and kind == "histogram"):
                 raise Refused("labels", f"Prometheus knows no label {name[:80]!r}")
             if len(name) > MAX_TEXT or len(text) > MAX_TEXT:
                 raise Refused("labels", f"label {name[:80]!r} is longer than {MAX_TEXT} characters")
-            if cleaned in labels and cleaned != "Hostname":
+            if cleaned == "Hostname":
+                continue  # The host is the server's to tell.
+            if cleaned in labels:
                 raise Refused("labels", f"label {cleaned[:80]!r} comes twice")
-            # The host is the server's to tell.
-            labels.setdefault(cleaned, text)
-        names = tuple(sorted(labels))
-        return _cleaned(_NAME, sample.name), kind, names, tuple(labels[name] for name in names)
+            labels[cleaned] = text
+        labels["Hostname"] = self._host
+        metric = _cleaned(_NAME, sample.name)
+        # The same labels in another order are the same series.
+        if len(self._orders) > 2 * MANY_SERIES:
+            self._forget_orders()
+        names = self._orders.setdefault((metric, frozenset(labels)), tuple(labels))
+        return metric, kind, names, tuple(labels[name] for name in names)
 
     def _drop(self, model: str, sample: MetricValue, err: Refused) -> None:
         counted = (model, err.reason)

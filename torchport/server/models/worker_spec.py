@@ -7,7 +7,7 @@ worker_spec(model, settings, defaults, workers=2, gpu=gpu)
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,8 +15,9 @@ from torchport.server.dispatch.worker import WorkerSpec
 from torchport.server.models.restoring import restore
 from torchport.server.models.settings import ModelSettings
 from torchport.server.models.unpacked import UnpackedModel
+from torchport.server.settings.metrics_config import declared_metrics
 from torchport.server.settings.settings import ServerSettings
-from torchport.server.wire import Load
+from torchport.server.wire import DeclaredMetric, Load
 from torchport_runtime.cores import available_cores
 
 
@@ -25,7 +26,8 @@ class WorkerDefaults:
     """Settings of the server that hold for the workers of every model.
 
     `gpus` is the number of devices. Workers do not get the environment variables whose names match
-    `hidden_environment`, a regular expression. `max_response_size` is in bytes; 0: without limit.
+    `hidden_environment`, a regular expression. `max_response_size` is in bytes; 0: without limit. `metrics`
+    are those that handlers find declared.
     `restore` unpacks what is missing of a model's folder.
     """
 
@@ -34,17 +36,23 @@ class WorkerDefaults:
     limit_max_image_pixels: bool = True
     decode_input: bool = True
     max_response_size: int = 0
+    metrics: Sequence[DeclaredMetric] = ()
     restore: Callable[[UnpackedModel], None] = lambda model: None
 
     @classmethod
     def of(cls, server: ServerSettings, gpus: int) -> WorkerDefaults:
-        """The defaults of a server with this number of devices."""
+        """The defaults of a server with this number of devices.
+
+        Raises:
+            ServerError: the `metrics_config` cannot be read.
+        """
         return cls(
             gpus=gpus,
             hidden_environment=server.blacklist_env_vars,
             limit_max_image_pixels=server.limit_max_image_pixels,
             decode_input=server.decode_input_request,
             max_response_size=server.max_response_size,
+            metrics=declared_metrics(server.metrics_config),
             restore=partial(restore, settings=server),
         )
 
@@ -70,6 +78,7 @@ def worker_spec(
             limit_max_image_pixels=defaults.limit_max_image_pixels,
             decode_input=defaults.decode_input,
             max_response_size=defaults.max_response_size,
+            metrics=list(defaults.metrics),
         ),
         startup_timeout=settings.startup_timeout,
         response_timeout=settings.response_timeout,

@@ -20,7 +20,7 @@ _IGNORED_QUIETLY = frozenset(
     """
     number_of_netty_threads netty_client_threads prefer_direct_buffer use_native_io io_ratio async_logging
     initial_worker_port initial_distribution_port vmargs enable_envvars_config use_env_allowed_urls
-    metrics_mode metrics_config model_metrics_auto_detect model_server_home system_metrics_cmd
+    metrics_mode model_metrics_auto_detect model_server_home system_metrics_cmd
     metric_time_interval version tsConfigFile python workflow_store debug ts_open_inference_protocol
     grpc_inference_max_connection_age_ms grpc_management_max_connection_age_ms
     grpc_inference_max_connection_age_grace_ms grpc_management_max_connection_age_grace_ms

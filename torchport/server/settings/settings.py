@@ -129,6 +129,7 @@ class ServerSettings:
     certificate_file: Path | None = None
     private_key_file: Path | None = None
     client_ca_file: Path | None = None
+    metrics_config: Path | None = None
     allowed_hosts: tuple[str, ...] = ()
     insecure: bool = False
 

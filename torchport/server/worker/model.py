@@ -53,6 +53,8 @@ class LoadedModel:
         importlib.invalidate_caches()
         manifest = json.loads((folder / "MAR-INF" / "MANIFEST.json").read_text(encoding="utf-8"))
         metrics = Metrics(order.model)
+        for declared in order.metrics:
+            metrics.add_metric_to_cache(declared.name, declared.unit, declared.dimensions, declared.kind)
         context = Context(
             model_name=order.model,
             model_dir=str(folder),
