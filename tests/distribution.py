@@ -33,6 +33,7 @@ SECONDS = {
     "tests/runtime/test_shadow.py": 50,
     "tests/package/test_archive.py": 50,
     "tests/server/test_chaos.py": 50,
+    "tests/server/test_large_bodies.py": 50,
     "tests/server/grpc": 50,
     "tests/road/test_interruptions.py": 45,
     "tests/cli/test_cli.py": 40,
