@@ -58,6 +58,7 @@ def with_shadow(source, target, fraction, *, artifact=None, shared_worker=""):
             content = old.read(name)
             if name == "model-config.yaml":
                 config = yaml.safe_load(content)
+                config.pop("torchport_workers")  # One, whose shadow the tests look at.
                 # All of a processor: a machine that is busy with other tests is not to make these wait.
                 block = {"backend": "torchscript", "fraction": fraction, "share": 1}
                 config["torchport"]["shadow"] = block
