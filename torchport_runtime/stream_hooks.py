@@ -29,8 +29,8 @@ class StreamHooks:
     def stream(self, request: InferenceRequest) -> Iterator[Any]:
         """Yield the pieces of one request's answer: text, bytes or values for JSON.
 
-        Live requests take turns, a piece each; None is no piece. A generator whose client is gone is closed: it gets
-        `GeneratorExit` where it stands. Raise `BadRequest` before the first piece for a 4xx.
+        Live requests take turns, a piece each; None is no piece. A generator whose client is gone is closed:
+        it gets `GeneratorExit` where it stands. Raise `BadRequest` before the first piece for a 4xx.
         """
         raise NotImplementedError
 
