@@ -31,7 +31,8 @@ def stream_batch(handler: Streaming, data: Sequence[Mapping[str, Any]], context:
         now: dict[int, bytes] = {}
         for piece in pieces:
             _describe(piece, context)
-            if send is None or not rows or piece.status != 200:
+            is_end = not rows and _streams(piece.key, context)
+            if send is None or is_end or piece.status != 200:
                 last[piece.key] += piece.body
             else:
                 now[piece.key] = piece.body
@@ -39,17 +40,23 @@ def stream_batch(handler: Streaming, data: Sequence[Mapping[str, Any]], context:
             send(now, {index: context.request_ids[index] for index in now}, "", 200, context)
     if send is not None:
         for index in range(len(data)):
-            # TorchServe's gRPC ends a stream by this header only, also one of a single piece.
-            if context.get_response_headers(index).get(_NEXT) is None:
+            # TorchServe's gRPC ends a call by this header only, also one that has no pieces. Its REST takes
+            # the header for a later piece's. Every request by HTTP/1.1 names a host.
+            if not _streams(index, context) and "host" not in RequestHeaders(context, index):
                 context.set_response_header(index, _NEXT, "false")
     return last
+
+
+def _streams(index: int, context: Any) -> bool:
+    """Whether a piece of this row has been sent."""
+    return context.get_response_headers(index).get(_NEXT) is not None
 
 
 def _describe(piece: Piece, context: Any) -> None:
     if piece.status == 200:
         context.set_response_content_type(piece.key, piece.content_type)
         return
-    if context.get_response_headers(piece.key).get(_NEXT) is None:
+    if not _streams(piece.key, context):
         context.set_response_content_type(piece.key, piece.content_type)
         phrase = HTTPStatus(piece.status).phrase if piece.status in HTTPStatus._value2member_map_ else ""
         context.set_response_status(code=piece.status, phrase=phrase, idx=piece.key)

@@ -249,7 +249,7 @@ def step_generators(rows: Sequence[LiveRow], stream: Callable[[InferenceRequest]
 
 
 def whole_answers(handler: Streaming, requests: Sequence[InferenceRequest]) -> list[Answer]:
-    """The answers to requests, each with all of its pieces together."""
+    """The answers to requests, each with all of its pieces together, as text or bytes."""
     rows = LiveRows(handler)
     for index, request in enumerate(requests):
         rows.join(index, request.fields, request.headers)
@@ -259,7 +259,11 @@ def whole_answers(handler: Streaming, requests: Sequence[InferenceRequest]) -> l
         for piece in rows.step():
             bodies[piece.key].append(piece.body)
             if piece.is_last:
-                answers[piece.key] = Answer(b"".join(bodies[piece.key]), piece.content_type)
+                body = b"".join(bodies[piece.key])
+                is_text = piece.content_type.startswith("text/")
+                answers[piece.key] = Answer(
+                    body.decode("utf-8", "replace") if is_text else body, piece.content_type
+                )
             if piece.status != 200:
                 answers[piece.key] = Answer(json.loads(piece.body), piece.content_type, piece.status)
     return answers
