@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torchport_runtime.requests.request import Answer, InferenceRequest
     from torchport_runtime.requests.tensors import TensorRequest, run_tensors
     from torchport_runtime.signature import Signature, TensorSpec
+    from torchport_runtime.streaming import LiveRow
 
 # Imported when they are asked for: a worker answers sooner without the modules that its handler does not
 # use, and the library reads options and errors of this package where numpy would be imported for nothing.
@@ -38,6 +39,7 @@ _HOMES = {
     "Handler": "torchport_runtime.handler",
     "ImageTransform": "torchport_runtime.images",
     "InferenceRequest": "torchport_runtime.requests.request",
+    "LiveRow": "torchport_runtime.streaming",
     "Signature": "torchport_runtime.signature",
     "SignatureError": "torchport_runtime.errors",
     "TensorRequest": "torchport_runtime.requests.tensors",
@@ -63,6 +65,7 @@ __all__ = [
     "Handler",
     "ImageTransform",
     "InferenceRequest",
+    "LiveRow",
     "Signature",
     "SignatureError",
     "TensorRequest",

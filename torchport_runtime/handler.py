@@ -19,16 +19,17 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
 from torchport_runtime.backends.backend import Backend, open_backend
 from torchport_runtime.errors import BadRequest, SignatureError
 from torchport_runtime.options import BackendOptions
 from torchport_runtime.requests.batching import Tensors, common_sizes, run_pieces, run_together, split_rows
 from torchport_runtime.requests.headers import RequestHeaders
+from torchport_runtime.requests.json_text import json_text
 from torchport_runtime.requests.plain_rows import read_plain_rows, write_plain_rows
 from torchport_runtime.requests.request import Answer, InferenceRequest, error_answer
 from torchport_runtime.signature import Signature
+from torchport_runtime.stream_hooks import StreamHooks
+from torchport_runtime.streaming import whole_answers
 
 if TYPE_CHECKING:
     from torchport_runtime.shadow.shadow import Shadow
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class Handler:
+class Handler(StreamHooks):
     """Base class of handlers, with these attributes, which `initialize` sets:
 
     signatures: the graphs' signatures by name; `signature` is that of `main`.
@@ -52,6 +53,8 @@ class Handler:
     A subclass may set `decides`, what the numbers in its answers mean: "label" for scores of classes, of
     which the largest decides, "number" for the wanted values themselves. Verification compares decisions
     by it. Without it, an answer's structure says what is a decision.
+
+    A subclass that has `stream` or `step` streams its answers: see `StreamHooks`.
     """
 
     padding: ClassVar[Mapping[str, float]] = {}
@@ -176,6 +179,10 @@ class Handler:
         if self.shadow is not None:
             self.shadow.report(context.metrics)
         requests = [InferenceRequest(row, RequestHeaders(context, i)) for i, row in enumerate(data)]
+        if self.streams and not any(request.wants_explanation for request in requests):
+            from torchport_runtime.streamed_batch import stream_batch
+
+            return list(stream_batch(self, data, context))
         bodies = []
         for index, answer in enumerate(self.answer(requests)):
             body, answer = _serialise(answer)
@@ -186,7 +193,12 @@ class Handler:
         return bodies
 
     def answer(self, requests: Sequence[InferenceRequest]) -> list[Answer]:
-        """Answer every request; a bad one alone gets a 4xx."""
+        """Answer every request; a bad one alone gets a 4xx.
+
+        A streamed answer has all of its pieces together.
+        """
+        if self.streams and not any(request.wants_explanation for request in requests):
+            return whole_answers(self, requests)
         if len(requests) > 1:
             together = self._answer_together(requests)
             if together is not None:
@@ -305,24 +317,6 @@ def _serialise(answer: Answer) -> tuple[bytes, Answer]:
             return _serialise(error_answer(refusal))
         return _serialise(_fault("the handler's answer is nothing that JSON can say"))
     return text.encode("utf-8", "replace"), answer
-
-
-def json_text(value: Any) -> str:
-    """An answer as JSON text; numpy's numbers and arrays become JSON's.
-
-    Raises:
-        TypeError, ValueError, RecursionError: JSON cannot hold the value, such as NaN or Inf.
-    """
-    return _JSON.encode(value)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, (np.generic, np.ndarray)):
-        return value.tolist()
-    raise TypeError(f"{type(value).__name__} is nothing that JSON can say")
-
-
-_JSON = json.JSONEncoder(allow_nan=False, ensure_ascii=False, default=_plain)
 
 
 def _phrase(status: int) -> str:

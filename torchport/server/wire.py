@@ -2,7 +2,8 @@
 
 A frame is eight bytes of length (little-endian) and a MessagePack message. The front sends `Load` and
 then `Predict` or `Infer`, one at a time; the worker answers each with `Answered`, any number of
-`Partial`s before it. `slot` is the number of a model in the worker's process.
+`Partial`s before it. A model that streams takes `Join` and `Leave` at any time, and answers each `Join` with
+`Left`. `slot` is the number of a model in the worker's process.
 
     sock.sendall(encode_frame(Predict(slot=9000, batch=1, rows=[...])))
 """
@@ -125,6 +126,24 @@ class Predict(msgspec.Struct, array_like=True, tag=2):
     rows: list[Row]
 
 
+class Join(msgspec.Struct, array_like=True, tag=5):
+    """Stream the answer to one request, next to the rows that are live already.
+
+    `batch` is the row's number. The worker answers with `Partial`s and one `Left` of that number.
+    """
+
+    slot: int
+    batch: int
+    row: Row
+
+
+class Leave(msgspec.Struct, array_like=True, tag=6):
+    """Compute nothing more for a live row: its client is gone. The worker confirms it with `Left`."""
+
+    slot: int
+    batch: int
+
+
 class Tensor(msgspec.Struct, array_like=True):
     """A tensor in row-major, little-endian bytes; `dtype` is numpy's name, or "string".
 
@@ -187,12 +206,13 @@ class Loaded(msgspec.Struct, array_like=True, tag=11):
     """The model is loaded and warm.
 
     `description` names its backends, for the log. `signature` is JSON; empty if torchport did not make the
-    archive.
+    archive. `streams`: whether requests join it one by one.
     """
 
     slot: int
     description: Message
     signature: bytes
+    streams: bool = False
 
 
 class LoadFailed(msgspec.Struct, array_like=True, tag=12):
@@ -230,6 +250,16 @@ class Answered(msgspec.Struct, array_like=True, tag=14):
     kept: list[int] = []
 
 
+class Left(msgspec.Struct, array_like=True, tag=17):
+    """A live row has ended; `answer` has its last piece, or its error. It is sent once for each `Join`."""
+
+    slot: int
+    batch: int
+    answer: Answer
+    samples: list[MetricValue]
+    memory: int
+
+
 class Sampled(msgspec.Struct, array_like=True, tag=15):
     """Metrics of a handler between two batches, such as its shadow's."""
 
@@ -251,8 +281,8 @@ class Logged(msgspec.Struct, array_like=True, tag=16):
     requests: list[str] = []
 
 
-Order = Load | Unload | Predict | Infer
-Report = Loaded | LoadFailed | Partial | Answered | Sampled | Logged
+Order = Load | Unload | Predict | Infer | Join | Leave
+Report = Loaded | LoadFailed | Partial | Answered | Left | Sampled | Logged
 
 _encoder = msgspec.msgpack.Encoder()
 decode_order = msgspec.msgpack.Decoder(Order).decode

@@ -19,9 +19,13 @@ from torchport.server.wire import (
     Answer,
     Answered,
     Infer,
+    Join,
+    Leave,
+    Left,
     Load,
     Loaded,
     LoadFailed,
+    Partial,
     Predict,
     decode_order,
     encode_frame,
@@ -103,6 +107,8 @@ class ImaginedProcess:
         os.set_blocking(self._lifeline, False)
         self._buffer = bytearray()
         self.orders: list[Any] = []
+        self.rows: list[int] = []
+        """Live rows of a model that streams."""
         self._loop.processes.append(self)
 
     def notices(self) -> bool:
@@ -133,15 +139,27 @@ class ImaginedProcess:
         return True
 
     def work(self, *, can_load: bool) -> None:
-        """Do what the next order says."""
+        """Do what the next order says; without one, end a live row."""
         order = self.orders.pop(0) if self.orders else None
         if isinstance(order, Load) and can_load:
-            self._report(Loaded(order.slot, "imagined", b""))
+            self._slot = order.slot
+            self._report(Loaded(order.slot, "imagined", b"", order.model == "streaming"))
         elif isinstance(order, Load):
             self._report(LoadFailed(order.slot, "ValueError: it cannot", "a traceback"))
         elif isinstance(order, Predict | Infer):
             answers = [Answer(200, b"answered") for _ in order.rows]
             self._report(Answered(order.slot, order.batch, answers, [], 0))
+        elif isinstance(order, Join):
+            self.rows.append(order.batch)
+        elif self.rows and (order is None or (isinstance(order, Leave) and order.batch in self.rows)):
+            number = self.rows[0] if order is None else order.batch
+            self.rows.remove(number)
+            self._report(Left(self._slot, number, Answer(200, b"last"), [], 0))
+
+    def send_pieces(self) -> None:
+        """Make a step of the live rows: each sends a piece."""
+        for number in self.rows:
+            self._report(Partial(self._slot, number, 0, Answer(200, b"piece")))
 
     def _report(self, report: Any) -> None:
         try:

@@ -40,11 +40,13 @@ from torchport.server.models.registry import Registry
 from torchport.server.models.unpacked import UnpackedModel
 from torchport.server.models.version import ModelVersion
 from torchport.server.settings.settings import ServerSettings
-from torchport.server.wire import Answer, Row
+from torchport.server.wire import Answer, Join, Row
 from torchport.store.folders import version_key
 
-NAMES = strategies.sampled_from(["own", "shared"])
-"""Versions of `shared` live in one process."""
+NAMES = strategies.sampled_from(["own", "shared", "streaming"])
+"""Versions of `shared` live in one process. Rows join those of `streaming` one by one."""
+LIVE_ROWS = 3
+"""Maximum number of live rows of a worker of `streaming`."""
 NUMBERS = strategies.sampled_from(["1.0", "2.0"])
 WORKERS = strategies.sampled_from([1, 2, 3, 0])
 ANY = strategies.integers(0, 99)
@@ -61,17 +63,20 @@ async def at_once(function: Callable[[], object]) -> None:
 
 
 class Caller:
-    """Gets exactly one answer or error."""
-
-    is_gone = False
+    """Gets exactly one answer or error, or none once it is gone."""
 
     def __init__(self) -> None:
+        self.is_gone = False
         self.ends: list[object] = []
+        self.has_pieces = False
+        self.job: Job | None = None
 
     def answered(self, job: Job, answer: Answer) -> None:
         self.ends.append(answer)
 
-    def streamed(self, job: Job, piece: Answer) -> None: ...
+    def streamed(self, job: Job, piece: Answer) -> None:
+        assert not self.ends, "a piece after the end"
+        self.has_pieces = True
 
     def failed(self, job: Job, error: Exception) -> None:
         self.ends.append(error)
@@ -141,7 +146,11 @@ class LifeCycle(RuleBasedStateMachine):
             entry.since = self.loop.now
         folder = self.folder / url
         folder.mkdir()
-        shared = {"torchport_server": {"shared_worker": "process"}} if entry.name == "shared" else {}
+        shared: dict[str, Any] = {}
+        if entry.name == "shared":
+            shared = {"torchport_server": {"shared_worker": "process"}}
+        elif entry.name == "streaming":
+            shared = {"batchSize": LIVE_ROWS}
         return UnpackedModel(
             name=entry.name,
             version=entry.number,
@@ -223,12 +232,16 @@ class LifeCycle(RuleBasedStateMachine):
             assert isinstance(self.ask(change).exception(), ModelNotFound | ModelVersionNotFound)
 
     @precondition(lambda self: self.there)
-    @rule(which=ANY, count=strategies.integers(1, 4))
-    def predict(self, which: int, count: int) -> None:
+    @rule(
+        which=ANY,
+        count=strategies.integers(1, 4),
+        kind=strategies.sampled_from([Kind.PREDICT, Kind.PREDICT, Kind.EXPLAIN]),
+    )
+    def predict(self, which: int, count: int, kind: Kind) -> None:
         version = self.registry.find(self.one_that_is_there(which).name)
 
         async def submit(caller: Caller) -> None:
-            version.submit(Kind.PREDICT, Row("id", [], []), caller)
+            caller.job = version.submit(kind, Row("id", [], []), caller)
 
         for _ in range(count):
             caller = Caller()
@@ -237,6 +250,15 @@ class LifeCycle(RuleBasedStateMachine):
                 self.callers.append(caller)
             else:
                 assert isinstance(task.exception(), ServiceUnavailable | ModelRefused)
+
+    @precondition(lambda self: self.callers)
+    @rule(which=ANY)
+    def hang_up(self, which: int) -> None:
+        caller = self.callers[which % len(self.callers)]
+        caller.is_gone = True
+        assert caller.job is not None
+        caller.job.leave()
+        self.loop.settle()
 
     @precondition(lambda self: any(not task.done() for task in self.tasks))
     @rule(which=ANY)
@@ -268,6 +290,13 @@ class LifeCycle(RuleBasedStateMachine):
             while process.orders:
                 process.work(can_load=True)
             self.loop.settle()
+
+    @precondition(lambda self: any(process.rows for process in self.loop.processes))
+    @rule()
+    def stream(self) -> None:
+        for process in list(self.loop.processes):
+            process.send_pieces()
+        self.loop.settle()
 
     @precondition(lambda self: self.loop.processes)
     @rule(which=ANY, code=strategies.sampled_from([0, 1, -9]))
@@ -369,6 +398,16 @@ class LifeCycle(RuleBasedStateMachine):
                 assert ends_soon, "it serves nobody, and goes on"
 
     @invariant()
+    def live_rows_are_no_more_than_fit(self) -> None:
+        for process in self.loop.processes:
+            joining = [order for order in process.orders if isinstance(order, Join)]
+            assert len(process.rows) + len(joining) <= LIVE_ROWS
+        if hasattr(self, "registry"):
+            for version in self.registry.serving():
+                for worker in version.pool.workers:
+                    assert not worker._live.is_on_trial or len(worker._live) == 1, "it has company"
+
+    @invariant()
     def nobody_is_answered_twice(self) -> None:
         assert all(len(caller.ends) <= 1 for caller in self.callers)
 
@@ -403,7 +442,7 @@ class LifeCycle(RuleBasedStateMachine):
         for task in self.tasks:
             error = None if task.cancelled() else task.exception()
             assert error is None or isinstance(error, ApiError), repr(error)
-        assert all(len(caller.ends) == 1 for caller in self.callers), "a request was lost"
+        assert all(caller.ends or caller.is_gone for caller in self.callers), "a request was lost"
         assert not self.registry._changes
         kept = {entry.version.model.folder for entry in self.there.values() if entry.version is not None}
         assert set(self.folder.iterdir()) <= kept, "a folder of a removed version is left"

@@ -5,7 +5,8 @@
     host.send(member, Predict(...))      # member.take(report) follows, or member.host_gone(end)
 
 Most hosts have one member, a model's worker; several small models may share a host. The process gets one
-order at a time, from its members in turn. The process itself, its output and its end are `process.py`'s.
+order at a time, from its members in turn; rows of models that stream join and leave without being waited
+for. The process itself, its output and its end are `process.py`'s.
 Everything here runs on the front's event loop.
 """
 
@@ -33,6 +34,9 @@ from torchport.server.wire import (
     HEADER,
     MAX_FRAME,
     Answered,
+    Join,
+    Leave,
+    Left,
     Logged,
     Partial,
     Report,
@@ -212,15 +216,25 @@ class WorkerHost(asyncio.Protocol):
                 self._send_next()
 
     def send(self, member: Member, order: Any) -> None:
-        """Send an order once the process has answered the earlier ones."""
+        """Send an order once the process has answered the earlier ones.
+
+        Those that the process is not waited for are sent at once, if no order of the member waits.
+        """
+        waits = any(waiting is member for waiting, _ in self._waiting)
+        if isinstance(order, Join | Leave) and self._transport is not None and not waits:
+            self._write(order)
+            member.order_sent(order)
+            return
         self._waiting.append((member, order))
         self._send_next()
 
     def _send_next(self) -> None:
-        if self._current is None and self._waiting and self._transport is not None:
-            self._current, order = self._waiting.popleft()
+        while self._current is None and self._waiting and self._transport is not None:
+            member, order = self._waiting.popleft()
+            if not isinstance(order, Join | Leave):
+                self._current = member
             self._write(order)
-            self._current.order_sent(order)
+            member.order_sent(order)
 
     def _write(self, message: object) -> None:
         if self._transport is not None and not self._transport.is_closing():
@@ -262,7 +276,11 @@ class WorkerHost(asyncio.Protocol):
             log_report(report, self.name, self.pid)
             return
         member = self.members.get(report.slot)
-        if not isinstance(report, Partial | Sampled) and member is not None and member is self._current:
+        if (
+            not isinstance(report, Partial | Left | Sampled)
+            and member is not None
+            and member is self._current
+        ):
             # Others go first: a member that is never out of work must not keep them waiting.
             self._current = None
             self._send_next()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from enum import Enum
 from typing import Protocol
 
@@ -46,6 +47,8 @@ class Job:
 
     `alone` says that it goes to a worker by itself, because the batch that it was in cost a worker its
     life; `losses` counts the workers that died, or hung, while they had it. `route` counts the answer.
+    `leaving` tells the worker that has it as a live row to compute nothing more for it. `was_live`: whether
+    it has ever been such a row.
     """
 
     __slots__ = (
@@ -54,6 +57,7 @@ class Job:
         "enqueued",
         "is_done",
         "kind",
+        "leaving",
         "losses",
         "queued",
         "route",
@@ -61,6 +65,7 @@ class Job:
         "started",
         "streams",
         "timer",
+        "was_live",
     )
 
     def __init__(
@@ -70,7 +75,8 @@ class Job:
         self.enqueued = time.monotonic()
         self.started = self.enqueued
         self.timer: asyncio.TimerHandle | None = None
-        self.queued = self.alone = self.is_done = self.streams = False
+        self.queued = self.alone = self.is_done = self.streams = self.was_live = False
+        self.leaving: Callable[[], None] | None = None
         self.losses = 0
 
     def finish(self, answer: Answer) -> None:
@@ -95,7 +101,14 @@ class Job:
         """Drop the request: its client has disconnected."""
         self._is_first_end()
 
+    def leave(self) -> None:
+        """Note that the client is gone. A worker that streams to it stops; a queue finds out by itself."""
+        leaving, self.leaving = self.leaving, None
+        if leaving is not None:
+            leaving()
+
     def _is_first_end(self) -> bool:
+        self.leave()
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None

@@ -124,17 +124,27 @@ class WorkerPool:
         self._settle()
         self._tell_change()
 
-    def idle_worker(self) -> WorkerProcess | None:
-        """Take an idle worker; None while all are busy or starting."""
-        while self._idle:
+    def idle_worker(self, *, alone: bool = False) -> WorkerProcess | None:
+        """Take a worker that has room for a row; None while all are busy or starting.
+
+        Those that stream may have live rows already, unless `alone`.
+        """
+        for _ in range(len(self._idle)):
             worker = self._idle.popleft()
-            if worker.state is State.READY:
+            if worker.state is State.READY or (worker.room and not alone):
                 return worker
+            if worker.room:
+                self._idle.append(worker)
         return None
 
     def put_back(self, worker: WorkerProcess) -> None:
         """Return an idle worker that was not needed."""
         self._idle.appendleft(worker)
+
+    def note_room(self, worker: WorkerProcess) -> None:
+        """Put a worker behind the others that have room, if it has any."""
+        if worker.room and worker not in self._idle:
+            self._idle.append(worker)
 
     async def wait_ready(self, count: int | None, timeout: float) -> bool:
         """Whether `count` workers became ready within `timeout` seconds; None: as many as are wanted.
@@ -200,7 +210,7 @@ class WorkerPool:
         error = None if task.cancelled() else task.exception()
         if error is not None:
             worker.state, worker.failure = State.GONE, f"the process could not be started: {error}"
-            self.worker_gone(worker, [], worker.failure)
+            self.worker_gone(worker, [], [], worker.failure)
 
     def _replace_one(self) -> None:
         """Start a successor if all workers run and one is due.
@@ -236,8 +246,7 @@ class WorkerPool:
         self._observer.worker_free()
 
     def worker_answered(self, worker: WorkerProcess, jobs: list[Job], samples: list[MetricValue]) -> None:
-        if worker.state is State.READY:
-            self._idle.append(worker)
+        self.note_room(worker)
         self._observer.batch_done(jobs, samples)
         if (self._recycle_after or self._recycle_above) and self._is_due(worker, worker.spec):
             self._replace_one()
@@ -246,7 +255,11 @@ class WorkerPool:
     def worker_sampled(self, samples: list[MetricValue]) -> None:
         self._observer.sampled(samples)
 
-    def worker_gone(self, worker: WorkerProcess, jobs: list[Job], reason: str) -> None:
+    def worker_has_room(self, worker: WorkerProcess) -> None:
+        self.note_room(worker)
+        self._observer.worker_free()
+
+    def worker_gone(self, worker: WorkerProcess, begun: list[Job], unbegun: list[Job], reason: str) -> None:
         if worker in self.workers:
             self.workers.remove(worker)
         if worker is self._successor:
@@ -256,10 +269,10 @@ class WorkerPool:
             self._observer.worker_lost()
             if not worker.loaded and self.wanted:
                 self._start_failed(worker, reason)
-        if jobs and not worker.had_begun:
-            self._observer.batch_returned(jobs)
-        elif jobs:
-            self._observer.batch_lost(jobs, reason, blameless=worker.killed_from_outside, hung=worker.hung)
+        if unbegun:
+            self._observer.batch_returned(unbegun)
+        if begun:
+            self._observer.batch_lost(begun, reason, blameless=worker.killed_from_outside, hung=worker.hung)
         self._settle()
         self._tell_change()
 

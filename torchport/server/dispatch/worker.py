@@ -4,7 +4,8 @@
     await worker.start()                 # owner.worker_ready(worker) follows, or worker_gone
     worker.work(jobs)                    # owner.worker_answered(...) follows, or worker_gone
 
-A worker has at most one batch at a time.
+A worker has at most one batch at a time. One whose model streams has live rows as well, which join and end
+one by one.
 """
 
 from __future__ import annotations
@@ -25,12 +26,16 @@ import msgspec
 from torchport.server.dispatch.arena import Arena
 from torchport.server.dispatch.host import End, SharedHosts, WorkerHost
 from torchport.server.dispatch.job import Job, Kind
+from torchport.server.dispatch.live_rows import LiveRows
 from torchport.server.dispatch.own_thread import in_own_thread
 from torchport.server.dispatch.placing import Held, placed
 from torchport.server.wire import (
     Answered,
     Infer,
     InferRow,
+    Join,
+    Leave,
+    Left,
     Load,
     Loaded,
     LoadFailed,
@@ -81,8 +86,11 @@ class Owner(Protocol):
 
     def worker_answered(self, worker: WorkerProcess, jobs: list[Job], samples: list[MetricValue]) -> None: ...
     def worker_sampled(self, samples: list[MetricValue]) -> None: ...
+    def worker_has_room(self, worker: WorkerProcess) -> None: ...
 
-    def worker_gone(self, worker: WorkerProcess, jobs: list[Job], reason: str) -> None: ...
+    def worker_gone(
+        self, worker: WorkerProcess, begun: list[Job], unbegun: list[Job], reason: str
+    ) -> None: ...
 
 
 class WorkerProcess:
@@ -105,10 +113,15 @@ class WorkerProcess:
         """Why the worker could not load its model, or ended: a traceback, or its last output."""
         self.hung = False
         self.killed_from_outside = False
-        self.had_begun = False
+        self._had_begun = False
         """Whether the current batch has been sent; in a shared process it may still be queued."""
+        self._batches = count(1)
         self._batch = 0
         self._jobs: list[Job] = []
+        self._streams = False
+        """Whether requests join the model one by one."""
+        limit = spec.response_timeout
+        self._live = LiveRows(limit, lambda: self._too_slow(f"no piece of an answer within {limit:g} s"))
         self._held: Held = {}
         """What the process finds in the arena: its batch, and what its handler has kept of earlier ones."""
         self._timer: asyncio.TimerHandle | None = None
@@ -125,6 +138,15 @@ class WorkerProcess:
     @property
     def description(self) -> str:
         return f"worker {self.slot} of {self.spec.load.model} {self.spec.load.version}"
+
+    @property
+    def room(self) -> int:
+        """Number of rows that it can be given now."""
+        size = self.spec.load.batch_size
+        if self.state is State.READY:
+            return size
+        joins = self.state is State.BUSY and self._streams and not self._jobs
+        return size - len(self._live) if joins and not self._live.is_on_trial else 0
 
     def resident_bytes(self) -> int:
         """Current resident memory of the process in bytes; 0 if ended."""
@@ -164,7 +186,7 @@ class WorkerProcess:
             await host.start()
 
     def stop(self) -> None:
-        """End the worker once its current batch is finished."""
+        """End the worker once its current batch and its live rows are finished."""
         if self.state is State.BUSY:
             self.state = State.STOPPING
         elif self.state in (State.STARTING, State.READY):
@@ -194,14 +216,18 @@ class WorkerProcess:
     # Working.
 
     def work(self, jobs: list[Job]) -> None:
-        """Send a batch of jobs of one kind."""
+        """Send a batch of jobs of one kind, `room` of them at most."""
         assert self._host is not None
         self.state = State.BUSY
-        self._jobs, self.had_begun = jobs, False
-        self._batch += 1
         now = time.monotonic()
         for job in jobs:
             job.started = now
+        if self._streams and jobs[0].kind is Kind.PREDICT:
+            for job in jobs:
+                self._join(job)
+            return
+        self._jobs, self._had_begun = jobs, False
+        self._batch = next(self._batches)
         rows, held = placed([job.row for job in jobs], self._host.arena)
         self._held.update(held)
         if jobs[0].kind is Kind.TENSORS:
@@ -210,11 +236,25 @@ class WorkerProcess:
             order = Predict(self.slot, self._batch, cast(list[Row], rows))
         self._host.send(self, order)
 
+    def _join(self, job: Job) -> None:
+        """Send a row, which is live until `Left` comes."""
+        assert self._host is not None
+        number, host = next(self._batches), self._host
+        (row,), held = placed([job.row], host.arena)
+        self._live.add(number, job, held)
+        job.was_live, job.leaving = True, lambda: host.send(self, Leave(self.slot, number))
+        host.send(self, Join(self.slot, number, cast(Row, row)))
+
     def order_sent(self, order: Any) -> None:
-        if not isinstance(order, Load):
-            self.had_begun = True
-            limit = self.spec.response_timeout
-            self._set_timer(limit, f"no answer within {limit:g} s")
+        if isinstance(order, Join):
+            self._live.begin(order.batch)
+        elif not isinstance(order, Load | Leave):
+            self._had_begun = True
+            self._await_answer()
+
+    def _await_answer(self) -> None:
+        limit = self.spec.response_timeout
+        self._set_timer(limit, f"no answer within {limit:g} s")
 
     def _set_timer(self, seconds: float, reason: str) -> None:
         self._cancel_timer()
@@ -235,14 +275,16 @@ class WorkerProcess:
         if isinstance(report, Answered):
             self._answered(report)
         elif isinstance(report, Partial):
-            if report.batch == self._batch and report.row < len(self._jobs):
-                self._jobs[report.row].stream(report.answer)
+            self._streamed(report)
+        elif isinstance(report, Left):
+            self._left(report)
         elif isinstance(report, Sampled):
             self.owner.worker_sampled(report.samples)
         elif isinstance(report, Loaded):
             self._cancel_timer()
             self.loaded = True
             self.load_seconds = (datetime.now(UTC) - self.started_at).total_seconds()
+            self._streams = report.streams
             self.signature = msgspec.json.decode(report.signature) if report.signature else {}
             logger.info("%s is ready, pid %d, %s", self.description, self.pid, report.description)
             if self.state is State.STARTING:
@@ -265,6 +307,40 @@ class WorkerProcess:
                 self._host.remove(self)
             self._gone(report.reason)
 
+    def _streamed(self, report: Partial) -> None:
+        """Deliver a piece, of the batch or of a live row."""
+        if report.batch == self._batch and report.row < len(self._jobs):
+            self._await_answer()
+            self._jobs[report.row].stream(report.answer)
+            return
+        job = self._live.find(report.batch)
+        if job is not None:
+            was_on_trial = job.alone and not job.streams
+            job.stream(report.answer)
+            if was_on_trial:
+                self.owner.worker_has_room(self)
+
+    def _left(self, report: Left) -> None:
+        """Deliver the last piece of a live row."""
+        job = self._live.take(report.batch)
+        if job is None:
+            self.kill(f"it ended row {report.batch}, which it does not have")
+            return
+        self.served += 1
+        self.memory = report.memory
+        self._rest()
+        self.owner.worker_answered(self, [job], report.samples)
+        job.finish(report.answer)
+
+    def _rest(self) -> None:
+        """Be ready, or leave, if nothing is left to be answered."""
+        if self._jobs or len(self._live):
+            return
+        if self.state is State.STOPPING:
+            self._leave()
+        else:
+            self.state = State.READY
+
     def _answered(self, report: Answered) -> None:
         if report.batch != self._batch or len(report.answers) != len(self._jobs):
             self.kill(f"it answered batch {report.batch}, not {self._batch}")
@@ -274,10 +350,7 @@ class WorkerProcess:
         self._held = {start: self._held[start] for start in report.kept if start in self._held}
         self.served += len(jobs)
         self.memory = report.memory
-        if self.state is State.STOPPING:
-            self._leave()
-        else:
-            self.state = State.READY
+        self._rest()
         # The worker gets its next batch first: it computes while these answers are written.
         self.owner.worker_answered(self, jobs, report.samples)
         for job, answer in zip(jobs, report.answers, strict=True):
@@ -285,7 +358,7 @@ class WorkerProcess:
 
     def host_gone(self, end: End) -> None:
         """Note the end of the worker's process, and tell the owner."""
-        wanted = self.state is State.STOPPING and not self._jobs
+        wanted = self.state is State.STOPPING and not (self._jobs or len(self._live))
         self.killed_from_outside = end.from_outside
         if not wanted and not self.failure:
             self.failure = f"worker {self.pid}: {end.reason}\n{end.output}".strip()
@@ -296,8 +369,10 @@ class WorkerProcess:
             return
         self._cancel_timer()
         self.state = State.GONE
+        begun, unbegun = self._live.drain()
         jobs, self._jobs = self._jobs, []
+        (begun if self._had_begun else unbegun).extend(jobs)
         self._held.clear()
         if reason:
             logger.warning("%s, pid %d, is gone: %s", self.description, self.pid, reason)
-        self.owner.worker_gone(self, jobs, reason)
+        self.owner.worker_gone(self, begun, unbegun, reason)

@@ -83,15 +83,21 @@ class PendingCall:
         self._limit = registry.settings.max_response_size
         self._waiter = _Unread(self._limit)
         row.id = call.id
-        self.version.submit(kind, row, self._waiter, call.timeout(), route=route)
+        self._job = job = self.version.submit(kind, row, self._waiter, call.timeout(), route=route)
+        self._waiter.answer.add_done_callback(lambda _: job.leave())
 
     async def answer(self) -> Answer:
-        """The model's answer, or its last piece.
+        """The model's answer: all pieces of one that is streamed by live rows, or else the last piece.
 
         Raises:
             ApiError: the request failed, or the answer has the status of an error.
         """
-        return self._checked(await self._waiter.answer)
+        answer = self._checked(await self._waiter.answer)
+        if self._job.was_live and self._job.streams:
+            pieces = self._waiter.pieces
+            bodies = [pieces.get_nowait().body for _ in range(pieces.qsize())]
+            answer.body = b"".join([*bodies, answer.body])
+        return answer
 
     async def pieces(self) -> AsyncGenerator[Answer, None]:
         """The pieces of the answer as they arrive, including the last one.
@@ -105,7 +111,9 @@ class PendingCall:
             while (piece := await waiter.pieces.get()) is not _END:
                 yield self._checked(piece)
                 waiter.waiting_bytes -= len(piece.body)
-            yield await self.answer()
+            last = self._checked(await waiter.answer)
+            if last.body or not (self._job.was_live and self._job.streams):
+                yield last
         finally:
             waiter.answer.cancel()
 

@@ -96,9 +96,12 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._closing = True
         self._waiting.clear()
         self._unparsed = memoryview(b"")
-        self._active = None
+        active, self._active = self._active, None
         self._can_write.set()
         self._reader.release()
+        if active is not None and active.left is not None:
+            left, active.left = active.left, None
+            left()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         room = self._reader.body.room

@@ -5,7 +5,7 @@ head_of(200, header_lines([(b"content-type", b"application/json")]), b"content-l
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import Protocol
 
@@ -97,6 +97,7 @@ class HttpRequest:
         "headers",
         "held",
         "keep_alive",
+        "left",
         "method",
         "path",
         "query",
@@ -112,6 +113,9 @@ class HttpRequest:
         self.body: Body = b""
         self.held: object = None
         """What counts the body's bytes in the memory of all bodies, as long as the request lives."""
+        self.left: Callable[[], None] | None = None
+        """Called once if the client's connection ends before the answer does. Who sets it removes it with the
+        answer: together they would keep the body until a garbage collection."""
         self.keep_alive = self.chunks = True
 
     @property

@@ -2,7 +2,8 @@
 
     version.submit(Kind.PREDICT, row, caller)          # caller.answered(...) or caller.failed(...) follows
 
-A free worker takes what waits, up to the batch size, at once. The rows of a batch that cost a worker
+A free worker takes what waits, up to the batch size, at once. One that streams takes rows while others are
+live. The rows of a batch that cost a worker
 its life are tried again one by one; a row that does it again is answered with an error.
 """
 
@@ -196,10 +197,21 @@ class ModelVersion:
             worker = self.pool.idle_worker()
             if worker is None:
                 return
-            batch = self._take_batch()
+            batch = self._take_batch(worker.room)
             if not batch:
                 self.pool.put_back(worker)
                 return
+            if batch[0].alone and worker.state is not State.READY:
+                # It may cost the worker its life: live rows must not be there.
+                self.queue.put_back(batch)
+                self.pool.put_back(worker)
+                worker = self.pool.idle_worker(alone=True)
+                if worker is None:
+                    return
+                batch = self._take_batch(1)
+                if not batch:
+                    self.pool.put_back(worker)
+                    return
             now = time.monotonic()
             for job in batch:
                 self.statistics.queue_s.add(now - job.enqueued)
@@ -207,10 +219,11 @@ class ModelVersion:
             self.in_flight += len(batch)
             self._empty.clear()
             worker.work(batch)
+            self.pool.note_room(worker)
 
-    def _take_batch(self) -> list[Job]:
+    def _take_batch(self, size: int) -> list[Job]:
         while True:
-            batch = self.queue.take(self.settings.batch_size)
+            batch = self.queue.take(size)
             limit = self.settings.queue_timeout_ms / 1000
             if not batch or not limit:
                 return batch

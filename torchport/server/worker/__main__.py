@@ -35,6 +35,12 @@ def main() -> None:
 
     models = Models(channel.send, log, SharedMemory(int(sys.argv[3]), int(sys.argv[4])))
     while True:
+        if models.has_live_rows:
+            # What joins and leaves does so before the next step; of batches only one goes before it.
+            while channel.has_order(0) and models.obey(channel.receive()):
+                pass
+            models.step()
+            continue
         while models.has_pending_metrics and not channel.has_order(PENDING_EVERY_S):
             models.send_pending_metrics()
         models.obey(channel.receive())

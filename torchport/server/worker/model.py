@@ -16,10 +16,11 @@ from typing import Any
 
 import msgspec
 
-from torchport.server.wire import Answer, Field, InferRow, Load, MetricValue, Row
+from torchport.server.wire import Answer, Field, InferRow, Left, Load, MetricValue, Partial, Row
 from torchport.server.worker.answers import answers_of, failed, too_large, within
 from torchport.server.worker.context import Context, RequestProcessor
 from torchport.server.worker.entry_point import EntryPoint, load_entry_point
+from torchport.server.worker.live_rows import LiveRows
 from torchport.server.worker.metrics import Metrics
 from torchport.server.worker.sanitizing import text_of
 from torchport.server.worker.streaming import StreamSocket
@@ -39,6 +40,22 @@ class LoadedModel:
     def __init__(self, order: Load, entry: EntryPoint, context: Context, metrics: Metrics) -> None:
         self._order, self._entry, self._context, self._metrics = order, entry, context, metrics
         self.signature = signature_of(entry.owner)
+        self.live = self._live_rows()
+        """The live rows of a handler that streams; None if it does not."""
+
+    def _live_rows(self) -> LiveRows | None:
+        """What streams, in handlers of torchport's; a request envelope needs whole batches."""
+        make = getattr(self._entry.owner, "live_rows", None) if self.signature else None
+        rows = make() if callable(make) and not self._order.envelope else None
+        return None if rows is None else LiveRows(rows, self._order.max_response_size)
+
+    def join(self, number: int, row: Row) -> list[Partial | Left]:
+        """Begin to stream the answer to a request; what failed is sent at once."""
+        assert self.live is not None
+        fields = {field.name: self._value(field) for field in row.fields}
+        headers = RequestProcessor(row).get_request_properties()
+        texts = {name.lower(): text for name, text in headers.items() if isinstance(text, str)}
+        return self.live.join(number, row.id, fields, texts)
 
     @classmethod
     def load(cls, order: Load) -> LoadedModel:

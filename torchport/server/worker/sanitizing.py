@@ -25,6 +25,7 @@ from torchport.server.wire import (
     MIN_STATUS,
     Answer,
     Answered,
+    Left,
     Loaded,
     LoadFailed,
     Logged,
@@ -55,8 +56,10 @@ def sanitized(report: Report) -> Report:
     if isinstance(report, Answered):
         report.answers = [_answer(answer) for answer in report.answers]
         report.samples = [_sample(sample) for sample in report.samples]
-    elif isinstance(report, Partial):
+    elif isinstance(report, Partial | Left):
         report.answer = _answer(report.answer)
+        if isinstance(report, Left):
+            report.samples = [_sample(sample) for sample in report.samples]
     elif isinstance(report, Sampled):
         report.samples = [_sample(sample) for sample in report.samples]
     elif isinstance(report, Loaded):

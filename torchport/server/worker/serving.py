@@ -20,6 +20,9 @@ from torchport.server.wire import (
     Answered,
     Infer,
     InferRow,
+    Join,
+    Leave,
+    Left,
     Load,
     Loaded,
     LoadFailed,
@@ -53,14 +56,48 @@ class Models:
         self._spaces: dict[int, ModelSpace] = {}
         self._resident, self._measured_at = 0, 0.0
 
-    def obey(self, order: Order) -> None:
-        """Carry out one order."""
+    def obey(self, order: Order) -> bool:
+        """Carry out one order; whether it was one of live rows, which takes no time."""
         if isinstance(order, Predict | Infer):
             self._answer(order)
+        elif isinstance(order, Join | Leave):
+            self._change_rows(order)
         elif isinstance(order, Load):
             self._load(order)
         elif isinstance(order, Unload):
             self._unload(order.slot)
+        return isinstance(order, Join | Leave)
+
+    @property
+    def has_live_rows(self) -> bool:
+        """Whether any model has answers to stream."""
+        return any(model.live is not None and len(model.live) for model in self._models.values())
+
+    def step(self) -> None:
+        """Compute one step of the live rows of each model, and send what comes of it."""
+        for slot, model in self._models.items():
+            if model.live is not None and len(model.live):
+                with self._space(slot), self._log.at(model.name, slot, model.live.ids):
+                    self._send_all(slot, model, model.live.step())
+
+    def _change_rows(self, order: Join | Leave) -> None:
+        model = self._models[order.slot]
+        assert model.live is not None
+        ids = [order.row.id] if isinstance(order, Join) else model.live.ids
+        with self._space(order.slot), self._log.at(model.name, order.slot, ids):
+            if isinstance(order, Leave):
+                self._send_all(order.slot, model, model.live.leave(order.batch))
+                return
+            self._memory.take_in_fields(order.row)
+            self._send_all(order.slot, model, model.join(order.batch, order.row))
+
+    def _send_all(self, slot: int, model: LoadedModel, reports: list[Partial | Left]) -> None:
+        """Send pieces and ends; an end brings the model's metrics."""
+        for report in reports:
+            report.slot = slot
+            if isinstance(report, Left):
+                report.samples, report.memory = model.take_samples(), self._resident_bytes()
+            self._send(report)
 
     @property
     def has_pending_metrics(self) -> bool:
@@ -86,7 +123,8 @@ class Models:
                 self._spaces[order.slot] = space
             with self._space(order.slot), self._log.at(f"{order.model} {order.version}", order.slot):
                 model = self._models[order.slot] = LoadedModel.load(order)
-                loaded = Loaded(order.slot, model.description, model.signature)
+                streams = model.live is not None
+                loaded = Loaded(order.slot, model.description, model.signature, streams)
             if space is not None:
                 space.require_shareable()
         except BaseException as err:
@@ -131,11 +169,14 @@ class Models:
             with suppress(BaseException), self._at(slot, order.rows):
                 logger.error("the batch failed", exc_info=err)
             answers = failed(503, "Prediction failed", len(order.rows))
-        if time.monotonic() - self._measured_at > MEMORY_EVERY_S:
-            self._resident, self._measured_at = resident_bytes(), time.monotonic()
         self._memory.put_out(answers)
         order.rows.clear()  # They are not what is kept.
-        self._send(Answered(slot, batch, answers, samples, self._resident, self._memory.kept()))
+        self._send(Answered(slot, batch, answers, samples, self._resident_bytes(), self._memory.kept()))
+
+    def _resident_bytes(self) -> int:
+        if time.monotonic() - self._measured_at > MEMORY_EVERY_S:
+            self._resident, self._measured_at = resident_bytes(), time.monotonic()
+        return self._resident
 
     def _at(self, slot: int, rows: Sequence[Row | InferRow]) -> AbstractContextManager[None]:
         return self._log.at(self._models[slot].name, slot, [row.id for row in rows])

@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Sequence
 from typing import Any, cast
 
-from torchport.server.wire import LARGE, Answer, Infer, Place, Predict, Tensor
+from torchport.server.wire import LARGE, Answer, Infer, Place, Predict, Row, Tensor
 
 
 class SharedMemory:
@@ -39,9 +39,13 @@ class SharedMemory:
                         tensor.data = cast(bytes, self._view(tensor.place))
         else:
             for given in order.rows:
-                for field in given.fields:
-                    if field.place is not None:
-                        field.value = self._copied(field.place)
+                self.take_in_fields(given)
+
+    def take_in_fields(self, row: Row) -> None:
+        """Replace places by data in one row."""
+        for field in row.fields:
+            if field.place is not None:
+                field.value = self._copied(field.place)
 
     def put_out(self, answers: Sequence[Answer]) -> None:
         """Replace large data by places, as far as there is room."""
