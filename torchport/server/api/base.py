@@ -21,7 +21,7 @@ from urllib.parse import parse_qsl, unquote
 
 from torchport.server.api.tokens import Access, KeyKind
 from torchport.server.errors import ApiError, InternalError, InvalidRequest, MethodNotAllowed
-from torchport.server.http.message import HttpRequest, header_lines
+from torchport.server.http.message import KNOWN_METHODS, HttpRequest, header_lines, is_open_inference
 from torchport.server.logs import current_request
 from torchport.server.models.statistics import RequestCounts
 from torchport.server.settings.settings import ServerSettings
@@ -67,17 +67,17 @@ class Reply:
         return cls(status, json_body(value), JSON_LINE + header_lines(headers))
 
     @classmethod
-    def of_error(cls, error: ApiError) -> Reply:
-        """An error in the form of TorchServe's."""
-        message = str(error)
+    def of_error(cls, error: ApiError, path: bytes = b"") -> Reply:
+        """An error in the form of TorchServe's; on paths of the Open Inference Protocol in the protocol's."""
+        message, kind = str(error), "" if is_open_inference(path) else error.kind
         make = _usual_error if len(message) <= _USUAL_MESSAGE else _error
-        return cls(*make(error.http_status, error.kind, message, tuple(error.headers.items())))
+        return cls(*make(error.http_status, kind, message, tuple(error.headers.items())))
 
 
 def _error(
     status: int, kind: str, message: str, headers: tuple[tuple[str, str], ...]
 ) -> tuple[int, bytes, bytes]:
-    body = json_body({"code": status, "type": kind, "message": message})
+    body = json_body({"code": status, "type": kind, "message": message} if kind else {"error": message})
     lines = header_lines((name.lower().encode(), text.encode()) for name, text in headers)
     return status, body, JSON_LINE + lines
 
@@ -96,7 +96,8 @@ class Request:
     __slots__ = ("_query", "http", "id", "method", "segments", "started")
 
     def __init__(self, http: HttpRequest) -> None:
-        self.http, self.method = http, http.method
+        # HEAD asks what GET does; the connection sends no body.
+        self.http, self.method = http, "GET" if http.method == "HEAD" else http.method
         self.started = time.perf_counter()
         self.segments = _segments(http.path) if len(http.path) < _LONG_PATH else _split(http.path)
         self._query: dict[str, str] | None = None
@@ -214,6 +215,8 @@ class Api:
         try:
             if self._access.enabled and self.key_kind is not None:
                 self._access.require(self.key_kind, http.by_name.get(b"authorization"))
+            if http.method not in KNOWN_METHODS:
+                raise MethodNotAllowed(*KNOWN_METHODS)
             reply = self.answer(request)
         except Exception as err:
             reply = self.reply_to(request, err)
@@ -245,17 +248,18 @@ class Api:
         The 500 names the request's id, with which the log tells of the error.
         """
         if isinstance(error, ApiError):
-            return Reply.of_error(error)
+            return Reply.of_error(error, request.http.path)
         path = request.http.path.decode("latin-1")
         logger.error(
             "request %s: %s %s",
             request.id,
-            request.method,
+            request.http.method,
             path,
             exc_info=error,
             extra={"request_ids": [request.id]},
         )
-        return Reply.of_error(InternalError(f"the server failed; its log names request {request.id}"))
+        told = InternalError(f"the server failed; its log names request {request.id}")
+        return Reply.of_error(told, request.http.path)
 
     def send(self, request: Request, reply: Reply) -> None:
         """Send an answer, count it, and log it if `access_log` is on."""
@@ -291,7 +295,7 @@ class Api:
         access_logger.info(
             '%s "%s %s" %d %.2f ms %s',
             request.http.responder.client,
-            request.method,
+            request.http.method,
             path,
             status,
             milliseconds,
@@ -299,7 +303,7 @@ class Api:
             extra={
                 "request_id": request.id,
                 "client": request.http.responder.client,
-                "method": request.method,
+                "method": request.http.method,
                 "path": path,
                 "status": status,
                 "milliseconds": round(milliseconds, 3),
