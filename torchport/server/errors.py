@@ -159,6 +159,19 @@ class RequestTooLarge(ApiError):
     kind = "RequestEntityTooLargeException"
 
 
+class UnsupportedEncoding(ApiError):
+    """The request's body is in an encoding that the server cannot read; `accepted` are those that it can."""
+
+    http_status = 415
+    kind = "UnsupportedMediaTypeException"
+
+    def __init__(self, given: str, accepted: Sequence[str]) -> None:
+        super().__init__(
+            f"Content-Encoding {given[:40]!r}: one of {', '.join(accepted)} is expected, or none",
+            headers={"Accept-Encoding": ", ".join(accepted)},
+        )
+
+
 class ServiceUnavailable(ApiError):
     """The server is overloaded or not ready; `Retry-After` says when to retry."""
 

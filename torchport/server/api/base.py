@@ -21,6 +21,15 @@ from urllib.parse import parse_qsl, unquote
 
 from torchport.server.api.tokens import Access, KeyKind
 from torchport.server.errors import ApiError, InternalError, InvalidRequest, MethodNotAllowed
+from torchport.server.http.compressing import (
+    VARY_LINE,
+    compressed,
+    compressed_at_once,
+    encoding_for,
+    is_long_to_compress,
+    may_vary,
+)
+from torchport.server.http.decompressing import HEADER, decompress
 from torchport.server.http.message import KNOWN_METHODS, HttpRequest, header_lines, is_open_inference
 from torchport.server.logs import current_request
 from torchport.server.models.statistics import RequestCounts
@@ -80,6 +89,13 @@ def _error(
     body = json_body({"code": status, "type": kind, "message": message} if kind else {"error": message})
     lines = header_lines((name.lower().encode(), text.encode()) for name, text in headers)
     return status, body, JSON_LINE + lines
+
+
+def _encoded(reply: Reply, encoding: str, body: bytes) -> Reply:
+    """The reply with this body, if that is smaller."""
+    if len(body) >= len(reply.body):
+        return reply
+    return Reply(reply.status, body, b"%bcontent-encoding: %b\r\n" % (reply.lines, encoding.encode()))
 
 
 # A server that refuses many requests says the same to all of them. Long messages are not worth the memory.
@@ -170,7 +186,7 @@ class Api:
     """One of the server's HTTP APIs; called with each request."""
 
     key_kind: KeyKind | None = None
-    """The key that requests need if tokens are on; None if `answer` checks it."""
+    """The key that requests need if tokens are on; None if `require_key` says otherwise."""
 
     def __init__(
         self,
@@ -194,6 +210,15 @@ class Api:
         """Answer one request, now or later: None says that `send` will be called."""
         raise NotImplementedError
 
+    def require_key(self, request: Request) -> None:
+        """Check the request's key, if tokens are on.
+
+        Raises:
+            InvalidKey: it is missing or wrong.
+        """
+        if self._access.enabled and self.key_kind is not None:
+            self._access.require(self.key_kind, request.http.by_name.get(b"authorization"))
+
     def describe(self, request: Request) -> Reply | None:
         """The API's OpenAPI description, if the request asks for it; else None.
 
@@ -213,11 +238,11 @@ class Api:
     def __call__(self, http: HttpRequest) -> None:
         request = Request(http)
         try:
-            if self._access.enabled and self.key_kind is not None:
-                self._access.require(self.key_kind, http.by_name.get(b"authorization"))
+            self.require_key(request)
             if http.method not in KNOWN_METHODS:
                 raise MethodNotAllowed(*KNOWN_METHODS)
-            reply = self.answer(request)
+            is_encoded = HEADER in http.by_name and len(http.body) > 0
+            reply = self._answer_decompressed(request) if is_encoded else self.answer(request)
         except Exception as err:
             reply = self.reply_to(request, err)
         if reply is None:
@@ -226,6 +251,11 @@ class Api:
             self.send(request, reply)
         else:
             self.in_background(self._answer_later(request, reply))
+
+    async def _answer_decompressed(self, request: Request) -> Reply | None:
+        await decompress(request.http, self.settings.max_request_size)
+        reply = self.answer(request)
+        return await reply if isinstance(reply, Coroutine) else reply
 
     def in_background(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine to its end, without waiting for it."""
@@ -262,7 +292,28 @@ class Api:
         return Reply.of_error(told, request.http.path)
 
     def send(self, request: Request, reply: Reply) -> None:
-        """Send an answer, count it, and log it if `access_log` is on."""
+        """Send an answer, compressed if the client asks and it is worth it; count it, and log it."""
+        if may_vary(reply.status, reply.lines, reply.body):
+            encoding = encoding_for(request.http.by_name.get(b"accept-encoding"), reply.lines)
+            plain = Reply(reply.status, reply.body, reply.lines + VARY_LINE)
+            if not encoding:
+                reply = plain
+            elif is_long_to_compress(reply.body):
+                self.in_background(self._send_compressed(request, plain, encoding))
+                return
+            else:
+                reply = _encoded(plain, encoding, compressed_at_once(reply.body, encoding))
+        self._send(request, reply)
+
+    async def _send_compressed(self, request: Request, reply: Reply, encoding: str) -> None:
+        try:
+            reply = _encoded(reply, encoding, await compressed(reply.body, encoding))
+        except Exception:
+            # The answer is there all the same.
+            logger.exception("request %s: the answer is sent as it is", request.id)
+        self._send(request, reply)
+
+    def _send(self, request: Request, reply: Reply) -> None:
         request.http.responder.respond(reply.status, self.all_lines(request, reply.lines), reply.body)
         self.sent(request, reply.status)
 

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Protocol
 
+from torchport.server.http.body_memory import BodyMemory
+
 Headers = Iterable[tuple[bytes, bytes]]
 Body = bytes | memoryview
 
@@ -104,13 +106,16 @@ class HttpRequest:
         "headers",
         "held",
         "keep_alive",
+        "memory",
         "method",
         "path",
         "query",
     )
 
-    def __init__(self, responder: Responder | None = None) -> None:
+    def __init__(self, responder: Responder | None = None, memory: BodyMemory | None = None) -> None:
         self._responder = responder
+        self.memory = memory
+        """The memory of all bodies, in which what the body decompresses to is counted."""
         self.headers: list[tuple[bytes, bytes]] = []
         self.by_name: dict[bytes, bytes] = {}
         self.method = ""

@@ -61,7 +61,7 @@ class RequestReader:
     """Parses what one client sends; `memory` counts its bodies."""
 
     def __init__(self, settings: ServerSettings, owner: Owner, hosts: HostRule, memory: BodyMemory) -> None:
-        self._settings, self._owner, self._hosts = settings, owner, hosts
+        self._settings, self._owner, self._hosts, self._memory = settings, owner, hosts, memory
         self._parser = httptools.HttpRequestParser(self)
         self._incoming: HttpRequest | None = None
         self._url = b""
@@ -209,7 +209,7 @@ class RequestReader:
     def on_message_begin(self) -> None:
         if self._replays or self._ended:
             return
-        self._incoming = HttpRequest(self._owner)
+        self._incoming = HttpRequest(self._owner, self._memory)
         self._url = b""
         self.body.drop()
         self._has_two_hosts = False
