@@ -187,6 +187,8 @@ class Handler:
 
     def answer(self, requests: Sequence[InferenceRequest]) -> list[Answer]:
         """Answer every request; a bad one alone gets a 4xx."""
+        for request in requests:
+            request.graphs = tuple(self.signatures)
         if len(requests) > 1:
             together = self._answer_together(requests)
             if together is not None:
