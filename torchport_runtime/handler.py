@@ -197,6 +197,8 @@ class Handler(StreamHooks):
 
         A streamed answer has all of its pieces together.
         """
+        for request in requests:
+            request.graphs = tuple(self.signatures)
         if self.streams and not any(request.wants_explanation for request in requests):
             return whole_answers(self, requests)
         if len(requests) > 1:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from torchport_runtime.errors import BackendError, BadRequest
+from torchport_runtime.requests.instances import only_instances
 from torchport_runtime.requests.request import InferenceRequest
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def decode_texts(request: InferenceRequest, *, limit_bytes: int = 65536, limit_t
         _refuse_long(len(body), limit_bytes)
         body = _as_json(_utf8(body))
     if isinstance(body, Mapping):
-        body = _of_object(body)
+        body = _of_object(only_instances(request, body))
     request.batched = isinstance(body, list)
     texts = body if isinstance(body, list) else [body]
     if not texts:

@@ -5,6 +5,7 @@ DIFFERENCES = {
         "Models are asked by POST, PUT and GET and described by OPTIONS, metrics are read by GET; another "
         "method is 405. TorchServe takes any."
     ),
+    "head": "HEAD is answered where GET is, as RFC 9110 wants it. TorchServe's management API answers 405.",
     "broken-forms": (
         "A form that is cut off, has no boundary or a part without a name is 400. TorchServe drops what "
         "it cannot read, or answers 500."
@@ -52,8 +53,8 @@ DIFFERENCES = {
     ),
     "open-inference-protocol": (
         "`/v2` and what is under it is as the protocol says: metadata, readiness, versions, tensors, and "
-        "what is wrong with them. TorchServe has some of it, in answers of its own. A model whose archive "
-        "torchport did not make gets the body as on TorchServe."
+        '`{"error": ...}` for what is wrong. TorchServe has some of it, in answers of its own. A model whose '
+        "archive torchport did not make gets the body as on TorchServe."
     ),
     "workflows": "There are no workflows: `/workflows` and `/wfpredict` are 404.",
     "last-page": (

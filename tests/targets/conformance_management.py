@@ -14,6 +14,7 @@ WRONG_NUMBER = Differs("wrong-numbers", theirs=200, ours=400)
 FORBIDDEN = Differs("refused-urls", theirs=404, ours=403)
 MISTAKE = Differs("refused-urls", theirs=404, ours=400)
 NOT_JSON = Differs("broken-json", theirs=500, ours=400)
+HEAD = Differs("head", theirs=405, ours=200)
 MESSAGE = Differs("messages", facets=("message",))
 LAST_PAGE = Differs("last-page", facets=("body",))
 
@@ -101,8 +102,9 @@ SCENARIOS: dict[str, list[Step]] = {
         get("/models/echo/9?customized=true"),
     ],
     "other methods": [
-        *(replace(get("/models"), method=method) for method in ("PATCH", "DELETE", "PUT", "HEAD", "OPTIONS")),
-        *(replace(get("/models/echo"), method=method) for method in ("PATCH", "POST", "HEAD")),
+        *(replace(get("/models"), method=method) for method in ("PATCH", "DELETE", "PUT", "OPTIONS")),
+        *(replace(get("/models/echo"), method=method) for method in ("PATCH", "POST")),
+        *(replace(get(path), method="HEAD", differs=HEAD) for path in ("/models", "/models/echo")),
         post("/models/echo/1.0/set-default"),
         put("/models/echo/1.0/more"),
         post("/v1/models/echo"),

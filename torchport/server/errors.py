@@ -5,7 +5,7 @@ raise ModelNotFound("linaer")
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 from torchport.errors import TorchportError
@@ -77,7 +77,7 @@ class ResourceNotFound(ApiError):
 
 
 class MethodNotAllowed(ApiError):
-    """The resource does not take this method. `allowed` are those that it takes."""
+    """The resource does not take this method. `allowed` are those that it takes; GET stands for HEAD too."""
 
     http_status = 405
     kind = "MethodNotAllowedException"
@@ -85,8 +85,16 @@ class MethodNotAllowed(ApiError):
     def __init__(self, *allowed: str) -> None:
         super().__init__(
             "Requested method is not allowed, please refer to API document.",
-            headers={"Allow": ", ".join(allowed)},
+            headers={"Allow": ", ".join(_with_head(allowed))},
         )
+
+
+def _with_head(methods: Sequence[str]) -> Iterator[str]:
+    """The methods, and HEAD behind GET: it is answered where GET is."""
+    for method in methods:
+        yield method
+        if method == "GET" and "HEAD" not in methods:
+            yield "HEAD"
 
 
 class ModelNotFound(ApiError):
@@ -149,6 +157,19 @@ class Conflict(ApiError):
 class RequestTooLarge(ApiError):
     http_status = 413
     kind = "RequestEntityTooLargeException"
+
+
+class UnsupportedEncoding(ApiError):
+    """The request's body is in an encoding that the server cannot read; `accepted` are those that it can."""
+
+    http_status = 415
+    kind = "UnsupportedMediaTypeException"
+
+    def __init__(self, given: str, accepted: Sequence[str]) -> None:
+        super().__init__(
+            f"Content-Encoding {given[:40]!r}: one of {', '.join(accepted)} is expected, or none",
+            headers={"Accept-Encoding": ", ".join(accepted)},
+        )
 
 
 class ServiceUnavailable(ApiError):

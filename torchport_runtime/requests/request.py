@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from torchport_runtime.errors import BadRequest, SignatureError
+from torchport_runtime.requests.instances import only_instances
 from torchport_runtime.signature import Signature, TensorSpec
 from torchport_runtime.suggest import did_you_mean
 
@@ -50,6 +51,10 @@ class InferenceRequest:
     """Whether the client sent several rows, so that the answer is a list of answers."""
     graph: str = "main"
     """The graph that the decoded tensors enter; `decode` sets it if a model has several."""
+    graphs: tuple[str, ...] = ("main",)
+    """Names of the model's graphs."""
+    known_fields: list[str] | None = None
+    """What the handler takes beside the body, once `refuse_unknown_fields` has been told; None before."""
 
     @property
     def wants_explanation(self) -> bool:
@@ -152,7 +157,7 @@ class InferenceRequest:
         Raises:
             BadRequest: a field is unknown; the message names the nearest known one.
         """
-        names = list(known)
+        names = self.known_fields = list(known)
         for name in self.fields:
             if name not in ("body", "data") and name not in names:
                 if str(name).lstrip()[:1] in ("{", "["):
@@ -182,8 +187,11 @@ class InferenceRequest:
         """
         value = self.json()
         if isinstance(value, Mapping) and "instances" in value:
+            value = only_instances(self, value)
             if len(value) > 1:
-                raise BadRequest("beside 'instances' nothing else is expected")
+                raise BadRequest(
+                    "beside 'instances' nothing else is expected than parameters, signature_name"
+                )
             return self._instances(value["instances"], signature)
         named = self._named(value, signature)
         tensors: dict[str, np.ndarray] = {}

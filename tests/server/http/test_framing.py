@@ -66,14 +66,14 @@ def test_a_request_whose_end_is_in_doubt_is_refused_and_nothing_after_it_is_read
 
 
 NO_HTTP = {
-    "unknown method": (b"EXPLODE / HTTP/1.1\r\n\r\n", 400),
-    "lower case method": (b"get /ping HTTP/1.1\r\n\r\n", 400),
+    "unknown method": (b"EXPLODE / HTTP/1.1\r\n\r\n", 405),
+    "lower case method": (b"get /ping HTTP/1.1\r\n\r\n", 405),
     "no path": (b"GET  HTTP/1.1\r\n\r\n", 400),
     "an authority": (b"GET localhost:80 HTTP/1.1\r\n\r\n", 400),
     "an asterisk": (b"GET * HTTP/1.1\r\n\r\n", 400),
     "CONNECT": (b"CONNECT example.org:443 HTTP/1.1\r\nHost: example.org\r\n\r\n", 405),
     "HTTP/2's preface": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9), 400),
-    "an unknown version": (b"GET /ping HTTP/7.3\r\n\r\n", 400),
+    "an unknown version": (b"GET /ping HTTP/7.3\r\n\r\n", 505),
     "a raw path of UTF-8": ("GET /predictions/é HTTP/1.1\r\n\r\n".encode(), 400),
     "a control character in the path": (b"GET /pi\x07ng HTTP/1.1\r\n\r\n", 400),
     "NUL in the path": (b"GET /pi\0ng HTTP/1.1\r\n\r\n", 400),

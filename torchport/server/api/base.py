@@ -21,7 +21,16 @@ from urllib.parse import parse_qsl, unquote
 
 from torchport.server.api.tokens import Access, KeyKind
 from torchport.server.errors import ApiError, InternalError, InvalidRequest, MethodNotAllowed
-from torchport.server.http.message import HttpRequest, header_lines
+from torchport.server.http.compressing import (
+    VARY_LINE,
+    compressed,
+    compressed_at_once,
+    encoding_for,
+    is_long_to_compress,
+    may_vary,
+)
+from torchport.server.http.decompressing import HEADER, decompress
+from torchport.server.http.message import KNOWN_METHODS, HttpRequest, header_lines, is_open_inference
 from torchport.server.logs import current_request
 from torchport.server.models.statistics import RequestCounts
 from torchport.server.settings.settings import ServerSettings
@@ -67,19 +76,26 @@ class Reply:
         return cls(status, json_body(value), JSON_LINE + header_lines(headers))
 
     @classmethod
-    def of_error(cls, error: ApiError) -> Reply:
-        """An error in the form of TorchServe's."""
-        message = str(error)
+    def of_error(cls, error: ApiError, path: bytes = b"") -> Reply:
+        """An error in the form of TorchServe's; on paths of the Open Inference Protocol in the protocol's."""
+        message, kind = str(error), "" if is_open_inference(path) else error.kind
         make = _usual_error if len(message) <= _USUAL_MESSAGE else _error
-        return cls(*make(error.http_status, error.kind, message, tuple(error.headers.items())))
+        return cls(*make(error.http_status, kind, message, tuple(error.headers.items())))
 
 
 def _error(
     status: int, kind: str, message: str, headers: tuple[tuple[str, str], ...]
 ) -> tuple[int, bytes, bytes]:
-    body = json_body({"code": status, "type": kind, "message": message})
+    body = json_body({"code": status, "type": kind, "message": message} if kind else {"error": message})
     lines = header_lines((name.lower().encode(), text.encode()) for name, text in headers)
     return status, body, JSON_LINE + lines
+
+
+def _encoded(reply: Reply, encoding: str, body: bytes) -> Reply:
+    """The reply with this body, if that is smaller."""
+    if len(body) >= len(reply.body):
+        return reply
+    return Reply(reply.status, body, b"%bcontent-encoding: %b\r\n" % (reply.lines, encoding.encode()))
 
 
 # A server that refuses many requests says the same to all of them. Long messages are not worth the memory.
@@ -96,7 +112,8 @@ class Request:
     __slots__ = ("_query", "http", "id", "method", "segments", "started")
 
     def __init__(self, http: HttpRequest) -> None:
-        self.http, self.method = http, http.method
+        # HEAD asks what GET does; the connection sends no body.
+        self.http, self.method = http, "GET" if http.method == "HEAD" else http.method
         self.started = time.perf_counter()
         self.segments = _segments(http.path) if len(http.path) < _LONG_PATH else _split(http.path)
         self._query: dict[str, str] | None = None
@@ -169,7 +186,7 @@ class Api:
     """One of the server's HTTP APIs; called with each request."""
 
     key_kind: KeyKind | None = None
-    """The key that requests need if tokens are on; None if `answer` checks it."""
+    """The key that requests need if tokens are on; None if `require_key` says otherwise."""
 
     def __init__(
         self,
@@ -193,6 +210,15 @@ class Api:
         """Answer one request, now or later: None says that `send` will be called."""
         raise NotImplementedError
 
+    def require_key(self, request: Request) -> None:
+        """Check the request's key, if tokens are on.
+
+        Raises:
+            InvalidKey: it is missing or wrong.
+        """
+        if self._access.enabled and self.key_kind is not None:
+            self._access.require(self.key_kind, request.http.by_name.get(b"authorization"))
+
     def describe(self, request: Request) -> Reply | None:
         """The API's OpenAPI description, if the request asks for it; else None.
 
@@ -212,9 +238,11 @@ class Api:
     def __call__(self, http: HttpRequest) -> None:
         request = Request(http)
         try:
-            if self._access.enabled and self.key_kind is not None:
-                self._access.require(self.key_kind, http.by_name.get(b"authorization"))
-            reply = self.answer(request)
+            self.require_key(request)
+            if http.method not in KNOWN_METHODS:
+                raise MethodNotAllowed(*KNOWN_METHODS)
+            is_encoded = HEADER in http.by_name and len(http.body) > 0
+            reply = self._answer_decompressed(request) if is_encoded else self.answer(request)
         except Exception as err:
             reply = self.reply_to(request, err)
         if reply is None:
@@ -223,6 +251,11 @@ class Api:
             self.send(request, reply)
         else:
             self.in_background(self._answer_later(request, reply))
+
+    async def _answer_decompressed(self, request: Request) -> Reply | None:
+        await decompress(request.http, self.settings.max_request_size)
+        reply = self.answer(request)
+        return await reply if isinstance(reply, Coroutine) else reply
 
     def in_background(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine to its end, without waiting for it."""
@@ -245,20 +278,42 @@ class Api:
         The 500 names the request's id, with which the log tells of the error.
         """
         if isinstance(error, ApiError):
-            return Reply.of_error(error)
+            return Reply.of_error(error, request.http.path)
         path = request.http.path.decode("latin-1")
         logger.error(
             "request %s: %s %s",
             request.id,
-            request.method,
+            request.http.method,
             path,
             exc_info=error,
             extra={"request_ids": [request.id]},
         )
-        return Reply.of_error(InternalError(f"the server failed; its log names request {request.id}"))
+        told = InternalError(f"the server failed; its log names request {request.id}")
+        return Reply.of_error(told, request.http.path)
 
     def send(self, request: Request, reply: Reply) -> None:
-        """Send an answer, count it, and log it if `access_log` is on."""
+        """Send an answer, compressed if the client asks and it is worth it; count it, and log it."""
+        if may_vary(reply.status, reply.lines, reply.body):
+            encoding = encoding_for(request.http.by_name.get(b"accept-encoding"), reply.lines)
+            plain = Reply(reply.status, reply.body, reply.lines + VARY_LINE)
+            if not encoding:
+                reply = plain
+            elif is_long_to_compress(reply.body):
+                self.in_background(self._send_compressed(request, plain, encoding))
+                return
+            else:
+                reply = _encoded(plain, encoding, compressed_at_once(reply.body, encoding))
+        self._send(request, reply)
+
+    async def _send_compressed(self, request: Request, reply: Reply, encoding: str) -> None:
+        try:
+            reply = _encoded(reply, encoding, await compressed(reply.body, encoding))
+        except Exception:
+            # The answer is there all the same.
+            logger.exception("request %s: the answer is sent as it is", request.id)
+        self._send(request, reply)
+
+    def _send(self, request: Request, reply: Reply) -> None:
         request.http.responder.respond(reply.status, self.all_lines(request, reply.lines), reply.body)
         self.sent(request, reply.status)
 
@@ -291,7 +346,7 @@ class Api:
         access_logger.info(
             '%s "%s %s" %d %.2f ms %s',
             request.http.responder.client,
-            request.method,
+            request.http.method,
             path,
             status,
             milliseconds,
@@ -299,7 +354,7 @@ class Api:
             extra={
                 "request_id": request.id,
                 "client": request.http.responder.client,
-                "method": request.method,
+                "method": request.http.method,
                 "path": path,
                 "status": status,
                 "milliseconds": round(milliseconds, 3),

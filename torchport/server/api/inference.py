@@ -22,6 +22,7 @@ from torchport.server.api.tokens import Access, KeyKind
 from torchport.server.api.tracing import Tracing
 from torchport.server.dispatch.arena import ALIGNMENT
 from torchport.server.errors import ApiError, InvalidRequest, ResourceNotFound, ServiceUnavailable
+from torchport.server.http.decompressing import HEADER
 from torchport.server.http.message import HttpRequest
 from torchport.server.http.parsing import in_parsing_thread
 from torchport.server.models.registry import Registry
@@ -85,8 +86,11 @@ class InferenceApi(Api):
     def room_for(self, request: HttpRequest, length: int) -> memoryview | None:
         """Memory that the workers of the model share, which the path names.
 
-        A form is taken apart, and JSON of tensors is read here: they get none.
+        A form is taken apart, JSON of tensors is read here, and what is compressed takes other bytes in the
+        end: they get none.
         """
+        if HEADER in request.by_name:
+            return None
         match request.path.decode("utf-8", "replace").split("/")[1:]:
             case ["v2", "models", name, "infer"] | ["v2", "models", name, "versions", _, "infer"] as parts:
                 head = request.by_name.get(LENGTH_HEADER, b"")

@@ -44,21 +44,23 @@ _STATUSES = {Progress.DONE: 200, Progress.STARTED: 202, Progress.PARTIAL: 206}
 class ManagementApi(Api):
     """Answers the operators of the server."""
 
-    key_kind = None  # `/token` needs another key than the rest.
-
     def __init__(
         self, settings: ServerSettings, access: Access, counts: RequestCounts, registry: Registry
     ) -> None:
         super().__init__(settings, access, counts, management_description())
         self._registry = registry
 
-    def answer(self, request: Request) -> Reply | Coroutine[Any, Any, Reply | None] | None:
+    def require_key(self, request: Request) -> None:
         refuse_web_pages(self.settings, request.http.by_name.get(b"origin"))
+        if self._access.enabled:
+            # `/token` needs another key than the rest.
+            kind = KeyKind.API if request.segments == ("token",) else KeyKind.MANAGEMENT
+            self._access.require(kind, request.http.by_name.get(b"authorization"))
+
+    def answer(self, request: Request) -> Reply | Coroutine[Any, Any, Reply | None] | None:
         segments = request.segments
         if segments == ("token",) and self._access.enabled:
             return self._renew_key(request)
-        if self._access.enabled:
-            self._access.require(KeyKind.MANAGEMENT, request.http.by_name.get(b"authorization"))
         described = self.describe(request)
         if described is not None:
             return described
@@ -142,7 +144,6 @@ class ManagementApi(Api):
         return Reply.of_json({"status": str(done), **asdict(done)})
 
     async def _renew_key(self, request: Request) -> Reply:
-        self._access.require(KeyKind.API, request.http.by_name.get(b"authorization"))
         kinds = {"management": KeyKind.MANAGEMENT, "inference": KeyKind.INFERENCE}
         kind = kinds.get(request.query.get("type", ""))
         if kind is None:

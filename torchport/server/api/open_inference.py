@@ -155,7 +155,7 @@ class _Inference:
 
     def _reply(self, answer: Answer) -> Reply:
         if answer.error:
-            return self._predictions.reply_of(answer)
+            return self._predictions.reply_of(self._request, answer)
         model = self._version.model
         reply = self._asked.reply(model.name, model.version, answer.tensors)
         limit = self._api.settings.max_response_size

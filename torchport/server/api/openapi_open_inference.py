@@ -31,7 +31,7 @@ def _array(items: Mapping[str, Any], **bounds: Any) -> dict[str, Any]:
 _STRING = {"type": "string"}
 _NAME = {"type": "string", "minLength": 1}
 _BOOLEAN = {"type": "boolean"}
-_ERROR = _object({"code": {"type": "integer"}, "type": _STRING, "message": _STRING})
+_ERROR = _object({"error": _STRING})
 _PARAMETERS = {"type": "object", "nullable": True}
 
 _METADATA = _object({"name": _STRING, "version": _STRING, "extensions": _array(_STRING)})

@@ -111,13 +111,13 @@ class Predictions:
         job = version.submit(kind, row, prediction, request.timeout(), route=route)
         request.http.left = job.leave
 
-    def reply_of(self, answer: Answer) -> Reply:
+    def reply_of(self, request: Request, answer: Answer) -> Reply:
         """A worker's answer as a reply to the client."""
         if answer.error:
-            return Reply.of_error(ApiError.of(answer))
+            return self.api.reply_to(request, ApiError.of(answer))
         limit = self.api.settings.max_response_size
         if len(answer.body) > limit:
-            return Reply.of_error(AnswerTooLarge(len(answer.body), limit))
+            return self.api.reply_to(request, AnswerTooLarge(len(answer.body), limit))
         return Reply(answer.status, answer.body, answer_lines(answer))
 
 
@@ -140,7 +140,7 @@ class _Prediction:
     def answered(self, job: Job, answer: Answer) -> None:
         self._request.http.left = None
         if self._pieces is None:
-            self._send(job, self._predictions.reply_of(answer))
+            self._send(job, self._predictions.reply_of(self._request, answer))
             return
         self._end_span(job, answer.status)
         self._pieces.put_nowait(answer)

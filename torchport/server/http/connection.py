@@ -64,6 +64,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._active: HttpRequest | None = None
         self._refusal = 0
         """HTTP status of a pending refusal; sent once the earlier requests have been answered. 0: none."""
+        self._refused_path = b""
         self.is_ending = self._closes = False
         """`is_ending`: whether the server is ending. The next answer is the last then, unless more requests
         were sent ahead. `_closes`: whether that answer has said so."""
@@ -200,7 +201,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         """Stop reading, answer the earlier requests, send a refusal and close."""
         if self._refusal or self.is_gone:
             return
-        self._refusal = status
+        self._refusal, self._refused_path = status, self._reader.path
         self._unparsed = memoryview(b"")
         self._reader.end()
         self._go_on()
@@ -248,7 +249,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         request = self._active
         if request is None or self.is_gone:
             return
-        self._bodiless = status in BODILESS
+        self._bodiless = status in BODILESS or request.method == "HEAD"
         # HTTP/1.0 knows no chunks: there the end of the connection is the end of the answer.
         self._chunked = request.chunks and not self._bodiless
         framing = b"transfer-encoding: chunked\r\n" if self._chunked else b""
@@ -330,7 +331,7 @@ class HttpConnection(asyncio.BufferedProtocol):
             self._transport.pause_reading()
 
     def _send_refusal(self) -> None:
-        self._write(refusal_of(self._refusal))
+        self._write(refusal_of(self._refusal, self._refused_path))
         self._close_lingering()
 
     def _close_lingering(self) -> None:

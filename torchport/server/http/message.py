@@ -9,11 +9,16 @@ from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import Protocol
 
+from torchport.server.http.body_memory import BodyMemory
+
 Headers = Iterable[tuple[bytes, bytes]]
 Body = bytes | memoryview
 
 BODILESS = (204, 304)
 """Statuses whose answers have no body: a client would take a body for the next answer."""
+
+KNOWN_METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS")
+"""Methods that a resource may have here; every resource refuses others."""
 
 _STATUS_LINES = {
     status: b"HTTP/1.1 %d %b\r\n" % (status, HTTPStatus(status).phrase.encode())
@@ -28,13 +33,17 @@ _NO_CACHE = (
 _REFUSALS = {
     400: ("BadRequestException", "Invalid HTTP request received."),
     403: ("ForbiddenException", "The server does not have the name in Host; allowed_hosts can add it."),
-    405: ("MethodNotAllowedException", "This server is no proxy: CONNECT is not allowed."),
+    405: (
+        "MethodNotAllowedException",
+        "The method is not allowed: GET, HEAD, POST, PUT, DELETE and OPTIONS are known.",
+    ),
     408: ("RequestTimeoutException", "The request did not arrive in time."),
     413: ("RequestEntityTooLargeException", "The request's body is larger than max_request_size."),
     417: ("BadRequestException", "Expect: 100-continue is all that may be expected."),
     431: ("BadRequestException", "The request's headers are larger than max_header_size."),
     500: ("InternalServerException", "The server failed; its log says more."),
     501: ("BadRequestException", "Transfer-Encoding: chunked is all that is understood."),
+    505: ("BadRequestException", "HTTP/1.1 and HTTP/1.0 are the versions that are spoken here."),
     503: (
         "ServiceUnavailableException",
         "Too many connections or bytes of bodies at once: try again.",
@@ -98,13 +107,16 @@ class HttpRequest:
         "held",
         "keep_alive",
         "left",
+        "memory",
         "method",
         "path",
         "query",
     )
 
-    def __init__(self, responder: Responder | None = None) -> None:
+    def __init__(self, responder: Responder | None = None, memory: BodyMemory | None = None) -> None:
         self._responder = responder
+        self.memory = memory
+        """The memory of all bodies, in which what the body decompresses to is counted."""
         self.headers: list[tuple[bytes, bytes]] = []
         self.by_name: dict[bytes, bytes] = {}
         self.method = ""
@@ -162,14 +174,21 @@ def head_of(status: int, lines: bytes, framing: bytes) -> bytes:
     return b"%b%b%b%b" % (first, lines, framing, _NO_CACHE)
 
 
-def refusal_of(status: int) -> bytes:
-    """The complete answer that refuses a request."""
+def is_open_inference(path: bytes) -> bool:
+    """Whether errors on this path have the Open Inference Protocol's form: it is `/v2`, or below."""
+    return path.startswith(b"/v2") and path[3:4] in (b"", b"/", b"?")
+
+
+def refusal_of(status: int, path: bytes = b"") -> bytes:
+    """The complete answer that refuses a request, in the form of errors on its path."""
     kind, message = _REFUSALS[status]
     body = f'{{\n  "code": {status},\n  "type": "{kind}",\n  "message": "{message}"\n}}\n'.encode()
+    if is_open_inference(path):
+        body = f'{{\n  "error": "{message}"\n}}\n'.encode()
     lines = b"content-type: application/json\r\n"
     if status == 503:
         lines += b"retry-after: 1\r\n"
     if status == 405:
-        lines += b"allow: GET, HEAD, POST, PUT, DELETE, OPTIONS\r\n"
+        lines += b"allow: %b\r\n" % ", ".join(KNOWN_METHODS).encode()
     framing = b"content-length: %d\r\nconnection: close\r\n" % len(body)
     return head_of(status, lines, framing) + body

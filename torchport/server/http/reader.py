@@ -9,6 +9,7 @@ requests can be smuggled by it. A request to change the protocol is answered as 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from functools import lru_cache
@@ -18,13 +19,13 @@ import httptools
 
 from torchport.server.http.body import IncomingBody
 from torchport.server.http.body_memory import BodyMemory
+from torchport.server.http.first_line import METHODS, UNKNOWN_VERSION, target_of_unknown_method
 from torchport.server.http.host_rule import HostRule
 from torchport.server.http.message import HttpRequest, Responder
 from torchport.server.settings.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 
-_METHODS = {name.encode(): name for name in ("POST", "GET", "PUT", "HEAD", "DELETE", "OPTIONS", "PATCH")}
 _SHORT_TARGET = 256
 
 DIRECT = 1 << 16
@@ -60,7 +61,7 @@ class RequestReader:
     """Parses what one client sends; `memory` counts its bodies."""
 
     def __init__(self, settings: ServerSettings, owner: Owner, hosts: HostRule, memory: BodyMemory) -> None:
-        self._settings, self._owner, self._hosts = settings, owner, hosts
+        self._settings, self._owner, self._hosts, self._memory = settings, owner, hosts, memory
         self._parser = httptools.HttpRequestParser(self)
         self._incoming: HttpRequest | None = None
         self._url = b""
@@ -76,6 +77,14 @@ class RequestReader:
     def is_reading(self) -> bool:
         """Whether a request has begun and is incomplete."""
         return self._since is not None
+
+    @property
+    def path(self) -> bytes:
+        """Path of the request that is being read, or as much of it as has come."""
+        if not self._url.startswith(b"/"):
+            with contextlib.suppress(httptools.HttpParserInvalidURLError):
+                return httptools.parse_url(self._url).path or b""
+        return self._url
 
     @property
     def is_in_body(self) -> bool:
@@ -132,8 +141,10 @@ class RequestReader:
         except httptools.HttpParserCallbackError as err:
             logger.error("a request could not be taken", exc_info=err.__context__ or err)
             self._refuse(500)
-        except httptools.HttpParserError:
-            self._refuse(400)
+        except httptools.HttpParserInvalidMethodError:
+            self._refuse_method(data)
+        except httptools.HttpParserError as err:
+            self._refuse(505 if str(err) == UNKNOWN_VERSION else 400)
         if self._framing > self._settings.max_header_size:
             self._refuse(431)
 
@@ -152,6 +163,12 @@ class RequestReader:
         except Exception:
             logger.exception("a request could not be taken")
             self._refuse(500)
+
+    def _refuse_method(self, data: bytes) -> None:
+        """Refuse what begins with a method that the parser does not know, or is no request."""
+        target = target_of_unknown_method(data)
+        self._url = target or b""
+        self._refuse(400 if target is None else 405)
 
     def _refuse(self, status: int) -> None:
         if not self._ended:
@@ -192,7 +209,7 @@ class RequestReader:
     def on_message_begin(self) -> None:
         if self._replays or self._ended:
             return
-        self._incoming = HttpRequest(self._owner)
+        self._incoming = HttpRequest(self._owner, self._memory)
         self._url = b""
         self.body.drop()
         self._has_two_hosts = False
@@ -227,11 +244,14 @@ class RequestReader:
                 self._refuse(431)
         self._in_body, self._framing = True, 0
         method = parser.get_method()
-        request.method = _METHODS.get(method) or method.decode("ascii")
-        if parser.get_http_version() in ("1.0", "0.9"):
+        request.method = METHODS.get(method) or method.decode("ascii")
+        version = parser.get_http_version()
+        if version in ("1.0", "0.9"):
             request.chunks = request.keep_alive = False
-        else:
+        elif version == "1.1":
             request.keep_alive = parser.should_keep_alive()
+        else:
+            self._refuse(505)
         by_name = request.by_name
         length, encoding = by_name.get(b"content-length"), by_name.get(b"transfer-encoding")
         if length is not None:
@@ -306,5 +326,5 @@ class RequestReader:
             return
         request.body, request.held = self.body.take()
         self._drop()
-        self._in_body, self._framing = False, 0
+        self._in_body, self._framing, self._url = False, 0, b""
         self._owner.taken(request)
