@@ -93,7 +93,7 @@ def test_a_command_line_of_torchserve(tmp_path: Path) -> None:
     assert code == 0, output
     for name in NO_EFFECT:
         assert f"{name} has no effect" in output
-    assert "enable_model_api is TS_ENABLE_MODEL_API's" in output
+    assert "enable_model_api is its TS_* variable's" in output
     assert f"the settings are those of {tmp_path / 'config.properties'}" in output
 
 

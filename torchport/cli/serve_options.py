@@ -89,6 +89,6 @@ def overridden(
     """A line for the log for each variable that wins over what the command line says."""
     said = {*given, *(f"{name}_address" for name, number in ports.items() if number is not None or host)}
     return [
-        f"{key} is TS_{key.upper()}'s: variables win over the command line (enable_envvars_config=true)"
+        f"{key} is its TS_* variable's: variables win over the command line (enable_envvars_config=true)"
         for key in sorted(said & environment.keys())
     ]

@@ -29,6 +29,9 @@ _IGNORED_QUIETLY = frozenset(
 """TorchServe's keys that are ignored without a warning. They concern Java, netty or its channel to
 workers."""
 
+_VARIABLES = {"token_expiration_min": "TS_TOKEN_EXPIRATION_TIME_MIN"}
+"""Variables that are not called as their keys are; the names are TorchServe's."""
+
 _ADDRESS_KEYS = {"inference_address": 8080, "management_address": 8081, "metrics_address": 8082}
 _GRPC_KEYS = {"grpc_inference": 7070, "grpc_management": 7071}
 
@@ -79,7 +82,7 @@ def environment_settings(properties: Mapping[str, str], environ: Mapping[str, st
     names |= {f"{name}_{part}" for name in _GRPC_KEYS for part in ("address", "port")}
     if properties.get("use_env_allowed_urls", "false").lower() != "true":
         names -= {"allowed_urls", "archive_roots"}
-    found = {name: environ.get(f"TS_{name.upper()}") for name in names}
+    found = {name: environ.get(_VARIABLES.get(name, f"TS_{name.upper()}")) for name in names}
     return {name: value for name, value in found.items() if value is not None}
 
 
