@@ -21,7 +21,7 @@ _SEQUENCES = "the requests of a sequence would have to stay with one worker"
 _JAVA = "it concerns Java"
 _TIED = "workers speak over socket pairs, which have no port"
 _AGE = "connections last as long as clients keep them"
-_IPEX = "handlers ask for IPEX themselves"
+_IPEX = "handlers look for the variable `TS_IPEX_ENABLE`: set it for the server"
 _KEYSTORE = "`certificate_file` and `private_key_file` are PEM files"
 _PROMETHEUS = "metrics are Prometheus', on `/metrics`"
 _WORKFLOWS = "there are no workflows"
@@ -91,7 +91,12 @@ CONFIGURATION: Sequence[Option] = (
     Option("model_snapshot", SAME, "", '{"models": {}}'),
     Option("allowed_urls", DIFFERS, "archives come from the store alone", "file:///a"),
     Option("use_env_allowed_urls", SAME, "`archive_roots`, too", "true"),
-    Option("install_py_dep_per_model", DIFFERS, "from a package index alone", "true"),
+    Option(
+        "install_py_dep_per_model",
+        DIFFERS,
+        "more than an index's packages: `install_py_dep_from_anywhere`",
+        "true",
+    ),
     Option("default_service_handler", SAME, "", "image_classifier"),
     Option("service_envelope", SAME, "", "json"),
     Option("default_workers_per_model", DIFFERS, "0: as many as the model and the machine bear", "2"),
@@ -124,11 +129,11 @@ CONFIGURATION: Sequence[Option] = (
     Option("plugins_path", NONE, "plugins are Java's", "plugins"),
     Option("cpp_log_config", NONE, "handlers are in Python", "log.yaml"),
     Option("ipex_enable", NONE, _IPEX, "true"),
-    Option("ipex_gpu_enable", NONE, _IPEX, "true"),
+    Option("ipex_gpu_enable", NONE, _IPEX.replace("IPEX", "IPEX_GPU"), "true"),
     Option("cpu_launcher_enable", NONE, "workers get their cores from the server", "true"),
     Option("cpu_launcher_args", NONE, "workers get their cores from the server", "--ncore 1"),
-    Option("debug", NONE, "workers' output is in the log anyway", "true"),
-    Option("async_logging", NONE, "the log never waits for its reader", "true"),
+    Option("debug", NONE, "the server starts every worker, and its time limits hold", "true"),
+    Option("async_logging", NONE, "it concerns Java's log", "true"),
     Option("number_of_netty_threads", NONE, _JAVA, "4"),
     Option("netty_client_threads", NONE, _JAVA, "4"),
     Option("prefer_direct_buffer", NONE, _JAVA, "true"),

@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import click
 from typer.core import TyperCommand
 
 NO_EFFECT: Mapping[str, str] = {
@@ -30,7 +30,7 @@ _DEFAULT_CONFIG = Path("config.properties")
 class ServeCommand(TyperCommand):
     """The command of `torchport serve`: `--models` takes a list in one word or in several."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, with_models_joined(args))
 
 
