@@ -45,6 +45,19 @@ def test_what_does_not_fit_is_not_begun(
     assert {name: (folder / name).stat().st_size for name in SIZES} == SIZES
 
 
+def test_a_backslash_is_part_of_a_name(tmp_path: Path) -> None:
+    """As TorchServe has it on this system: a file of the model's folder, in no other folder."""
+    path, folder = tmp_path / "x.mar", tmp_path / "folder"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("a\\b.txt", b"x")
+        file.writestr("c/d\\e", b"y")
+    folder.mkdir()
+    extract(path, folder)
+    found = {str(each.relative_to(folder)) for each in folder.rglob("*") if each.is_file()}
+    assert found == {"a\\b.txt", "c/d\\e"}
+    assert [each.name for each in sorted(tmp_path.iterdir())] == ["folder", "x.mar"]
+
+
 def test_only_what_is_asked_for_needs_space(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

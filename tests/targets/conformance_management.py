@@ -62,6 +62,8 @@ SCENARIOS: dict[str, list[Step]] = {
         get("/models?next_page_token=99"),
         get("/models?next_page_token=-3"),
         get("/models?limit=0"),
+        get("/models?limit="),
+        get("/models?limit=1&next_page_token="),
         get("/models?limit=-1"),
         get("/models?limit=1000"),
         get("/models?limit=x", WRONG_NUMBER),
@@ -168,6 +170,13 @@ SCENARIOS: dict[str, list[Step]] = {
         get("/models/later"),
         predict("later"),
     ],
+    "registering with no time to start": [
+        post(f"{LATER}&startup_timeout=0&initial_workers=0"),
+        get("/models/later"),
+        delete("/models/later"),
+        post(f"{LATER}&startup_timeout=0&initial_workers=1", MESSAGE),
+        get("/models/later"),
+    ],
     "registering with workers": [
         post(LATER),
         get("/models/later"),
@@ -191,7 +200,7 @@ SCENARIOS: dict[str, list[Step]] = {
     ],
     "registering with another handler": [
         step
-        for handler in ("second.py", "second.py:another", "second:another")
+        for handler in ("second.py", "second.py:another", "second:another", "a/b/second.py:another")
         for step in (
             post(f"/models?url=other-1.0.mar&handler={handler}"),
             predict("other"),

@@ -38,6 +38,9 @@ _NAMES = {"configFile": "model-config.yaml", "requirementsFile": "requirements.t
 _MODEL_KEYS = frozenset(["modelName", "modelVersion", "handler", *_NAMES])
 """Keys of a model in torchport's own manifests. TorchServe would load more than these, unverified."""
 
+_NAMED_BY_NUMBER = ("modelName", "modelVersion")
+"""Keys of a model whose values may be numbers, as on TorchServe."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -96,8 +99,12 @@ def inspect_archive(path: Path) -> ArchiveContents:
         texts[_MANIFEST] = _text(path, archive, infos[_MANIFEST])
         manifest = _parse(path, _MANIFEST, texts)
         model = _mapping(path, _MANIFEST, manifest, "model")
-        if not all(isinstance(model.get(key, ""), str) for key in ("modelName", "modelVersion", "handler")):
-            raise ArchiveError(f"{path}: {_MANIFEST} names no model")
+        _name_by_text(model, texts[_MANIFEST])
+        if not all(isinstance(model.get(key, ""), str) for key in (*_NAMED_BY_NUMBER, "handler")):
+            raise ArchiveError(
+                f"{path}: {_MANIFEST} names no model: modelName and modelVersion are to be text or numbers, "
+                "handler text"
+            )
         config_name = model.get("configFile") or ""
         for name in ("signature.json", "parity.json", "int8.json", config_name):
             if isinstance(name, str) and name in infos:
@@ -225,6 +232,14 @@ def _mapping(path: Path, name: str, value: dict[str, Any], key: str) -> dict[str
     if not isinstance(inner, dict):
         raise ArchiveError(f"{path}: {name} has no {key!r}")
     return inner
+
+
+def _name_by_text(model: dict[str, Any], manifest: bytes) -> None:
+    """Turn a name or a version that is a number into its text in the manifest: 1.10 is `1.10`, not `1.1`."""
+    numbers = [key for key in _NAMED_BY_NUMBER if type(model.get(key)) in (int, float)]
+    if numbers:
+        texts = json.loads(manifest, parse_int=str, parse_float=str, parse_constant=str)["model"]
+        model.update({key: texts[key] for key in numbers})
 
 
 def _parse(path: Path, name: str, texts: dict[str, bytes]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import lzma
+import os
 import shutil
 import stat
 import struct
@@ -145,9 +146,14 @@ def _reason_against(info: zipfile.ZipInfo) -> str:
     # `filename` ends before a NUL, which the archive's own list does not.
     full = info.orig_filename
     name, shown = PurePosixPath(full), repr(full[:200])
-    if name.is_absolute() or ".." in name.parts or "\\" in full or ":" in full or "\0" in full:
+    # A backslash belongs to the name here and on TorchServe, and parts names elsewhere: neither may lead out.
+    parted = PurePosixPath(full.replace("\\", "/"))
+    if parted.is_absolute() or ".." in parted.parts or ":" in full or "\0" in full:
         return f"the name {shown} leads out of the archive"
-    if not name.parts or not full.isprintable() or str(name) != full.removesuffix("/"):
+    if "\\" in full and os.sep == "\\":
+        return f"the name {shown} has a backslash, which parts names on this system"
+    plain = str(parted) == full.removesuffix("/").replace("\\", "/")
+    if not name.parts or not full.isprintable() or not plain:
         return f"the name {shown} is not written plainly"
     if len(full.encode()) > MAX_NAME or max(len(part.encode()) for part in name.parts) > MAX_PART:
         return f"the name {shown} is too long"
@@ -182,8 +188,8 @@ def _refuse_collisions(path: Path, infos: list[zipfile.ZipInfo]) -> None:
 
 
 def _folded(name: str) -> str:
-    """The name as file systems without cases or accent forms see it."""
-    return unicodedata.normalize("NFC", name).casefold()
+    """The name as file systems see it that have no cases or accent forms, or part names by backslashes."""
+    return unicodedata.normalize("NFC", name).casefold().replace("\\", "/")
 
 
 def _refuse_overlaps(path: Path, infos: list[zipfile.ZipInfo]) -> None:

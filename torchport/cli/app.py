@@ -37,6 +37,7 @@ from torchport.cli.quantize import quantize
 from torchport.cli.reload import reload, serving_hint
 from torchport.cli.reporting import reported_errors
 from torchport.cli.serve import serve
+from torchport.cli.serve_options import ServeCommand
 from torchport.cli.tune import tune
 from torchport.errors import ArchiveError
 from torchport.store.folders import Store
@@ -49,7 +50,7 @@ app = typer.Typer(
     context_settings=HELP_OPTIONS,
 )
 app.add_typer(torchserve.app, name="torchserve")
-app.command()(serve)
+app.command(cls=ServeCommand)(serve)
 app.command()(reload)
 app.command(context_settings=TAKES_PARAMETERS)(quantize)
 app.command(context_settings=TAKES_PARAMETERS)(tune)

@@ -11,12 +11,15 @@ import typer
 
 from torchport.cli.options import HELP_OPTIONS, STORE, StoreOpt
 from torchport.cli.reporting import reported_errors
+from torchport.cli.serve_options import ServeCommand, configuration, overridden, without_effect
+
+_UNUSED = "TorchServe's; no effect, the log says why"
 
 
 def main() -> None:
     """Run `torchport serve` with the process's arguments."""
     app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, context_settings=HELP_OPTIONS)
-    app.command()(serve)
+    app.command(cls=ServeCommand)(serve)
     with reported_errors():
         app(sys.argv[2:], prog_name="torchport serve")
 
@@ -28,7 +31,9 @@ def serve(
     ] = None,
     models: Annotated[
         str | None,
-        typer.Option(help="what to load: all, none, or names: NAME, NAME@VERSION, FILE.mar, AS=NAME,..."),
+        typer.Option(
+            help="what to load: all, none, or names: NAME, NAME@VERSION, FILE.mar, AS=NAME,... (or by spaces)"
+        ),
     ] = None,
     model_store: Annotated[
         Path | None, typer.Option("--model-store", help="the same as --store, as TorchServe calls it")
@@ -37,7 +42,9 @@ def serve(
         bool,
         typer.Option("--ncs", "--no-config-snapshots", help="forget models of an earlier run, keep none"),
     ] = False,
-    foreground: Annotated[bool, typer.Option(help="always so; kept for TorchServe's command lines")] = True,
+    foreground: Annotated[
+        bool, typer.Option("--foreground", help="always so; kept for TorchServe's command lines")
+    ] = True,
     host: Annotated[str | None, typer.Option(help="the address for all three ports")] = None,
     port: Annotated[
         int | None,
@@ -55,7 +62,9 @@ def serve(
     ] = False,
     disable_token_auth: Annotated[
         bool,
-        typer.Option("--disable-token-auth", help="no tokens; on the loopback address that is so anyway"),
+        typer.Option(
+            "--disable-token-auth", "--dt", help="no tokens; on the loopback address that is so anyway"
+        ),
     ] = False,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="listen for strangers with neither tokens nor TLS")
@@ -72,17 +81,31 @@ def serve(
     run: Annotated[
         Path | None, typer.Option(help="folder of its state; .run/serve-PORT unless given")
     ] = None,
+    start: Annotated[bool, typer.Option("--start", help=_UNUSED)] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="refused: SIGTERM ends the server")] = False,
+    workflow_store: Annotated[Path | None, typer.Option("--workflow-store", help=_UNUSED)] = None,
+    log_config: Annotated[Path | None, typer.Option("--log-config", help=_UNUSED)] = None,
+    cpp_log_config: Annotated[Path | None, typer.Option("--cpp-log-config", help=_UNUSED)] = None,
+    plugins_path: Annotated[str | None, typer.Option("--plugins-path", "--ppath", help=_UNUSED)] = None,
 ) -> None:
     """Serve the store's archives by TorchServe's REST and gRPC APIs, without Java, until SIGTERM."""
     from torchport.errors import ServerError
     from torchport.properties import read_properties
     from torchport.server.main import run as run_server
-    from torchport.server.models.named_archives import require_named_archives
-    from torchport.server.settings.reading import settings_from
+    from torchport.server.models.named_archives import require_named_archives, require_store
+    from torchport.server.settings.reading import environment_settings, settings_from
 
-    config = ts_config or _environment_path("TS_CONFIG_FILE")
-    if config is not None and not config.is_file():
-        raise ServerError(f"no file {config}: --ts-config names a config.properties")
+    if stop:
+        raise ServerError("--stop: a server is ended by SIGTERM, which its service manager or kill PID sends")
+    unused = {
+        "--start": start,
+        "--workflow-store": workflow_store,
+        "--log-config": log_config,
+        "--cpp-log-config": cpp_log_config,
+        "--plugins-path": plugins_path,
+    }
+    notes = without_effect(unused)
+    config = configuration(ts_config, notes)
     properties = read_properties(config, os.environ) if config else {}
     ports = {"inference": port, "management": management_port, "metrics": metrics_port}
     given = _given(
@@ -97,13 +120,20 @@ def serve(
         log_format=log_format,
         drain_time=drain_time,
     )
-    settings = settings_from(properties, os.environ, given | _addresses(properties, ports, host))
+    addresses = _addresses(properties, ports, host)
+    of_environment = environment_settings(properties, os.environ)
+    notes += overridden(given, ports, host, of_environment)
+    settings = settings_from(properties, os.environ, given | addresses)
+    named = {"model_store"} & {*properties, *of_environment} or model_store is not None or store != STORE
+    require_store(settings, is_named=bool(named))
     if config is None and model_store is None:
         # TorchServe starts without what is missing; so does its command line here.
         require_named_archives(settings)
     folder = run or Path(".run") / f"serve-{settings.inference.port}"
     raise typer.Exit(
-        run_server(settings, run_folder=folder, snapshots=not ncs, models_named=models is not None)
+        run_server(
+            settings, run_folder=folder, snapshots=not ncs, models_named=models is not None, notes=notes
+        )
     )
 
 
@@ -147,8 +177,3 @@ def _addresses(properties: dict[str, str], ports: dict[str, int | None], host: s
         if f"{name}_port" not in properties:
             found[f"{name}_port"] = str(port_of(getattr(defaults, name).port))
     return found
-
-
-def _environment_path(name: str) -> Path | None:
-    value = os.environ.get(name)
-    return Path(value) if value else None

@@ -17,6 +17,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,10 +57,18 @@ REFUSALS_S = 1.0
 """Seconds for sending the refusals of requests that were not answered in time."""
 
 
-def run(settings: ServerSettings, *, run_folder: Path, snapshots: bool, models_named: bool = False) -> int:
+def run(
+    settings: ServerSettings,
+    *,
+    run_folder: Path,
+    snapshots: bool,
+    models_named: bool = False,
+    notes: Sequence[str] = (),
+) -> int:
     """Serve until a signal ends the server; the exit code.
 
     `models_named` is whether the command line says which models are loaded, whatever a snapshot says.
+    `notes` are about what was given; the log begins with them.
 
     Raises:
         ServerError: the settings are unsafe or wrong, an address is taken.
@@ -67,6 +76,8 @@ def run(settings: ServerSettings, *, run_folder: Path, snapshots: bool, models_n
     logs.set_up(settings.log_format)
     logs.tell_where(settings.access_log)
     settings.require_safe()
+    for note in notes:
+        logger.warning("%s", note)
     if settings.ignored:
         logger.warning("config.properties: not known here, ignored: %s", ", ".join(settings.ignored))
     work = WorkFolder(run_folder)

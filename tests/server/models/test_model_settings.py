@@ -3,7 +3,7 @@
 import pytest
 
 from torchport.server.errors import ArchiveRefused
-from torchport.server.models.settings import ModelSettings, model_settings
+from torchport.server.models.settings import _TORCHSERVE_KEYS, ModelSettings, model_settings
 from torchport.server.settings.settings import ServerSettings
 
 SERVER = ServerSettings(default_response_timeout=33, job_queue_size=44)
@@ -30,6 +30,31 @@ def test_the_servers_word_on_a_model_is_between_them():
 
 def test_more_workers_at_least_than_at_most():
     assert model_settings({"minWorkers": 4, "maxWorkers": 1}, SERVER).max_workers == 4
+
+
+@pytest.mark.parametrize("key", sorted(set(_TORCHSERVE_KEYS) - {"deviceType", "deviceIds"}))
+@pytest.mark.parametrize("number", ["3", "3.0", " 3 ", 3.0], ids=repr)
+def test_whole_numbers_may_be_text_or_have_a_fraction_of_zero(key, number):
+    assert getattr(model_settings({key: number}, SERVER), _TORCHSERVE_KEYS[key]) == 3
+    known = model_settings({}, SERVER, known={key: number})
+    assert getattr(known, _TORCHSERVE_KEYS[key]) == 3
+
+
+def test_devices_may_be_text_too():
+    assert model_settings({"deviceIds": ["0", 1.0, 2]}, SERVER).device_ids == (0, 1, 2)
+
+
+def test_the_operators_word_on_workers_may_be_text(monkeypatch):
+    monkeypatch.setattr("torchport.server.models.settings.available_cores", lambda: 1)
+    assert model_settings({"minWorkers": 30}, SERVER, known={"minWorkers": "40"}).min_workers == 30
+
+
+@pytest.mark.parametrize(
+    "value", ["7.5", 7.5, "", "seven", "0x7", "1e3", True, float("inf"), float("nan"), [7]]
+)
+def test_what_is_no_whole_number_is_refused(value):
+    with pytest.raises(ArchiveRefused, match="a whole number from 0 to"):
+        model_settings({"maxBatchDelay": value}, SERVER)
 
 
 def test_keys_of_handlers_are_theirs():
@@ -103,7 +128,7 @@ def test_the_operator_s_word_on_workers_is_not_bounded(monkeypatch):
     ("config", "message"),
     [
         ({"batchSize": 0}, "batch_size is 0"),
-        ({"batchSize": "8"}, "batch_size is '8'"),
+        ({"batchSize": "8 rows"}, "batch_size is '8 rows'"),
         ({"minWorkers": True}, "min_workers is True"),
         ({"deviceIds": "0,1"}, "device_ids is '0,1'"),
         ({"torchport_server": 5}, "torchport_server: 5"),

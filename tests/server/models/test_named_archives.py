@@ -11,7 +11,12 @@ import pytest
 
 from tests.server.archives import write_archive
 from torchport.errors import ModelsMissing
-from torchport.server.models.named_archives import named_archives, parts_of, require_named_archives
+from torchport.server.models.named_archives import (
+    named_archives,
+    parts_of,
+    require_named_archives,
+    require_store,
+)
 from torchport.server.settings.settings import ServerSettings
 
 HANDLER = "def handle(data, context):\n    return data and ['x'] * len(data)\n"
@@ -77,8 +82,11 @@ def test_what_is_there_is_not_refused(store: Path, models: str) -> None:
 def test_a_store_that_is_missing_is_refused_unless_nothing_is_wanted_of_it(tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     with pytest.raises(ModelsMissing, match=r"no model store .*--models none"):
-        require_named_archives(ServerSettings(model_store=missing))
-    require_named_archives(ServerSettings(model_store=missing, load_models="none"))
+        require_store(ServerSettings(model_store=missing), is_named=False)
+    require_store(ServerSettings(model_store=missing, load_models="none"), is_named=False)
+    with pytest.raises(ModelsMissing, match=r"no model store .*make the folder") as caught:
+        require_store(ServerSettings(model_store=missing, load_models="none"), is_named=True)
+    assert caught.value.exit_code == 1
 
 
 @pytest.mark.server

@@ -92,6 +92,7 @@ def test_the_environment_counts_where_the_file_says_so() -> None:
         "TS_INFERENCE_ADDRESS": "http://127.0.0.1:1",
         "TS_GRPC_INFERENCE_PORT": "2",
         "TS_ALLOWED_URLS": "file:///a",
+        "TS_ARCHIVE_ROOTS": "/",
         "TS_NO_SUCH_KEY": "x",
     }
     without = settings_from({"job_queue_size": "5"}, environ)
@@ -101,13 +102,18 @@ def test_the_environment_counts_where_the_file_says_so() -> None:
     assert (found.job_queue_size, found.inference.port, found.grpc_inference.port) == (7, 1, 2)
     # One of TorchServe's own rules: who may set a variable may not widen what is loaded.
     assert found.allowed_urls == ServerSettings().allowed_urls
+    assert found.archive_roots == ()
     assert settings_from({**on, "use_env_allowed_urls": "true"}, environ).allowed_urls == ("file:///a",)
 
 
-def test_the_command_line_wins() -> None:
-    properties = {"enable_envvars_config": "true", "job_queue_size": "5"}
-    found = settings_from(properties, {"TS_JOB_QUEUE_SIZE": "6"}, {"job_queue_size": 7, "load_models": None})
-    assert (found.job_queue_size, found.load_models) == (7, "all")
+def test_the_command_line_wins_over_the_file_and_the_environment_over_both() -> None:
+    properties = {"job_queue_size": "5", "inference_address": "http://127.0.0.1:1"}
+    given = {"job_queue_size": 7, "load_models": None, "inference_address": "http://127.0.0.1:2"}
+    environ = {"TS_JOB_QUEUE_SIZE": "6", "TS_INFERENCE_ADDRESS": "http://127.0.0.1:3"}
+    found = settings_from(properties, environ, given)
+    assert (found.job_queue_size, found.load_models, found.inference.port) == (7, "all", 2)
+    found = settings_from(properties | {"enable_envvars_config": "true"}, environ, given)
+    assert (found.job_queue_size, found.inference.port) == (6, 3)
 
 
 @pytest.mark.parametrize(

@@ -136,13 +136,13 @@ class Request:
         return self.http.content_type
 
     def integer(self, name: str) -> int | None:
-        """A whole number of the query; None if it is missing.
+        """A whole number of the query; None if it is missing or empty.
 
         Raises:
             InvalidRequest: it is no whole number, or has more than nine digits.
         """
         text = self.query.get(name)
-        if text is None:
+        if not text:
             return None
         if not re.fullmatch(r"-?[0-9]{1,9}", text):
             raise InvalidRequest(f"{name}={text[:40]!r}: a whole number is expected")

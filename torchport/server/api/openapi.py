@@ -243,7 +243,7 @@ def management_description() -> dict[str, Any]:
                     ),
                     _query("max_batch_delay", "integer", "Kept for TorchServe's clients", minimum=0),
                     _query("response_timeout", "integer", "Seconds", minimum=1),
-                    _query("startup_timeout", "integer", "Seconds", minimum=1),
+                    _query("startup_timeout", "integer", "Seconds", minimum=0),
                     _query("initial_workers", "integer", "Workers to start", **whole),
                     _query("synchronous", "boolean", "Answer when the workers are ready"),
                 ],

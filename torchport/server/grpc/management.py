@@ -102,9 +102,8 @@ class ManagementService:
         return _response_of(outcome)
 
     async def _set_default(self, request: Any, call: Call) -> Any:
-        if not request.model_version:
-            raise InvalidRequest("Parameter model_version is required.")
-        return _response_of(await set_default(self._registry, _named(request), request.model_version))
+        # What is not named does not exist, as on TorchServe: NOT_FOUND.
+        return _response_of(await set_default(self._registry, request.model_name, request.model_version))
 
     async def _unregister(self, request: Any, call: Call) -> Any:
         self._require_model_api()

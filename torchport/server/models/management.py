@@ -39,7 +39,7 @@ RANGES: Mapping[str, tuple[int, int]] = {
     "batch_size": (1, 1 << 20),
     "max_batch_delay": (0, 1 << 30),
     "response_timeout": (1, 1 << 30),
-    "startup_timeout": (1, 1 << 30),
+    "startup_timeout": (0, 1 << 30),
     "min_worker": (0, MAX_WORKERS),
     "max_worker": (0, MAX_WORKERS),
     "timeout": (-1, 1 << 30),
@@ -230,6 +230,8 @@ async def set_default(registry: Registry, name: str, version: str) -> Outcome:
         InternalError: its workers did not start; the default stays what it was.
     """
     before = registry.find(name).model.version
+    if not version:  # A client's: the default version has no other name.
+        raise ModelVersionNotFound(name, version)
     await registry.set_default(name, version)
     logger.info(
         "default version of %s: %s, before %s", name, version, before, extra={"model": f"{name} {version}"}

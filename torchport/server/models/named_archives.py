@@ -2,6 +2,7 @@
 
 named_archives("linear", store)              # ["linear-1.0.mar", "linear-2.0.mar"]
 named_archives("linear@2.0", store)          # ["linear-2.0.mar"]
+require_store(settings, is_named=True)       # refuses a store that is not there
 require_named_archives(settings)             # refuses names that mean none
 """
 
@@ -72,19 +73,35 @@ def missing_archive(given: str, store: Path) -> str:
     return f"{given} is not in the store {store}: {hint}"
 
 
+def require_store(settings: ServerSettings, *, is_named: bool) -> None:
+    """Refuse to start without the store.
+
+    `is_named` is whether the command line or the configuration names it; the default one may be missing if
+    nothing is loaded from it.
+
+    Raises:
+        ModelsMissing: it is no folder.
+    """
+    store = settings.model_store
+    if store.is_dir():
+        return
+    if is_named:
+        raise ModelsMissing(f"there is no model store {store}: make the folder, or name another by --store")
+    if is_list(settings.load_models) or settings.load_models.strip().lower() == "all":
+        raise ModelsMissing(
+            f"there is no model store {store}: name it with --store, make one with torchport ship, or "
+            "say --models none"
+        )
+
+
 def require_named_archives(settings: ServerSettings) -> None:
-    """Refuse to start without the store, or without a model that `load_models` names.
+    """Refuse to start without a model that `load_models` names.
 
     Raises:
         ModelsMissing: it is not there; the message has the nearest name.
     """
     store = settings.model_store
     if not is_list(settings.load_models):
-        if settings.load_models.strip().lower() == "all" and not store.is_dir():
-            raise ModelsMissing(
-                f"there is no model store {store}: name it with --store, make one with torchport ship, or "
-                "say --models none"
-            )
         return
     wrong = [given for _, given in parts_of(settings.load_models) if not named_archives(given, store)]
     if wrong:

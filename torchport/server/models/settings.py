@@ -10,6 +10,7 @@ torchport_server:                # our own keys, beside TorchServe's
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -144,7 +145,7 @@ def worker_limit(server: ServerSettings, asked: Mapping[str, Any], known: Mappin
     if limit is None:
         limit = max(4, 2 * available_cores(), 2 * (server.number_of_gpu or 0))
     said = [asked.get(key) for key in ("min_workers", "max_workers")]
-    said += [known.get(key) for key in ("minWorkers", "maxWorkers")]
+    said += [_whole(known.get(key)) for key in ("minWorkers", "maxWorkers")]
     return max([limit, *(number for number in said if isinstance(number, int))])
 
 
@@ -164,6 +165,7 @@ def _bound_workers(values: dict[str, Any], of_archive: Mapping[str, Any], limit:
 def _checked(where: str, key: str, value: Any) -> Any:
     kind = next(f.type for f in fields(ModelSettings) if f.name == key)
     if kind == "int":
+        value = _whole(value)
         least = 1 if key in ("batch_size", "job_queue_size", "response_timeout", "startup_timeout") else 0
         most = MAX_WORKERS if key in ("min_workers", "max_workers") else 1 << 30
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
@@ -172,7 +174,21 @@ def _checked(where: str, key: str, value: Any) -> Any:
     elif kind == "str":
         return str(value)
     elif kind.startswith("tuple"):
-        if not isinstance(value, list) or not all(isinstance(v, int) for v in value):
+        value = [_whole(each) for each in value] if isinstance(value, list) else value
+        if not isinstance(value, list) or not all(type(v) is int and v >= 0 for v in value):
             raise ArchiveRefused(f"{where}: {key} is {repr(value)[:80]}: a list of whole numbers is expected")
         return tuple(value)
+    return value
+
+
+def _whole(value: Any) -> Any:
+    """A whole number that is written as text or with a fraction of zero, as an int; other values as they are.
+
+    >>> _whole("4"), _whole(50.0), _whole(0.5)
+    (4, 50, 0.5)
+    """
+    if isinstance(value, str) and re.fullmatch(r" *-?[0-9]{1,18}(\.0*)? *", value):
+        return int(value.partition(".")[0])
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
     return value

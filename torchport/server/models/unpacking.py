@@ -32,8 +32,11 @@ logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,126}")
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,62}")
-_HANDLER = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*(:[A-Za-z_][A-Za-z0-9_]*)?")
-"""A handler: `file.py`, `file.py:function`, `package.module`, or the name of one of TorchServe's."""
+_HANDLER = re.compile(
+    r"([A-Za-z0-9_-][A-Za-z0-9._-]*/)*[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*(:[A-Za-z_][A-Za-z0-9_]*)?"
+)
+"""A handler: `file.py`, `folder/file.py`, `file.py:function`, `package.module`, or the name of one of
+TorchServe's."""
 
 _FILES = ("configFile", "requirementsFile", "modelFile", "serializedFile")
 _REQUIRED = ("configFile", "requirementsFile")
@@ -47,7 +50,8 @@ def find_archive(url: str, settings: ServerSettings) -> Path:
 
     Raises:
         InvalidRequest: `url` is empty or malformed, holds `..`, or has another scheme.
-        Forbidden: `allowed_urls` does not allow the URL, or the file is outside of the store.
+        Forbidden: `allowed_urls` does not allow the URL, or the file is outside of the store, and no link
+            of the store's leads to it in a folder of `archive_roots`.
         ArchiveNotFound: the archive is missing.
     """
     if not url:
@@ -75,7 +79,12 @@ def find_archive(url: str, settings: ServerSettings) -> Path:
     except (OSError, RuntimeError, ValueError) as err:  # RuntimeError: a link that leads to itself.
         raise InvalidRequest(f"{url[:200]}: not a file's name ({err})") from err
     if not real.is_relative_to(store):
-        raise Forbidden(f"{url} is outside of the model store")
+        if not path.is_symlink() or not path.parent.resolve().is_relative_to(store):
+            raise Forbidden(f"{url} is outside of the model store")
+        if not any(real.is_relative_to(Path(root).resolve()) for root in settings.archive_roots):
+            raise Forbidden(
+                f"{url} is outside of the model store: its link leads to none of the folders of archive_roots"
+            )
     if not found:
         raise ArchiveNotFound(f"Model not found at: {url}")
     return real
@@ -195,9 +204,17 @@ def _identified(
         found["handler"] = default_handler
     elif not _HANDLER.fullmatch(found["handler"]):
         raise ArchiveRefused(
-            f"{path.name}: handler {found['handler'][:80]!r}: a file's name without a folder is expected"
+            f"{path.name}: handler {found['handler'][:80]!r}: the name of a file of the archive is expected, "
+            "such as handler.py or handler.py:function"
         )
     names = {entry.name for entry in contents.entries}
+    folder, _, file = found["handler"].partition(":")[0].rpartition("/")
+    module = file.removesuffix(".py")
+    if folder and not names & {f"{module}.py", f"{module}/__init__.py", f"{folder}/{module}.py"}:
+        raise ArchiveRefused(
+            f"{path.name}: handler {found['handler'][:80]!r}: neither {module[:80]}.py nor "
+            f"{folder[:80]}/{module[:80]}.py is in the archive"
+        )
     for key in _FILES:
         named = contents.manifest["model"].get(key)
         if named and (not isinstance(named, str) or _leads_out(named)):

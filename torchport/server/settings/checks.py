@@ -27,7 +27,7 @@ _SNAPSHOT_NUMBERS: Mapping[str, tuple[int, int]] = {
     "batchSize": (1, 1 << 20),
     "maxBatchDelay": (0, 1 << 30),
     "responseTimeout": (1, 1 << 30),
-    "startupTimeout": (1, 1 << 30),
+    "startupTimeout": (0, 1 << 30),
 }
 
 

@@ -29,6 +29,9 @@ _IGNORED_QUIETLY = frozenset(
 """TorchServe's keys that are ignored without a warning. They concern Java, netty or its channel to
 workers."""
 
+_VARIABLES = {"token_expiration_min": "TS_TOKEN_EXPIRATION_TIME_MIN"}
+"""Variables that are not called as their keys are; the names are TorchServe's."""
+
 _ADDRESS_KEYS = {"inference_address": 8080, "management_address": 8081, "metrics_address": 8082}
 _GRPC_KEYS = {"grpc_inference": 7070, "grpc_management": 7071}
 
@@ -40,16 +43,15 @@ def settings_from(
 ) -> ServerSettings:
     """Combine `config.properties`, the environment and the command line into settings.
 
-    `TS_KEY` variables override the file if it says `enable_envvars_config=true`, as on TorchServe.
-    `given`, the command line, overrides both.
+    `given`, the command line, overrides the file. `TS_KEY` variables override both if the file says
+    `enable_envvars_config=true`, as on TorchServe.
 
     Raises:
         ServerError: a value cannot be read; the message names the key.
     """
     values = dict(properties)
-    if _boolean("enable_envvars_config", values.get("enable_envvars_config", "false")):
-        values |= _from_environment(values, environ)
     values |= {key: str(value) for key, value in (given or {}).items() if value is not None}
+    values |= environment_settings(properties, environ)
     settings: dict[str, Any] = {}
     for key, port in _ADDRESS_KEYS.items():
         if key in values:
@@ -68,12 +70,19 @@ def settings_from(
     return ServerSettings(**settings, ignored=tuple(sorted(ignored)))
 
 
-def _from_environment(properties: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
+def environment_settings(properties: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
+    """What `TS_KEY` variables say, by key; empty unless the file says `enable_envvars_config=true`.
+
+    Raises:
+        ServerError: the file says neither true nor false.
+    """
+    if not _boolean("enable_envvars_config", properties.get("enable_envvars_config", "false")):
+        return {}
     names = {f.name for f in fields(ServerSettings)} | set(_ADDRESS_KEYS)
     names |= {f"{name}_{part}" for name in _GRPC_KEYS for part in ("address", "port")}
     if properties.get("use_env_allowed_urls", "false").lower() != "true":
-        names.discard("allowed_urls")
-    found = {name: environ.get(f"TS_{name.upper()}") for name in names}
+        names -= {"allowed_urls", "archive_roots"}
+    found = {name: environ.get(_VARIABLES.get(name, f"TS_{name.upper()}")) for name in names}
     return {name: value for name, value in found.items() if value is not None}
 
 

@@ -80,6 +80,8 @@ class ServerSettings:
     grpc_server: str = "torchport"
 
     model_store: Path = Path("model_store")
+    archive_roots: tuple[str, ...] = ()
+    """Folders that links in the store may lead to, beside the store itself."""
     load_models: str = "all"
     watch_store: bool = False
     models: Mapping[str, Any] = field(default_factory=dict)

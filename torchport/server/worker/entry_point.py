@@ -8,8 +8,10 @@ entry.handle(data, context)
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -27,15 +29,17 @@ def load_entry_point(handler: str, envelope: str = "") -> EntryPoint:
     """Load the handler that an archive's manifest names.
 
     `handler` is `file.py`, `file.py:function`, `package.module`, or the name of one of TorchServe's
-    handlers, such as `image_classifier`. `envelope` is one of TorchServe's request envelopes, such as
-    `kserve`; "" for none.
+    handlers, such as `image_classifier`. `folder/file.py` is `file.py`, as on TorchServe; where the archive
+    has no such file, it is the one in the folder. `envelope` is one of TorchServe's request envelopes,
+    such as `kserve`; "" for none.
 
     Raises:
         ImportError: the module, or something that it imports, is missing.
         ValueError: the module has neither the function nor exactly one class.
     """
     name, _, function = handler.partition(":")
-    module = _import(name.rsplit("/", 1)[-1].removesuffix(".py"))
+    folder, _, file = name.rpartition("/")
+    module = _import(file.removesuffix(".py"), folder)
     entry = _function(module, function or "handle") or _class(module)
     if not envelope:
         return entry
@@ -43,12 +47,17 @@ def load_entry_point(handler: str, envelope: str = "") -> EntryPoint:
     return EntryPoint(wrapper(entry.handle).handle, entry.initialize, entry.owner)
 
 
-def _import(name: str) -> ModuleType:
+def _import(name: str, folder: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as err:
         if err.name != name:
             raise  # Something that the handler imports: that is what is missing.
+    # The model's own folder is the path's first one.
+    inner = Path(sys.path[0]) / folder
+    if folder and (inner / f"{name}.py").is_file():
+        sys.path.insert(1, str(inner))
+        return importlib.import_module(name)
     try:
         return importlib.import_module(f"ts.torch_handler.{name}")
     except ModuleNotFoundError as err:

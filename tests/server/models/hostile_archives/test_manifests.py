@@ -53,11 +53,12 @@ def test_no_manifest(refused: Callable[..., str], place: Path) -> None:
 
 MODELS: list[tuple[dict[str, object], str]] = [
     *(
-        ({"handler": handler}, "a file's name without a folder is expected")
+        ({"handler": handler}, "the name of a file of the archive is expected")
         for handler in (
             "../x.py",
             "/etc/x.py",
-            "a/b.py",
+            "a/../b.py",
+            "a//b.py",
             "x.py:../y",
             "a\nb",
             "..",
@@ -67,6 +68,7 @@ MODELS: list[tuple[dict[str, object], str]] = [
             "é",
         )
     ),
+    ({"handler": "a/b.py"}, "neither b.py nor a/b.py is in the archive"),
     ({"handler": ""}, "names no handler"),
     ({"handler": 3}, "names no model"),
     *(
@@ -88,7 +90,8 @@ MODELS: list[tuple[dict[str, object], str]] = [
         )
     ),
     ({"modelName": None}, "names no model"),
-    ({"modelVersion": 1.0}, "names no model"),
+    ({"modelVersion": True}, "names no model"),
+    ({"modelVersion": -1}, "letters, digits and"),
     *(
         ({key: text}, reason)
         for key in ("configFile", "requirementsFile")
