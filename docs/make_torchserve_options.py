@@ -113,7 +113,9 @@ CONFIGURATION: Sequence[Option] = (
     Option("enable_metrics_api", SAME, "", "false"),
     Option("disable_system_metrics", SAME, "", "true"),
     Option("metrics_mode", NONE, _PROMETHEUS, "log"),
-    Option("metrics_config", NONE, _PROMETHEUS, "metrics.yaml"),
+    Option(
+        "metrics_config", DIFFERS, "its `model_metrics` count; the others are always there", "metrics.yaml"
+    ),
     Option("model_metrics_auto_detect", NONE, "handlers' metrics are always shown", "true"),
     Option("system_metrics_cmd", NONE, "the server reads them itself", "mine.py"),
     Option("metric_time_interval", NONE, "they are read when they are asked for", "10"),
