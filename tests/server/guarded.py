@@ -61,10 +61,12 @@ def addresses(scheme: str = "http") -> dict[str, str]:
 
 
 def serve_command(folder: Path, settings: dict[str, str], *arguments: str) -> list[str]:
-    """`torchport serve` with these settings, on free ports, its run and its key file in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """`torchport serve` with these settings, on free ports; its run, store and key file are in `folder`."""
+    store = folder / "store"
+    store.mkdir(parents=True, exist_ok=True)
     ports = {f"grpc_{name}_port": "0" for name in ("inference", "management")}
-    written = addresses() | ports | {"key_file": str(folder / "key_file.json")} | settings
+    files = {"key_file": str(folder / "key_file.json"), "model_store": str(store)}
+    written = addresses() | ports | files | settings
     config = folder / "config.properties"
     config.write_text("".join(f"{key}={value}\n" for key, value in written.items()))
     serve = [sys.executable, "-m", "torchport", "serve", "--ts-config", str(config), "--run", str(folder)]
