@@ -122,10 +122,11 @@ def test_numbers_as_text_and_a_name_with_a_backslash(server: ServerProcess, plac
 
 def test_links_lead_to_where_the_settings_allow(server: ServerProcess, place: Path) -> None:
     store = place / "store"
-    write_archive(place / "allowed" / "deep", "allowed", HANDLER)
+    # Without a name of its own, a model is called as the link is.
+    write_archive(place / "allowed" / "deep", "blob", HANDLER, manifest={"modelName": ""})
     write_archive(place / "elsewhere", "elsewhere", HANDLER)
     write_archive(store / "within", "within", HANDLER)
-    (store / "allowed.mar").symlink_to(place / "allowed" / "deep" / "allowed-1.0.mar")
+    (store / "allowed.mar").symlink_to(place / "allowed" / "deep" / "blob-1.0.mar")
     (store / "elsewhere.mar").symlink_to(place / "elsewhere" / "elsewhere-1.0.mar")
     (store / "within.mar").symlink_to("within/within-1.0.mar")
     (store / "twice.mar").symlink_to(place / "allowed" / "out.mar")
@@ -138,7 +139,7 @@ def test_links_lead_to_where_the_settings_allow(server: ServerProcess, place: Pa
         assert refused.status_code == 403
         assert "archive_roots" in refused.json()["message"]
     # The folders of the setting are for links of the store alone.
-    for url in (f"file://{place}/allowed/deep/allowed-1.0.mar", f"{place}/allowed/out.mar"):
+    for url in (f"file://{place}/allowed/deep/blob-1.0.mar", f"{place}/allowed/out.mar"):
         assert register(server, url, model_name="another").status_code == 403
 
 

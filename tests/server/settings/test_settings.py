@@ -286,6 +286,7 @@ def test_snapshots_of_torchserve_are_taken_as_they_are() -> None:
         "batchSize": 1,
         "maxBatchDelay": 100,
         "responseTimeout": 120,
+        "startupTimeout": 0,
         "runtimeType": "python",
     }
     snapshot = {"name": "20210101-snapshot.cfg", "modelCount": 1, "models": {"noop": {"1.0": entry}}}

@@ -121,7 +121,8 @@ def unpack(
         require_known_semantics(contents.config)
         runtime = require_known_runtime(contents.manifest.get("runtime"))
         threads = _thread_count(contents.config)
-        model = _identified(contents, path, name, handler or "", settings.default_service_handler or "")
+        # As it was asked for: a link's own name, not that of the file that it leads to.
+        model = _identified(contents, Path(url), name, handler or "", settings.default_service_handler or "")
         folder = Path(tempfile.mkdtemp(prefix=f"{model['name']}-{model['version']}-", dir=work))
         try:
             extract(path, folder)
