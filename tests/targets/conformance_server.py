@@ -31,6 +31,7 @@ IGNORED_HEADERS = frozenset(
         "content-length",  # That of the body, which is compared.
         "retry-after",  # Ours alone, with a 503.
         "allow",  # Ours alone, with a 405.
+        "vary",  # Ours alone, of answers that are compressed for who asks.
     }
 )
 
