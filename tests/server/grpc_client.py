@@ -20,6 +20,9 @@ ANSWERS = {
     f"/{OPEN_INFERENCE}/ModelReady": messages.open_inference.ModelReadyResponse,
     f"/{OPEN_INFERENCE}/ModelMetadata": messages.open_inference.ModelMetadataResponse,
     f"/{OPEN_INFERENCE}/ModelInfer": messages.open_inference.ModelInferResponse,
+    f"/{OPEN_INFERENCE}/ModelStatistics": messages.open_inference.ModelStatisticsResponse,
+    f"/{OPEN_INFERENCE}/ModelConfig": messages.open_inference.ModelConfigResponse,
+    f"/{OPEN_INFERENCE}/RepositoryIndex": messages.open_inference.RepositoryIndexResponse,
 }
 WRITTEN: dict[str, Any] = {
     "request_serializer": lambda message: (

@@ -5,14 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
 
 from torchport_runtime.errors import BadRequest
 from torchport_runtime.suggest import did_you_mean
-
-if TYPE_CHECKING:
-    from torchport_runtime.requests.request import InferenceRequest
 
 DEFAULT_SIGNATURE = "serving_default"
 """The name by which TensorFlow Serving's clients ask for a model's usual signature."""
@@ -20,7 +17,18 @@ DEFAULT_SIGNATURE = "serving_default"
 _BESIDE = ("parameters", "signature_name")
 
 
-def only_instances(request: InferenceRequest, body: Mapping[str, Any]) -> Mapping[str, Any]:
+class Asked(Protocol):
+    """A request, as far as parameters change it: an `InferenceRequest`."""
+
+    fields: Mapping[str, Any]
+    graphs: tuple[str, ...]
+    known_fields: list[str] | None
+
+    def refuse_unknown_fields(self, known: Iterable[str]) -> None:
+        """Refuse fields that are not known."""
+
+
+def only_instances(request: Asked, body: Mapping[str, Any]) -> Mapping[str, Any]:
     """A body without what may come beside `instances`, which the request takes over.
 
     Parameters become fields of the request, unless the query or a form has fields of these names. A

@@ -15,6 +15,7 @@ from torchport.server.api.base import Api, Reply, Request
 from torchport.server.api.descriptions import model_ready_reply
 from torchport.server.api.forms import fields_of, is_form, is_long_to_read
 from torchport.server.api.open_inference import OipApi
+from torchport.server.api.open_inference_repository import changes_models
 from torchport.server.api.open_inference_requests import LENGTH_HEADER
 from torchport.server.api.openapi import inference_description
 from torchport.server.api.predictions import Predictions
@@ -54,6 +55,12 @@ class InferenceApi(Api):
         self._registry = registry
         self._predictions = Predictions(self, registry, tracing)
         self._oip = OipApi(self, self._predictions, registry)
+
+    def require_key(self, request: Request) -> None:
+        if self._access.enabled and changes_models(request):
+            self._access.require(KeyKind.MANAGEMENT, request.http.by_name.get(b"authorization"))
+        else:
+            super().require_key(request)
 
     def answer(self, request: Request) -> Reply | Coroutine[Any, Any, Reply | None] | None:
         segments = request.segments

@@ -13,6 +13,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from torchport.server.api.base import Api, Reply, Request
+from torchport.server.api.open_inference_repository import answer_repository
 from torchport.server.api.open_inference_requests import (
     LENGTH_HEADER,
     InferenceRequest,
@@ -26,6 +27,7 @@ from torchport.server.http.parsing import INLINE_BYTES, in_parsing_thread
 from torchport.server.models.registry import Registry
 from torchport.server.models.version import ModelVersion
 from torchport.server.open_inference.metadata import model_metadata, server_metadata
+from torchport.server.open_inference.repository import model_config, model_statistics
 from torchport.server.open_inference.tensors import require_size
 from torchport.server.wire import Answer
 
@@ -45,7 +47,7 @@ class OipApi:
         match request.segments[1:]:
             case []:
                 request.allow("GET")
-                return Reply.of_json(server_metadata())
+                return Reply.of_json(server_metadata(self._registry.settings))
             case ["health", "live"]:
                 request.allow("GET")
                 return Reply.of_json({"live": True})
@@ -53,6 +55,11 @@ class OipApi:
                 request.allow("GET")
                 ready = self._registry.is_ready
                 return Reply.of_json({"ready": ready}, 200 if ready else 503)
+            case ["repository", *_]:
+                return answer_repository(self._registry, request)
+            case ["models", "stats"]:
+                request.allow("GET")
+                return self._statistics(None, None)
             case ["models", name, *more]:
                 return self._model(request, name, more)
         raise ResourceNotFound
@@ -71,10 +78,19 @@ class OipApi:
                 request.allow("GET")
                 ready = self._registry.is_model_ready(name, number)
                 return Reply.of_json({"name": name, "ready": ready}, 200 if ready else 503)
+            case ["stats"]:
+                request.allow("GET")
+                return self._statistics(name, number)
+            case ["config"]:
+                request.allow("GET")
+                return Reply.of_json(model_config(self._registry, name, number))
             case ["infer"]:
                 request.allow("POST")
                 return self._infer(request, name, number)
         raise ResourceNotFound
+
+    def _statistics(self, name: str | None, number: str | None) -> Reply:
+        return Reply.of_json({"model_stats": model_statistics(self._registry, name, number)})
 
     def _infer(
         self, request: Request, name: str, number: str | None

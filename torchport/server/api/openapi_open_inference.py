@@ -9,6 +9,7 @@ from torchport.server.open_inference.tensors import DATATYPES, MAX_DIMENSIONS, M
 
 _ERRORS = {
     400: "The request cannot be read, or the model cannot take it",
+    403: "The settings do not allow to load or unload models",
     404: "No such model, version or resource",
     405: "The resource does not take this method",
     413: "The body is larger than max_request_size",
@@ -47,6 +48,8 @@ _MODEL = _object(
         "outputs": _array(_TENSOR_METADATA),
     }
 )
+_STATISTICS = _object({"model_stats": _array({"type": "object"})})
+_INDEX = _array(_object({"name": _STRING, "version": _STRING, "state": _STRING, "reason": _STRING}))
 _MODEL_READY = _object({"name": _STRING, "ready": _BOOLEAN})
 
 _SIZE = {"type": "integer", "minimum": 1}
@@ -190,4 +193,44 @@ def oip_paths() -> dict[str, Any]:
             )
         }
         paths[f"{path}/infer"] = {"post": _infer(suffix, parameters)}
+        paths[f"{path}/stats"] = {
+            "get": _operation(
+                f"v2Statistics{suffix}", "Counts and times", {"200": _STATISTICS}, parameters, (404, 405)
+            )
+        }
+        paths[f"{path}/config"] = {
+            "get": _operation(
+                f"v2Config{suffix}",
+                "A model's configuration, in Triton's words",
+                {"200": {"type": "object"}},
+                parameters,
+                (404, 405, 503),
+            )
+        }
+    return paths | _repository_paths(name)
+
+
+def _repository_paths(name: dict[str, Any]) -> dict[str, Any]:
+    """Path items of the model repository extension, and the statistics of all models."""
+    index = _operation(
+        "v2Index", "The models that are loaded or in the store", {"200": _INDEX}, [], (400, 405)
+    )
+    index["requestBody"] = {"content": _json({"type": "object", "properties": {"ready": _BOOLEAN}})}
+    paths: dict[str, Any] = {
+        "/v2/models/stats": {
+            "get": _operation("v2AllStatistics", "Counts and times", {"200": _STATISTICS}, [], (405,))
+        },
+        "/v2/repository/index": {"post": index},
+    }
+    for action, text in (
+        ("load", "Load a model's archives from the store, and wait until they are ready"),
+        ("unload", "Remove every version of a model, once it has answered what waits"),
+    ):
+        operation = _operation(
+            f"v2{action.title()}", text, {"200": {"type": "object"}}, [name], (400, 403, 404, 405, 500)
+        )
+        operation["requestBody"] = {
+            "content": _json({"type": "object", "properties": {"parameters": _PARAMETERS}})
+        }
+        paths[f"/v2/repository/models/{{model_name}}/{action}"] = {"post": operation}
     return paths

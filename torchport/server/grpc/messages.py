@@ -129,6 +129,9 @@ _tensor = """
     string name = 1; string datatype = 2; repeated int64 shape = 3;
     map<string, InferParameter> parameters = 4; InferTensorContents contents = 5
 """
+_repository_model = """
+    string repository_name = 1; string model_name = 2; map<string, ModelRepositoryParameter> parameters = 3
+"""
 open_inference = _messages(
     OPEN_INFERENCE[0],
     {
@@ -162,8 +165,55 @@ open_inference = _messages(
             map<string, InferParameter> parameters = 4; repeated InferOutputTensor outputs = 5;
             repeated bytes raw_output_contents = 6
         """,
+        "RepositoryIndexRequest": "string repository_name = 1; bool ready = 2",
+        "ModelIndex": "string name = 1; string version = 2; string state = 3; string reason = 4",
+        "RepositoryIndexResponse": "repeated ModelIndex models = 1",
+        "ModelRepositoryParameter": """
+            optional bool bool_param = 1; optional int64 int64_param = 2; optional string string_param = 3;
+            optional bytes bytes_param = 4
+        """,
+        "RepositoryModelLoadRequest": _repository_model,
+        "RepositoryModelLoadResponse": "",
+        "RepositoryModelUnloadRequest": _repository_model,
+        "RepositoryModelUnloadResponse": "",
+        "ModelStatisticsRequest": "string name = 1; string version = 2",
+        "StatisticDuration": "uint64 count = 1; uint64 ns = 2",
+        "InferStatistics": """
+            StatisticDuration success = 1; StatisticDuration fail = 2; StatisticDuration queue = 3;
+            StatisticDuration compute_input = 4; StatisticDuration compute_infer = 5;
+            StatisticDuration compute_output = 6; StatisticDuration cache_hit = 7;
+            StatisticDuration cache_miss = 8
+        """,
+        "InferBatchStatistics": """
+            uint64 batch_size = 1; StatisticDuration compute_input = 2; StatisticDuration compute_infer = 3;
+            StatisticDuration compute_output = 4
+        """,
+        "ModelStatistics": """
+            string name = 1; string version = 2; uint64 last_inference = 3; uint64 inference_count = 4;
+            uint64 execution_count = 5; InferStatistics inference_stats = 6;
+            repeated InferBatchStatistics batch_stats = 7
+        """,
+        "ModelStatisticsResponse": "repeated ModelStatistics model_stats = 1",
+        "ModelConfigRequest": "string name = 1; string version = 2",
+        # Data types and kinds are enumerations there, which are sent as numbers.
+        "ModelInput": "string name = 1; int32 data_type = 2; repeated int64 dims = 4",
+        "ModelOutput": "string name = 1; int32 data_type = 2; repeated int64 dims = 3",
+        "ModelInstanceGroup": "string name = 1; int32 count = 2; int32 kind = 4",
+        "ModelConfig": """
+            string name = 1; string platform = 2; int32 max_batch_size = 4; repeated ModelInput input = 5;
+            repeated ModelOutput output = 6; repeated ModelInstanceGroup instance_group = 7;
+            string backend = 17
+        """,
+        "ModelConfigResponse": "ModelConfig config = 1",
     },
 )
+
+_DATA_TYPES = (
+    *("BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64"),
+    *("FP16", "FP32", "FP64"),
+)
+MODEL_DATA_TYPES = {f"TYPE_{name}": number for number, name in enumerate(_DATA_TYPES, start=1)}
+"""Numbers of the data types in a model's configuration."""
 
 # The request as the server reads it: contents stay bytes, which are read a piece at a time.
 open_inference_read = _messages(

@@ -71,7 +71,7 @@ class OpenInferenceService:
         return open_inference.ServerReadyResponse(ready=self._registry.is_ready)
 
     async def _server(self, request: Any, call: Call) -> Any:
-        return open_inference.ServerMetadataResponse(**server_metadata())
+        return open_inference.ServerMetadataResponse(**server_metadata(self._registry.settings))
 
     async def _model_ready(self, request: Any, call: Call) -> Any:
         ready = self._registry.is_model_ready(_named(request.name), request.version or None)

@@ -24,6 +24,7 @@ from torchport.server.grpc.management import ManagementService
 from torchport.server.grpc.messages import INFERENCE, MANAGEMENT, OPEN_INFERENCE
 from torchport.server.grpc.open_inference import OpenInferenceService
 from torchport.server.grpc.predictions import room_in
+from torchport.server.grpc.repository import RepositoryService
 from torchport.server.http.body_memory import BodyMemory
 from torchport.server.models.registry import Registry
 from torchport.server.models.statistics import RequestCounts
@@ -62,6 +63,7 @@ class GrpcServers:
         self._inference = [
             *InferenceService(registry).methods(asking),
             *OpenInferenceService(registry).methods(asking),
+            *RepositoryService(registry).methods(asking, managing),
             *health,
         ]
         self._management = [*ManagementService(registry).methods(managing), *health]

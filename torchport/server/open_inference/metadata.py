@@ -10,9 +10,12 @@ from torchport.server.errors import ServiceUnavailable
 from torchport.server.models.registry import Registry
 from torchport.server.models.version import ModelVersion
 from torchport.server.open_inference.tensors import datatype_of
+from torchport.server.settings.settings import ServerSettings
 from torchport.version import __version__
 
-EXTENSIONS = ["binary_tensor_data"]
+EXTENSIONS = ("binary_tensor_data", "model_configuration", "statistics")
+MODEL_CONTROL = "model_repository"
+"""Extension that a server has whose settings allow to load and unload models."""
 
 MAIN_GRAPH = "main"
 """The graph that requests enter unless their parameter `graph` names another."""
@@ -25,9 +28,10 @@ _PLATFORMS = {
 }
 
 
-def server_metadata() -> dict[str, Any]:
+def server_metadata(settings: ServerSettings) -> dict[str, Any]:
     """The server's name, version and extensions of the protocol."""
-    return {"name": "torchport", "version": __version__, "extensions": EXTENSIONS}
+    control = [MODEL_CONTROL] if settings.enable_model_api else []
+    return {"name": "torchport", "version": __version__, "extensions": [*EXTENSIONS, *control]}
 
 
 def model_metadata(registry: Registry, name: str, number: str | None) -> dict[str, Any]:

@@ -175,6 +175,11 @@ def require_distinct(kind: str, names: Sequence[str]) -> None:
 
 
 def _dtype(name: str, datatype: str) -> np.dtype[Any]:
+    if datatype == "BYTES":
+        raise InvalidRequest(
+            f"input {name[:40]!r}: BYTES: no model's graph takes text, and numbers are expected "
+            f"({', '.join(DATATYPES)}). Text goes to the model's handler: POST /predictions/NAME"
+        )
     if datatype not in DATATYPES:
         raise InvalidRequest(
             f"input {name[:40]!r}: datatype {datatype[:40]!r}: one of {', '.join(DATATYPES)} is expected"

@@ -22,7 +22,10 @@ pytestmark = pytest.mark.server
 def test_what_the_server_and_its_models_say_of_themselves(ask):
     status, said = ask("GET", "/v2")
     assert status == 200
-    assert (said["name"], said["extensions"]) == ("torchport", ["binary_tensor_data"])
+    assert (said["name"], said["extensions"]) == (
+        "torchport",
+        ["binary_tensor_data", "model_configuration", "statistics"],
+    )
     assert said["version"]
     assert ask("GET", "/v2/health/live") == (200, {"live": True})
     assert ask("GET", "/v2/health/ready") == (200, {"ready": True})
@@ -66,7 +69,11 @@ def test_the_handler_of_an_archive_without_a_signature_gets_the_body(ask, infer)
         ("GET", "/v2/models", 404),
         ("GET", "/v2/models/linear/versions", 404),
         ("GET", "/v2/health", 404),
-        ("GET", "/v2/repository/index", 404),
+        ("GET", "/v2/repository/index", 405),
+        ("POST", "/v2/repository/models/linear/unload", 403),
+        ("POST", "/v2/repository/models/linear", 404),
+        ("GET", "/v2/models/none/stats", 404),
+        ("GET", "/v2/models/linear/versions/9/config", 404),
     ],
 )
 def test_what_is_not_there(ask, method, path, status):
@@ -182,5 +189,8 @@ def test_the_description_names_every_path(ask):
         "/v2",
         "/v2/health/live",
         "/v2/health/ready",
-        *(f"{model}{action}" for model in models for action in ("", "/ready", "/infer")),
+        "/v2/models/stats",
+        "/v2/repository/index",
+        *(f"/v2/repository/models/{{model_name}}/{action}" for action in ("load", "unload")),
+        *(f"{model}{action}" for model in models for action in ("", "/ready", "/infer", "/stats", "/config")),
     }
