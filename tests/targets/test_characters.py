@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import requests
 
 import torchport
 from tests.conftest import ROOT, run_stages
@@ -53,6 +54,19 @@ def ask_both_ways(server):
 def test_torchport_serve_streams_it(store, tmp_path):
     with torchport_serve.start(store, tmp_path / "run") as server:
         ask_both_ways(server)
+        # Explanations and tensors are answered between the steps of live rows.
+        with Stream(server, "characters", {**ASKED, "length": 100_000}) as stream:
+            assert stream.piece()
+            url = server.urls["inference"]
+            refused = requests.post(f"{url}/explanations/characters", json=ASKED, timeout=60)
+            assert (refused.status_code, "no explanations" in refused.text) == (400, True)
+            inputs = [
+                {"name": "character", "datatype": "INT64", "shape": [1], "data": [0]},
+                {"name": "hidden", "datatype": "FP32", "shape": [1, 64], "data": [0.0] * 64},
+            ]
+            tensors = requests.post(f"{url}/v2/models/characters/infer", json={"inputs": inputs}, timeout=60)
+            assert [output["name"] for output in tensors.json()["outputs"]] == ["logits", "new_hidden"]
+            assert stream.piece()
 
 
 def test_torchserve_streams_it(store, tmp_path):
