@@ -1,5 +1,7 @@
 """Live rows of a worker without a process: time limits, deadlines, ends of rows that are not live."""
 
+import gc
+import weakref
 from unittest import mock
 
 import pytest
@@ -150,3 +152,22 @@ def test_the_end_of_a_row_that_is_not_live_costs_the_worker(loop, version):
     loop.settle()
     assert process not in loop.processes
     assert not caller.ends
+
+
+def test_a_worker_that_is_gone_is_referred_to_by_nobody(loop, version):
+    """What it holds, such as shared memory, is free then and not with a later garbage collection."""
+    (process,) = loop.processes
+    caller = ask(loop, version)
+    join_all(loop, process)
+    process.work(can_load=True)
+    loop.settle()
+    assert caller.ends == [Answer(200, b"last")]
+    worker = weakref.ref(version.pool.workers[0])
+    gc.disable()
+    try:
+        process.end(1)
+        del process
+        loop.settle()
+        assert worker() is None
+    finally:
+        gc.enable()
