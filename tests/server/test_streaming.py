@@ -189,6 +189,17 @@ def test_what_is_wrong_before_the_first_piece_is_an_answer_and_after_it_an_end(s
     assert "a bad word" in refused.value.details()
 
 
+def test_an_exception_in_a_step_fails_its_live_rows_and_no_later_ones(server, tmp_path):
+    gate = tmp_path / "gate"
+    with Stream(server, "narrow", words("one", f"wait:{gate}")) as begun:
+        assert begun.piece() == b"one "
+        status, _, body = whole(server, "narrow", words("break"))
+        assert (status, json.loads(body)["code"]) == (500, 500)
+        with pytest.raises((http.client.IncompleteRead, ConnectionError)):
+            begun.rest()
+    assert whole(server, "narrow", words("a"))[2] == b"a "
+
+
 def test_all_pieces_together_are_no_more_than_the_maximum_of_an_answer(server):
     status, _, body = whole(server, "stepping", words("x" * LIMIT))
     assert (status, json.loads(body)["code"]) == (500, 500)

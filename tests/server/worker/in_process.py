@@ -47,8 +47,9 @@ class Worker:
         self._models.obey(load)
         assert isinstance(self.reports[-1], Loaded), self.reports
 
-    def _send(self, report: Any) -> None:
-        self.reports.append(decode_report(memoryview(safe_frame(report))[HEADER.size :]))
+    def _send(self, *reports: Any) -> None:
+        for report in reports:
+            self.reports.append(decode_report(memoryview(safe_frame(report))[HEADER.size :]))
 
     def answer(self, does: Act) -> Answered:
         """What comes of one batch; pieces of streams are before it in `reports`."""

@@ -109,7 +109,7 @@ class Predictions:
         explain = explain or (with_query and request.http.by_name.get(b"explain") == b"True")
         kind = Kind.EXPLAIN if explain else Kind.PREDICT
         job = version.submit(kind, row, prediction, request.timeout(), route=route)
-        request.http.left = job.leave
+        request.http.left = job.leaver()
 
     def reply_of(self, request: Request, answer: Answer) -> Reply:
         """A worker's answer as a reply to the client."""
@@ -138,7 +138,6 @@ class _Prediction:
         return self._request.http.responder.is_gone
 
     def answered(self, job: Job, answer: Answer) -> None:
-        self._request.http.left = None
         if self._pieces is None:
             self._send(job, self._predictions.reply_of(self._request, answer))
             return
@@ -165,7 +164,6 @@ class _Prediction:
             self._request.http.responder.abort()
 
     def failed(self, job: Job, error: Exception) -> None:
-        self._request.http.left = None
         if self._pieces is None:
             self._send(job, self._api.reply_to(self._request, error))
             return

@@ -218,9 +218,10 @@ class WorkerHost(asyncio.Protocol):
     def send(self, member: Member, order: Any) -> None:
         """Send an order once the process has answered the earlier ones.
 
-        Those that the process is not waited for are sent at once, if no order of the member waits.
+        Those that the process is not waited for are sent at once, if no order of the member waits, and no
+        other member is answered: that one's batch may cost the process its life.
         """
-        waits = any(waiting is member for waiting, _ in self._waiting)
+        waits = any(waiting is member for waiting, _ in self._waiting) or self._current not in (None, member)
         if isinstance(order, Join | Leave) and self._transport is not None and not waits:
             self._write(order)
             member.order_sent(order)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import weakref
 from collections.abc import Callable
 from enum import Enum
 from typing import Protocol
@@ -52,6 +53,7 @@ class Job:
     """
 
     __slots__ = (
+        "__weakref__",
         "alone",
         "caller",
         "enqueued",
@@ -106,6 +108,20 @@ class Job:
         leaving, self.leaving = self.leaving, None
         if leaving is not None:
             leaving()
+
+    def leaver(self) -> Callable[..., None]:
+        """`leave`, for whom the job's caller refers to.
+
+        It does not refer to the job: a circle would keep a body until a garbage collection.
+        """
+        found = weakref.ref(self)
+
+        def leave(*_: object) -> None:
+            job = found()
+            if job is not None:
+                job.leave()
+
+        return leave
 
     def _is_first_end(self) -> bool:
         self.leave()

@@ -1,7 +1,7 @@
 """The live rows of a worker whose model streams, as the front sees them.
 
-    rows = LiveRows(limit, overdue)
-    rows.add(number, job, held)          # it has been sent, or waits to be: `rows.begin(number)`
+    rows = LiveRows(limit)
+    rows.add(number, job, held)          # it has been sent, or waits to be: `rows.begin(number, overdue)`
     rows.find(number)                    # its job, for a piece
     rows.take(number)                    # its job, for its end
 
@@ -29,10 +29,13 @@ class _Row:
 
 
 class LiveRows:
-    """Jobs by the number of their row."""
+    """Jobs by the number of their row.
 
-    def __init__(self, limit: float, overdue: Callable[[], None]) -> None:
-        self._limit, self._overdue = limit, overdue
+    `overdue` is kept only while rows are live: it refers to the worker, which must be free once it is gone.
+    """
+
+    def __init__(self, limit: float) -> None:
+        self._limit = limit
         self._rows: dict[int, _Row] = {}
         self._timer: asyncio.TimerHandle | None = None
 
@@ -47,11 +50,11 @@ class LiveRows:
     def add(self, number: int, job: Job, held: Held) -> None:
         self._rows[number] = _Row(job, held)
 
-    def begin(self, number: int) -> None:
+    def begin(self, number: int, overdue: Callable[[], None]) -> None:
         """Note that a row has been sent: its time counts."""
         if number in self._rows:
             self._rows[number].heard = asyncio.get_running_loop().time()
-            self._watch()
+            self._watch(overdue)
 
     def find(self, number: int) -> Job | None:
         """The job of a row that has sent a piece; None if it is not live."""
@@ -67,20 +70,25 @@ class LiveRows:
         if row is None:
             return None
         row.job.leaving = None
+        if not self._rows:
+            self._stop_watching()
         return row.job
 
     def drain(self) -> tuple[list[Job], list[Job]]:
         """Take out all rows: those that were sent, and those that were not."""
         rows, self._rows = list(self._rows.values()), {}
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._stop_watching()
         for row in rows:
             row.job.leaving = None
         begun = [row.job for row in rows if row.heard is not None]
         return begun, [row.job for row in rows if row.heard is None]
 
-    def _watch(self) -> None:
+    def _stop_watching(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _watch(self, overdue: Callable[[], None]) -> None:
         """Look again when the row that was heard of first may be overdue.
 
         One timer serves all rows: pieces are many, and each only notes its time.
@@ -89,12 +97,12 @@ class LiveRows:
             heard = [row.heard for row in self._rows.values() if row.heard is not None]
             if heard:
                 loop = asyncio.get_running_loop()
-                self._timer = loop.call_at(min(heard) + self._limit, self._look)
+                self._timer = loop.call_at(min(heard) + self._limit, self._look, overdue)
 
-    def _look(self) -> None:
+    def _look(self, overdue: Callable[[], None]) -> None:
         self._timer = None
         latest = asyncio.get_running_loop().time() - self._limit
         if any(row.heard is not None and row.heard <= latest for row in self._rows.values()):
-            self._overdue()
+            overdue()
         else:
-            self._watch()
+            self._watch(overdue)

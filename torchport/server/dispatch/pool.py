@@ -262,6 +262,8 @@ class WorkerPool:
     def worker_gone(self, worker: WorkerProcess, begun: list[Job], unbegun: list[Job], reason: str) -> None:
         if worker in self.workers:
             self.workers.remove(worker)
+        if worker in self._idle:
+            self._idle.remove(worker)
         if worker is self._successor:
             self._successor = None
         if reason:

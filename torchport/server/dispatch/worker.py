@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
+from functools import partial
 from itertools import count
 from typing import Any, Protocol, cast
 
@@ -120,8 +121,7 @@ class WorkerProcess:
         self._jobs: list[Job] = []
         self._streams = False
         """Whether requests join the model one by one."""
-        limit = spec.response_timeout
-        self._live = LiveRows(limit, lambda: self._too_slow(f"no piece of an answer within {limit:g} s"))
+        self._live = LiveRows(spec.response_timeout)
         self._held: Held = {}
         """What the process finds in the arena: its batch, and what its handler has kept of earlier ones."""
         self._timer: asyncio.TimerHandle | None = None
@@ -247,7 +247,8 @@ class WorkerProcess:
 
     def order_sent(self, order: Any) -> None:
         if isinstance(order, Join):
-            self._live.begin(order.batch)
+            limit = self.spec.response_timeout
+            self._live.begin(order.batch, partial(self._too_slow, f"no piece within {limit:g} s"))
         elif not isinstance(order, Load | Leave):
             self._had_begun = True
             self._await_answer()

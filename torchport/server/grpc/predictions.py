@@ -84,7 +84,7 @@ class PendingCall:
         self._waiter = _Unread(self._limit)
         row.id = call.id
         self._job = job = self.version.submit(kind, row, self._waiter, call.timeout(), route=route)
-        self._waiter.answer.add_done_callback(lambda _: job.leave())
+        self._waiter.answer.add_done_callback(job.leaver())
 
     async def answer(self) -> Answer:
         """The model's answer: all pieces of one that is streamed by live rows, or else the last piece.

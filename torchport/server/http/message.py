@@ -126,8 +126,7 @@ class HttpRequest:
         self.held: object = None
         """What counts the body's bytes in the memory of all bodies, as long as the request lives."""
         self.left: Callable[[], None] | None = None
-        """Called once if the client's connection ends before the answer does. Who sets it removes it with the
-        answer: together they would keep the body until a garbage collection."""
+        """Called once if the client's connection ends before the answer does."""
         self.keep_alive = self.chunks = True
 
     @property

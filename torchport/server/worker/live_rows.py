@@ -1,6 +1,6 @@
 """The live rows of a model whose handler streams, by the front's numbers.
 
-    rows = LiveRows(handler.live_rows(), max_response_size)
+    rows = LiveRows(handler.live_rows(), max_response_size, ended)
     rows.join(7, "id", {"body": b"Once"}, {"accept": "*/*"})
     rows.step()                          # reports for the front: pieces, and ends
 
@@ -11,9 +11,10 @@ ends the rows that it may have come from, and nothing else.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torchport.server.wire import Answer, Left, Partial
@@ -29,16 +30,20 @@ Reports = list[Partial | Left]
 @dataclass(slots=True)
 class _Row:
     id: str
+    started: float = field(default_factory=time.perf_counter)
     size: int = 0
     """Bytes of its pieces so far."""
     streams: bool = False
 
 
 class LiveRows:
-    """`limit` is the maximum length in bytes of all pieces of an answer; 0: without limit."""
+    """`limit` is the maximum length in bytes of all pieces of an answer; 0: without limit.
 
-    def __init__(self, rows: Any, limit: int) -> None:
-        self._rows, self._limit = rows, limit
+    `ended` is called with the seconds that a row was live.
+    """
+
+    def __init__(self, rows: Any, limit: int, ended: Callable[[float], None]) -> None:
+        self._rows, self._limit, self._ended = rows, limit, ended
         self._live: dict[int, _Row] = {}
 
     def __len__(self) -> int:
@@ -109,7 +114,7 @@ class LiveRows:
 
     def _dropped(self, numbers: list[int]) -> None:
         for number in numbers:
-            del self._live[number]
+            self._ended(time.perf_counter() - self._live.pop(number).started)
             try:
                 self._rows.leave(number)  # Where the row has ended there, this does nothing.
             except SystemExit:

@@ -47,7 +47,10 @@ class LoadedModel:
         """What streams, in handlers of torchport's; a request envelope needs whole batches."""
         make = getattr(self._entry.owner, "live_rows", None) if self.signature else None
         rows = make() if callable(make) and not self._order.envelope else None
-        return None if rows is None else LiveRows(rows, self._order.max_response_size)
+        return None if rows is None else LiveRows(rows, self._order.max_response_size, self._note_time)
+
+    def _note_time(self, seconds: float) -> None:
+        self._metrics.add_time("PredictionTime", round(seconds * 1000, 2))
 
     def join(self, number: int, row: Row) -> list[Partial | Left]:
         """Begin to stream the answer to a request; what failed is sent at once."""
@@ -141,7 +144,7 @@ class LoadedModel:
         data = [{field.name: self._value(field) for field in row.fields} for row in rows]
         started = time.perf_counter()
         values = self._entry.handle(data, context)
-        self._metrics.add_time("PredictionTime", round((time.perf_counter() - started) * 1000, 2))
+        self._note_time(time.perf_counter() - started)
         return values
 
     def infer(self, rows: list[InferRow]) -> list[Answer]:

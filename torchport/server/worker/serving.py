@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
 
 from torchport.server.wire import (
     Answer,
@@ -50,7 +49,7 @@ MEMORY_EVERY_S = 0.5
 class Models:
     """The loaded models, by slot."""
 
-    def __init__(self, send: Callable[[Any], None], log: WorkerLog, memory: SharedMemory) -> None:
+    def __init__(self, send: Callable[..., None], log: WorkerLog, memory: SharedMemory) -> None:
         self._send, self._log, self._memory = send, log, memory
         self._models: dict[int, LoadedModel] = {}
         self._spaces: dict[int, ModelSpace] = {}
@@ -97,7 +96,8 @@ class Models:
             report.slot = slot
             if isinstance(report, Left):
                 report.samples, report.memory = model.take_samples(), self._resident_bytes()
-            self._send(report)
+        if reports:
+            self._send(*reports)
 
     @property
     def has_pending_metrics(self) -> bool:
