@@ -193,6 +193,7 @@ class WorkerHost(asyncio.Protocol):
 
     def _close_files(self) -> None:
         self._close_lifeline()
+        self.arena = None
         if self._box is not None:
             self._box.close()
             self._box = None

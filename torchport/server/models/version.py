@@ -342,6 +342,7 @@ class ModelVersion:
             self._unready.cancel()
         if self.arena is not None:
             self.arena.close()
+            self.arena = None  # The version and its pool refer to each other: memory must not wait for both.
 
     def _worker_spec(self, workers: int) -> WorkerSpec:
         gpu = next_gpu(self.settings, self._defaults, self._taken_gpus)
