@@ -175,7 +175,7 @@ SCENARIOS: dict[str, list[Step]] = {
         get("/models/later"),
         delete("/models/later"),
         post(f"{LATER}&startup_timeout=0&initial_workers=1", MESSAGE),
-        get("/models/later"),
+        replace(get("/models/later"), settles=True),
     ],
     "registering with workers": [
         post(LATER),
