@@ -6,6 +6,8 @@ import asyncio
 import gc
 import mmap
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -137,6 +139,16 @@ def test_a_closed_arena_leases_nothing_and_leaves_what_is_used() -> None:
         assert body == b"x" * LARGE
 
     with_arena(use)
+
+
+def test_where_addresses_are_limited_none_are_taken_for_bodies() -> None:
+    code = """import resource
+resource.setrlimit(resource.RLIMIT_AS, (64 << 30, 64 << 30))
+from torchport.server.dispatch.arena import Arena
+from torchport.server.dispatch.placing import AnswerBox
+print(Arena.create(), AnswerBox.create())"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "None None\n"
 
 
 def row_of(*datas: bytes | memoryview) -> InferRow:

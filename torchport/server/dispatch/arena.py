@@ -21,6 +21,7 @@ import os
 import time
 from collections import deque
 
+from torchport.server.dispatch.anonymous_memory import anonymous_memory
 from torchport.server.wire import LARGE, Place
 
 SIZE = 1 << 30
@@ -54,10 +55,9 @@ class Arena:
     Everything but the end of a lease happens on the front's event loop.
     """
 
-    def __init__(self, file: int, size: int = SIZE) -> None:
-        os.ftruncate(file, size)
-        self.file, self.size = file, size
-        self._memory = mmap.mmap(file, size)
+    def __init__(self, file: int, memory: mmap.mmap) -> None:
+        self.file, self.size = file, len(memory)
+        self._memory = memory
         self.returned: deque[tuple[int, int]] = deque()
         self._free: dict[int, list[int]] = {}
         self._unused_since: dict[tuple[int, int], float] = {}
@@ -68,16 +68,9 @@ class Arena:
 
     @classmethod
     def create(cls, size: int = SIZE) -> Arena | None:
-        """A new arena; None where the system has no anonymous files, or no room for one."""
-        try:
-            file = os.memfd_create("torchport-bodies")
-        except (AttributeError, OSError):
-            return None
-        try:
-            return cls(file, size)
-        except OSError:
-            os.close(file)
-            return None
+        """A new arena; None where the system has no such memory, or limits this process's addresses."""
+        found = anonymous_memory("torchport-bodies", size)
+        return None if found is None else cls(*found)
 
     @property
     def in_use(self) -> int:

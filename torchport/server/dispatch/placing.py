@@ -13,6 +13,7 @@ from typing import cast
 
 import msgspec
 
+from torchport.server.dispatch.anonymous_memory import anonymous_memory
 from torchport.server.dispatch.arena import SIZE, Arena
 from torchport.server.wire import LARGE, Answered, Field, InferRow, Place, Row, Tensor
 
@@ -77,23 +78,14 @@ class AnswerBox:
     The process fills it before it sends its report, and touches it no more before its next order.
     """
 
-    def __init__(self, file: int) -> None:
-        os.ftruncate(file, SIZE)
-        self.file = file
-        self._memory = mmap.mmap(file, SIZE)
+    def __init__(self, file: int, memory: mmap.mmap) -> None:
+        self.file, self._memory = file, memory
 
     @classmethod
     def create(cls) -> AnswerBox | None:
-        """A new one; None where the system has no anonymous files, or no room for one."""
-        try:
-            file = os.memfd_create("torchport-answers")
-        except (AttributeError, OSError):
-            return None
-        try:
-            return cls(file)
-        except OSError:
-            os.close(file)
-            return None
+        """A new one; None where the system has no such memory, or limits this process's addresses."""
+        found = anonymous_memory("torchport-answers", SIZE)
+        return None if found is None else cls(*found)
 
     def take_out(self, report: Answered) -> None:
         """Copy what is in the box into the report's answers.
