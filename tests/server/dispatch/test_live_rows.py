@@ -8,12 +8,12 @@ import pytest
 
 from tests.server.models.imagined_workers import ImaginedProcess, SteppedLoop
 from tests.server.models.test_life_cycle_states import Caller, at_once
+from tests.server.models.unpacked_model import unpacked_model
 from torchport.server.dispatch.host import SharedHosts
 from torchport.server.dispatch.job import Kind
 from torchport.server.errors import DeadlineExceeded, InternalError
 from torchport.server.models.settings import ModelSettings
 from torchport.server.models.statistics import ModelStatistics
-from torchport.server.models.unpacked import UnpackedModel
 from torchport.server.models.version import ModelVersion
 from torchport.server.models.worker_spec import WorkerDefaults
 from torchport.server.wire import Answer, Leave, Left, Row
@@ -44,18 +44,7 @@ def run(loop, coroutine):
 
 @pytest.fixture
 def version(loop, tmp_path):
-    model = UnpackedModel(
-        name="streaming",
-        version="1.0",
-        url="",
-        folder=tmp_path,
-        handler="handler.py",
-        envelope="",
-        runtime="python",
-        config={},
-        thread_count=1,
-        certified=False,
-    )
+    model = unpacked_model(name="streaming", folder=tmp_path)
     settings = ModelSettings(batch_size=3, response_timeout=LIMIT_S)
 
     async def made():

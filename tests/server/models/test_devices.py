@@ -1,31 +1,19 @@
 """Which device a worker gets. No worker is started: there need not be any device."""
 
 import asyncio
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from tests.server.models.unpacked_model import unpacked_model
 from torchport.server.dispatch.host import SharedHosts
 from torchport.server.dispatch.worker import State
 from torchport.server.models.settings import ModelSettings
 from torchport.server.models.statistics import ModelStatistics
-from torchport.server.models.unpacked import UnpackedModel
 from torchport.server.models.version import ModelVersion
 from torchport.server.models.worker_spec import WorkerDefaults
 
-MODEL = UnpackedModel(
-    name="model",
-    version="1.0",
-    url="model-1.0.mar",
-    folder=Path("model"),
-    handler="handler.py",
-    envelope="",
-    runtime="python",
-    config={},
-    thread_count=1,
-    certified=False,
-)
+MODEL = unpacked_model()
 
 
 def versions(count, **settings):

@@ -21,6 +21,7 @@ from hypothesis import settings, strategies
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.server.models.imagined_workers import ImaginedProcess, SteppedLoop
+from tests.server.models.unpacked_model import unpacked_model
 from torchport.server.dispatch.job import Job, Kind
 from torchport.server.dispatch.worker import State
 from torchport.server.errors import (
@@ -151,18 +152,7 @@ class LifeCycle(RuleBasedStateMachine):
             shared = {"torchport_server": {"shared_worker": "process"}}
         elif entry.name == "streaming":
             shared = {"batchSize": LIVE_ROWS}
-        return UnpackedModel(
-            name=entry.name,
-            version=entry.number,
-            url=url,
-            folder=folder,
-            handler="handler.py",
-            envelope="",
-            runtime="python",
-            config=shared,
-            thread_count=1,
-            certified=False,
-        )
+        return unpacked_model(name=entry.name, version=entry.number, url=url, folder=folder, config=shared)
 
     def ask(self, change: Any) -> asyncio.Task[Any]:
         """Begin a change; it goes on as far as it can."""

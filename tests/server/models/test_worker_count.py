@@ -9,6 +9,7 @@ import pytest
 import requests
 
 from tests.server.archives import write_archive
+from tests.server.models.unpacked_model import unpacked_model
 from tests.server.waiting import wait_until
 from torchport.archive.contents import Entry
 from torchport.server.errors import ArchiveRefused
@@ -30,19 +31,8 @@ BY_API = Registration(url="model-1.0.mar", fallback_workers=0)
 
 def model(config: dict[str, Any], *, threads: int = 0, **sizes: int) -> UnpackedModel:
     """A model with this config, and files of these sizes; `_` in their names stands for a dot."""
-    return UnpackedModel(
-        name="model",
-        version="1.0",
-        url="model-1.0.mar",
-        folder=Path("model"),
-        handler="handler.py",
-        envelope="",
-        runtime="python",
-        config=config,
-        thread_count=threads,
-        certified=False,
-        entries=tuple(Entry(name.replace("_", "."), size, "") for name, size in sizes.items()),
-    )
+    entries = tuple(Entry(name.replace("_", "."), size, "") for name, size in sizes.items())
+    return unpacked_model(config=config, thread_count=threads, entries=entries)
 
 
 @pytest.fixture
