@@ -74,6 +74,9 @@ DIFFERENCES = {
         "A `file://` URL may name an archive in the store. TorchServe refuses it, because it is there "
         "already."
     ),
+    "failed-registrations": (
+        "A registration that fails leaves nothing. TorchServe may leave the model, without workers."
+    ),
     "unusable-archives": "An archive whose manifest names no handler is 400. TorchServe answers 500.",
     "batch-delay-of-json": (
         "A registration by JSON that names no `max_batch_delay` gets the default. TorchServe makes -10000 "

@@ -174,8 +174,6 @@ SCENARIOS: dict[str, list[Step]] = {
         post(f"{LATER}&startup_timeout=0&initial_workers=0"),
         get("/models/later"),
         delete("/models/later"),
-        post(f"{LATER}&startup_timeout=0&initial_workers=1", MESSAGE),
-        replace(get("/models/later"), settles=True),
     ],
     "registering with workers": [
         post(LATER),

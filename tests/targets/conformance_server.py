@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from tests.server.waiting import wait_until
-
 IGNORED_KEYS = frozenset(
     {
         "pid",  # Of a worker.
@@ -53,10 +51,7 @@ class Differs:
 
 @dataclass(frozen=True)
 class Step:
-    """One request. `port` is inference, management or metrics.
-
-    `settles`: TorchServe may still be at what it has answered, and is asked until its status is ours.
-    """
+    """One request. `port` is inference, management or metrics."""
 
     method: str
     path: str
@@ -64,7 +59,6 @@ class Step:
     headers: Iterable[tuple[str, str]] = ()
     differs: Differs | None = None
     port: str = "inference"
-    settles: bool = False
 
     def __str__(self) -> str:
         return f"{self.port} {self.method} {self.path[:80]} {self.body[:40] if self.body else ''}"
@@ -162,9 +156,6 @@ class Both:
     def compare(self, step: Step) -> tuple[Answer, Answer]:
         """Ask both, and hold the answers against each other and against what is known to differ."""
         theirs, ours = self.ask(step)
-        if step.settles:
-            wait_until(lambda: ask(self.theirs[step.port], step).status == ours.status)
-            theirs = ask(self.theirs[step.port], step)
         known = step.differs
         if known is not None and known.theirs != known.ours:
             assert (theirs.status, ours.status) == (known.theirs, known.ours), (str(step), theirs, ours)

@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 from tests.server.archives import write_archive
 from tests.targets.conformance_differences import DIFFERENCES
 from tests.targets.conformance_inference import ACTS, BODIES, CONTEXT, ECHO, FORMS, PATHS
-from tests.targets.conformance_management import SCENARIOS, delete, get, post
+from tests.targets.conformance_management import MESSAGE, SCENARIOS, delete, get, post
 from tests.targets.conformance_server import Both, Step, ask, send
 from torchport.store.folders import Store
 from torchport.targets import torchport_serve, torchserve
@@ -131,6 +131,14 @@ def test_what_handlers_are_given(both, name):
 def test_managing(both, as_it_was, name):
     for step in SCENARIOS[name]:
         both.compare(step)
+
+
+def test_a_registration_that_fails_leaves_nothing(both, as_it_was):
+    """Theirs may leave the model, without workers, or not: it depends on what its threads do first."""
+    both.compare(post("/models?url=later-1.0.mar&startup_timeout=0&initial_workers=1", MESSAGE))
+    theirs, ours = both.ask(get("/models/later"))
+    assert theirs.status in (200, 404)
+    assert ours.status == 404
 
 
 def test_a_file_url_of_the_store(both, as_it_was):
@@ -285,6 +293,7 @@ def test_every_difference_is_met_and_documented():
         "request-ids",
         "keep-alive",
         "file-urls",
+        "failed-registrations",
         "more-tokens",
         "token-answers",
         "handler-metrics",
